@@ -1,0 +1,64 @@
+"""The contract of an aggregation rule, beside its simplest instance, the weighted mean.
+
+A rule maps (n, d) -> (d,). The mean needs only the sum, so every protection carries it; a robust
+rule needs the single updates (or the sums of groups) and says so in `needs`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from securefed.errors import ProtocolError
+from securefed.types import Aggregator, Collected, Reveals, RoundContext, Vector
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of the rows; weighted by the context's public weights when called through `step`.
+
+    Tolerates no Byzantine client: one row can move it anywhere.
+
+    >>> import torch
+    >>> Mean()(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    tensor([2., 3.])
+    """
+
+    @property
+    def needs(self) -> Reveals:
+        return "sum"
+
+    def __call__(self, updates: torch.Tensor) -> torch.Tensor:
+        return updates.mean(0)
+
+    def step(self, updates: torch.Tensor, context: RoundContext, state: Any) -> tuple[torch.Tensor, Any]:
+        import torch
+
+        weights = torch.tensor(context.weights, dtype=updates.dtype, device=updates.device)
+        return weights @ updates / weights.sum(), state
+
+
+def aggregate(rule: Aggregator, collected: Collected, context: RoundContext, state: Any) -> tuple[Vector, Any]:
+    """The round's aggregate, float32 (d,), and the rule's new state.
+
+    A rule that needs only the sum gets total / weight, exact in float64 whatever protection carried
+    it; any other gets the matrix of the survivors' updates.
+
+    Raises:
+        ProtocolError: nobody's input survived, or the rule must see updates that were hidden.
+    """
+    if not collected.survivors or collected.weight <= 0:
+        raise ProtocolError(f"round {context.round}: no client's update survived; nothing to aggregate")
+    if rule.needs == "sum":
+        return (collected.total / collected.weight).astype("float32"), state
+    if collected.updates is None:
+        raise ProtocolError(f"round {context.round}: the rule must see updates, the protection revealed only a sum")
+    import numpy as np
+    import torch
+
+    rows = torch.from_numpy(np.stack([collected.updates[k] for k in collected.survivors]))
+    vector, state = rule.step(rows, context, state)
+    return vector.detach().cpu().numpy().astype("float32"), state

@@ -1,0 +1,198 @@
+"""The vocabulary: what passes between the rooms of the house. No logic lives here.
+
+An *update* is always new minus old, float32, shape (d,). `n` clients form a round's cohort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+    from securefed.crypto.entropy import Entropy
+
+Vector = NDArray[np.float32]
+"""A flat model or update, float32, shape (d,)."""
+
+Reveals = Literal["updates", "sum", "group sums"]
+"""What a protection lets the server see of a round."""
+
+Adversary = Literal["server", "client", "outsider"]
+
+SERVER = -1
+"""The server's id where messages name their sender or receiver; clients are 0, 1, 2, ..."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """One client's contribution to one round.
+
+    Attributes:
+        client: the client's index, 0 <= client.
+        round: the round it was trained in.
+        vector: new minus old, float32 (d,); under DP it already carries its noise.
+        weight: public weight (n_k without DP; a public constant under DP).
+        private: True if the vector is the output of a DP mechanism recorded in the ledger.
+    """
+
+    client: int
+    round: int
+    vector: Vector = field(repr=False)
+    weight: float = 1.0
+    private: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RoundParameters:
+    """What every party of one round must agree on before it takes part; all of it is public.
+
+    Attributes:
+        run: the run's identity.
+        round: 0-based.
+        clients: the cohort, ascending.
+        size: d, the number of coordinates of an update.
+        layout_digest: names, order and shapes of those coordinates (`Layout.digest`).
+        model_digest: the global model the cohort trains from (`layout.vector_digest`).
+    """
+
+    run: str
+    round: int
+    clients: tuple[int, ...]
+    size: int
+    layout_digest: str
+    model_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Bytes from one party to another; the server is `SERVER`."""
+
+    sender: int
+    receiver: int
+    payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Collected:
+    """What the server holds when a round's protocol has ended.
+
+    Attributes:
+        survivors: clients whose input is inside, ascending.
+        total: sum over survivors of weight x vector, float64 (d,).
+        weight: sum of the survivors' weights.
+        updates: each survivor's own vector, only where the protection reveals updates.
+        weights: each survivor's weight, only where the protection reveals updates.
+        refused: client -> reason, for input that was refused (non-finite, wrong shape, replay ...).
+        bytes_up: client -> bytes sent to the server. bytes_down: client -> bytes received.
+    """
+
+    survivors: tuple[int, ...]
+    total: NDArray[np.float64] = field(repr=False)
+    weight: float
+    updates: Mapping[int, Vector] | None = field(default=None, repr=False)
+    weights: Mapping[int, float] | None = None
+    refused: Mapping[int, str] = field(default_factory=dict)
+    bytes_up: Mapping[int, int] = field(default_factory=dict)
+    bytes_down: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a session answers to an event: messages to carry, and at its end a result or an abort."""
+
+    send: tuple[Message, ...] = ()
+    result: Collected | None = None
+    abort: str | None = None
+
+
+class ClientSession(Protocol):
+    """The client half of one round of a protection: bytes in, bytes out; no socket, clock or thread."""
+
+    def start(self) -> Output: ...
+
+    def receive(self, payload: bytes) -> Output: ...
+
+    def submit(self, update: Update) -> Output:
+        """The client's training is done; this is its input."""
+        ...
+
+
+class ServerSession(Protocol):
+    """The server half. `advance` is the engine saying that nobody else will answer this step."""
+
+    def start(self) -> Output: ...
+
+    def receive(self, sender: int, payload: bytes) -> Output: ...
+
+    def advance(self) -> Output: ...
+
+
+@runtime_checkable
+class Protection(Protocol):
+    """How updates travel, and what the server sees of them (DESIGN decision 1)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def reveals(self) -> Reveals: ...
+
+    def client(self, parameters: RoundParameters, client: int, entropy: Entropy) -> ClientSession: ...
+
+    def server(self, parameters: RoundParameters) -> ServerSession: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RoundContext:
+    """What a robust rule may read beside the updates.
+
+    Attributes:
+        round: 0-based. clients: ids of the rows, in row order. weights: public weights, in row order.
+        layout_digest: which coordinates the rows hold (a rule with memory keeps one state per layout).
+        root_update: the server's own update on trusted data, for rules that need one.
+        generator: seeded randomness of the experiment, for random rules.
+    """
+
+    round: int
+    clients: tuple[int, ...]
+    weights: tuple[float, ...]
+    layout_digest: str
+    root_update: torch.Tensor | None = None
+    generator: torch.Generator | None = None
+
+
+@runtime_checkable
+class Aggregator(Protocol):
+    """A rule (n, d) -> (d,). `needs` says what it must see; the config compares it with `reveals`."""
+
+    @property
+    def needs(self) -> Reveals: ...
+
+    def __call__(self, updates: torch.Tensor) -> torch.Tensor: ...
+
+    def step(self, updates: torch.Tensor, context: RoundContext, state: Any) -> tuple[torch.Tensor, Any]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """Exactly what one adversary saw of one round, built from the transcript (DESIGN decision 2).
+
+    `updates` is empty where the protection hid them; `total` is the sum the server decoded.
+    """
+
+    adversary: Adversary
+    round: int
+    reveals: Reveals
+    clients: tuple[int, ...]
+    layout_digest: str
+    before: Vector = field(repr=False)
+    after: Vector | None = field(default=None, repr=False)
+    updates: Mapping[int, Vector] = field(default_factory=dict, repr=False)
+    total: NDArray[np.float64] | None = field(default=None, repr=False)
+    weight: float = 0.0
