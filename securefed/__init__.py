@@ -1,0 +1,85 @@
+"""Fine-tune a shared model over private data that stays where it is.
+
+The public names, listed one by one. Each is imported when it is first used, so that
+`import securefed` loads neither torch nor NumPy.
+
+>>> import securefed as sf
+>>> sf.load_config({"rounds": 3, "train": {"steps": 1}}).rounds
+3
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from securefed.errors import BudgetExceeded as BudgetExceeded
+from securefed.errors import CheckpointError as CheckpointError
+from securefed.errors import ConfigError as ConfigError
+from securefed.errors import DataError as DataError
+from securefed.errors import ModelError as ModelError
+from securefed.errors import PrivacyError as PrivacyError
+from securefed.errors import ProtocolError as ProtocolError
+from securefed.errors import SecureFedError as SecureFedError
+from securefed.errors import SelfCheckError as SelfCheckError
+
+if TYPE_CHECKING:
+    from securefed.config import Config as Config
+    from securefed.config import load_config as load_config
+    from securefed.federation import Result as Result
+    from securefed.federation import resume as resume
+    from securefed.federation import run as run
+    from securefed.layout import Layout as Layout
+    from securefed.privacy.ledger import Ledger as Ledger
+    from securefed.types import Update as Update
+    from securefed.types import View as View
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetExceeded",
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Layout",
+    "Ledger",
+    "ModelError",
+    "PrivacyError",
+    "ProtocolError",
+    "Result",
+    "SecureFedError",
+    "SelfCheckError",
+    "Update",
+    "View",
+    "__version__",
+    "load_config",
+    "resume",
+    "run",
+]
+
+_HOME = {
+    "Config": "securefed.config",
+    "Layout": "securefed.layout",
+    "Ledger": "securefed.privacy.ledger",
+    "Result": "securefed.federation",
+    "Update": "securefed.types",
+    "View": "securefed.types",
+    "load_config": "securefed.config",
+    "resume": "securefed.federation",
+    "run": "securefed.federation",
+}
+"""Where each lazy name lives; the block for type checkers above says the same."""
+
+
+def __getattr__(name: str) -> Any:
+    """The lazy public name `name`, imported now and kept."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'securefed' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
