@@ -180,13 +180,18 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One job, whole. `clients_per_round = 0` takes every client in every round."""
+    """One job, whole. `clients_per_round = 0` takes every client in every round.
+
+    `weights`: how updates are weighted: by shard size, equally, or "auto": by size without DP, equally
+    under DP, where "size" declares the shard sizes to be public constants.
+    """
 
     name: str = "run"
     seed: int = 0
     rounds: int = 10
     clients_per_round: int = 0
     output: str = "runs"
+    weights: Literal["auto", "equal", "size"] = "auto"
     algorithm: Component = Component("fedavg")
     protection: Component = Component("plain")
     aggregator: Component = Component("mean")
@@ -534,6 +539,10 @@ def _check_pairs(c: Config) -> None:
             f"aggregator {c.aggregator.name} must see single updates, protection {c.protection.name} reveals only their sum; "
             'use protection = "grouped" (a robust rule over sums of groups) or aggregator = "mean"'
         )
+    _require(
+        not (c.privacy.unit == "client" and c.weights == "size"),
+        'client-level DP bounds what one client adds, so all weigh the same; set weights = "equal"',
+    )
     _require(
         not (c.privacy.unit == "client" and rule.needs != "sum"),
         f"client-level noise is scaled for a sum; the sensitivity of {c.aggregator.name} is not proved, use aggregator = \"mean\"",

@@ -1,0 +1,173 @@
+"""From a job to the things that play it: data, shards, model, guarantee, client runner.
+
+A pool's workers assemble their own copy from the same config, so nothing heavy crosses processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from securefed.config import Config, check_against_shards, to_toml
+from securefed.crypto.entropy import Entropy, SystemEntropy
+from securefed.data import load_dataset, make_shards
+from securefed.data.records import Dataset, Shard
+from securefed.privacy.calibration import calibrate_noise
+from securefed.privacy.ledger import Budget, Ledger, ShardKey
+from securefed.training.client import ClientRunner, Guarantee
+from securefed.types import SERVER
+
+if TYPE_CHECKING:
+    from securefed.models.task_model import TaskModel
+
+
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """One job's parts, loaded and checked against each other."""
+
+    config: Config
+    dataset: Dataset
+    shards: tuple[Shard, ...]
+    model: TaskModel = field(repr=False)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must agree with before it is resumed."""
+        return {
+            "config": config_digest(self.config),
+            "layout": self.model.layout.digest,
+            "base model": self.model.base_digest,
+            "data": self.dataset.digest,
+        }
+
+
+def config_digest(config: Config) -> str:
+    """SHA-256 of the resolved job, hex."""
+    return hashlib.sha256(to_toml(config).encode()).hexdigest()
+
+
+def assemble(config: Config) -> Assembly:
+    """Data, shards and model of the job.
+
+    Raises:
+        DataError, ModelError: something is missing or does not fit; the message says how to get it.
+        ConfigError: the shards contradict the job (delta, cohort, empty shard).
+    """
+    from securefed.models import load_model
+
+    dataset = load_dataset(config.data, task=config.model.task)
+    shards = tuple(make_shards(dataset, config.data))
+    check_against_shards(config, [len(s.train) for s in shards])
+    images = dataset.train.images
+    model = load_model(
+        config.model,
+        classes=len(dataset.classes),
+        image_shape=None if images is None else (images.shape[1], images.shape[2], images.shape[3]),
+        unit=config.privacy.unit,
+        max_length=config.data.max_length,
+    )
+    return Assembly(config, dataset, shards, model)
+
+
+def cohort(config: Config, clients: int, round: int, entropy: Entropy) -> tuple[int, ...]:
+    """The clients of a round, ascending.
+
+    Without client-level DP: `clients_per_round` of them without replacement, from the public seed.
+    Under client-level DP: each one independently with probability clients_per_round / clients, from
+    secret randomness, which is what the accountant assumes (Poisson sampling); the cohort may be empty.
+    """
+    k = config.clients_per_round or clients
+    if config.privacy.unit == "client" and k < clients:
+        drawn = entropy.stream("cohort", round).bernoulli(clients, k / clients)
+        return tuple(int(i) for i in np.flatnonzero(drawn))
+    if k >= clients:
+        return tuple(range(clients))
+    generator = np.random.default_rng([config.seed, 0xC0407, round])
+    return tuple(sorted(int(i) for i in generator.choice(clients, k, replace=False)))
+
+
+def planned_releases(config: Config, clients: int) -> tuple[float, int]:
+    """(sample rate, releases) of the unit that takes part most often over the whole schedule.
+
+    Example level: its client's own rate, and its steps over all rounds in which that client is chosen;
+    the schedule is public, so it is simply counted. Client level: the cohort's rate, one release a round.
+    """
+    p = config.privacy
+    if p.unit == "client":
+        return (config.clients_per_round or clients) / clients, config.rounds
+    chosen: Counter[int] = Counter()
+    for round in range(config.rounds):
+        chosen.update(cohort(config, clients, round, SystemEntropy()))
+    return p.sample_rate, max(chosen.values()) * config.train.steps
+
+
+def make_guarantee(config: Config, clients: int) -> Guarantee | None:
+    """The job's noise and budget; noise is calibrated for the whole schedule, not for one round.
+
+    Raises:
+        PrivacyError: no noise reaches the target epsilon on this schedule.
+    """
+    p = config.privacy
+    if p.unit == "none":
+        return None
+    budget = Budget(
+        epsilon=float("inf") if p.epsilon is None else p.epsilon,
+        delta=p.delta,
+        site_epsilon=p.site_epsilon,
+        accountant=p.accountant,
+    )
+    if p.noise_multiplier is not None:
+        return Guarantee(p.noise_multiplier, budget)
+    assert p.epsilon is not None
+    rate, releases = planned_releases(config, clients)
+    return Guarantee(calibrate_noise(p.epsilon, p.delta, rate, releases, p.accountant), budget)
+
+
+def register(ledger: Ledger, run: str, assembly: Assembly) -> None:
+    """Names the run's shards in the site's ledger, before anything is spent on them.
+
+    Under client-level DP the only mechanism is the server's, so the ledger has one line, `SERVER`,
+    whose records are the clients.
+    """
+    unit = assembly.config.privacy.unit
+    if unit == "example":
+        keys = {s.client: ShardKey(s.digest, len(s.train)) for s in assembly.shards}
+        ledger.register(run, keys, assembly.dataset.digest, "example")
+    elif unit == "client":
+        whole = {SERVER: ShardKey(assembly.dataset.digest, len(assembly.shards))}
+        ledger.register(run, whole, assembly.dataset.digest, "client")
+
+
+def make_runner(assembly: Assembly, run: str, entropy: Entropy, guarantee: Guarantee | None, ledger: Ledger | None) -> ClientRunner:
+    """The runner of all clients over the assembly's one resident model."""
+    return ClientRunner(
+        assembly.config,
+        assembly.model,
+        assembly.shards,
+        run=run,
+        entropy=entropy,
+        ledger=ledger,
+        guarantee=guarantee,
+    )
+
+
+@dataclass(frozen=True)
+class RunnerBuilder:
+    """Builds a pool worker's runner from the config alone; picklable, opens its own ledger.
+
+    The job's pieces are loaded again in the worker. System randomness is taken there afresh: no key
+    material crosses the process boundary.
+    """
+
+    config: Config
+    run: str
+    guarantee: Guarantee | None
+    entropy: Entropy | None = None
+
+    def __call__(self) -> ClientRunner:
+        ledger = Ledger.site() if self.config.private else None
+        return make_runner(assemble(self.config), self.run, self.entropy or SystemEntropy(), self.guarantee, ledger)

@@ -1,0 +1,128 @@
+"""Resumable state of a run: one folder a round, written whole or not at all, checked when read.
+
+`checkpoint/round-000012/` holds `state.json` (facts and checksums) and `state.safetensors` (vectors).
+The two newest are kept, so that a torn write costs one round and never the run. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from securefed.algorithms.server_optimizer import Moments
+from securefed.errors import CheckpointError
+from securefed.types import Vector
+
+VERSION = 1
+KEEP = 2
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Everything the next round depends on.
+
+    Attributes:
+        round: the next round to play.
+        vector: the global model, float32 (d,) over the whole layout.
+        moments: the server optimizer's.
+        local: client -> what it keeps to itself, float32 over the local names (fedsa). In a real
+            federation each client holds its own; a simulation must hold them all.
+        best, stale: the best watched metric so far and evaluations since, for `stop.patience`.
+        mib_up, mib_down, seconds: totals so far, for the report.
+        metrics, client_metrics: the last evaluation.
+    """
+
+    round: int
+    vector: Vector = field(repr=False)
+    moments: Moments = field(repr=False)
+    local: Mapping[int, Vector] = field(default_factory=dict, repr=False)
+    best: float | None = None
+    stale: int = 0
+    mib_up: float = 0.0
+    mib_down: float = 0.0
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    client_metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+
+_FACTS = ("round", "best", "stale", "mib_up", "mib_down", "seconds", "metrics", "client_metrics")
+
+
+def save_state(folder: Path, state: State, identity: Mapping[str, str]) -> Path:
+    """Writes the state under `folder`/checkpoint and drops all but the two newest.
+
+    `identity` (run, config, layout, base model and data digests) must be equal when it is resumed.
+    """
+    from safetensors.numpy import save
+
+    root = folder / "checkpoint"
+    root.mkdir(parents=True, exist_ok=True)
+    tensors = {"vector": state.vector, "first": state.moments.first, "second": state.moments.second}
+    tensors |= {f"local.{k}": v for k, v in state.local.items()}
+    data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()})
+    facts = {name: getattr(state, name) for name in _FACTS}
+    text = json.dumps({"version": VERSION, "identity": dict(identity), "sha256": hashlib.sha256(data).hexdigest(), **facts})
+    final, part = root / f"round-{state.round:06d}", root / f".part-{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    (part / "state.safetensors").write_bytes(data)
+    (part / "state.json").write_text(text, encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+    for old in sorted(root.glob("round-*"))[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_state(folder: Path, identity: Mapping[str, str]) -> State | None:
+    """The newest state that is whole, or None if the run was stopped before its first checkpoint.
+
+    Raises:
+        CheckpointError: the newest whole state belongs to another run, job, model or data, or every
+            checkpoint is damaged.
+    """
+    found = sorted((folder / "checkpoint").glob("round-*"), reverse=True)
+    for path in found:
+        facts = _read(path)
+        if facts is None:
+            continue
+        tree, data = facts
+        for key, value in identity.items():
+            if tree["identity"].get(key) != value:
+                raise CheckpointError(f"{path.name} was made with another {key}; resume with the {key} it was started with, or start a new run")
+        return _state(tree, data)
+    if found:
+        raise CheckpointError(f"every checkpoint in {folder / 'checkpoint'} is damaged; start a new run")
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bytes] | None:
+    """The parts of one checkpoint, or None if it is torn or damaged."""
+    try:
+        tree = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        data = (path / "state.safetensors").read_bytes()
+    except (OSError, ValueError):
+        return None
+    if not isinstance(tree, dict) or tree.get("sha256") != hashlib.sha256(data).hexdigest():
+        return None
+    if tree.get("version") != VERSION:
+        raise CheckpointError(f"{path.name} has checkpoint version {tree.get('version')}, this release reads {VERSION}")
+    return tree, data
+
+
+def _state(tree: dict[str, Any], data: bytes) -> State:
+    from safetensors.numpy import load
+
+    arrays = load(data)
+    local = {int(k.removeprefix("local.")): v for k, v in arrays.items() if k.startswith("local.")}
+    facts = {name: tree[name] for name in _FACTS}
+    facts["client_metrics"] = {int(k): v for k, v in facts["client_metrics"].items()}
+    return State(vector=arrays["vector"], moments=Moments(arrays["first"], arrays["second"]), local=local, **facts)

@@ -1,0 +1,485 @@
+"""The round loop: select -> train -> protect -> aggregate -> apply -> evaluate -> record.
+
+`run` starts a job in a new folder, `resume` goes on with a stopped one. Both play the same `Federation`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from securefed.aggregation import aggregate
+from securefed.algorithms.fedavg import FedAvg
+from securefed.algorithms.plan import RoundPlan, local_names
+from securefed.algorithms.server_optimizer import Moments
+from securefed.assembly import Assembly, RunnerBuilder, assemble, cohort, make_guarantee, make_runner, register
+from securefed.checkpoint import State, load_state, save_state
+from securefed.config import Config, load_config, to_toml
+from securefed.crypto.entropy import Entropy, SystemEntropy
+from securefed.engine.exchange import exchange
+from securefed.engine.inprocess import Engine, InProcess, Pool
+from securefed.errors import BudgetExceeded, CheckpointError
+from securefed.evaluation import Evaluator
+from securefed.layout import Layout, vector_digest
+from securefed.privacy.ledger import Ledger
+from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
+from securefed.protect.plain import Plain
+from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
+from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary, Tracker
+from securefed.training.client import ClientJob, ClientOutcome
+from securefed.types import Collected, RoundContext, RoundParameters, Vector
+
+if TYPE_CHECKING:
+    from securefed.privacy.ledger import RunLedger
+
+MIB = 2**20
+
+
+class StopFlag(Protocol):
+    """Anything with `is_set`, e.g. threading.Event: the run ends after the round in which it is set."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind.
+
+    Attributes:
+        folder: config, metrics, privacy statement, adapter, report.
+        metrics: the final global test metrics.
+        rounds: rounds played, over all resumptions.
+        stopped: "rounds" | "budget" | "converged" | "interrupted".
+        ledger: this run's view of the site's ledger; None without DP.
+    """
+
+    folder: Path
+    metrics: Mapping[str, float]
+    rounds: int
+    stopped: str
+    ledger: RunLedger | None
+
+
+def run(
+    config: str | Path | Mapping[str, Any] | Config,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    folder: Path | None = None,
+    entropy: Entropy | None = None,
+    trackers: Sequence[Tracker] = (),
+    stop_flag: StopFlag | None = None,
+) -> Result:
+    """Plays a job from its first round and leaves a result folder.
+
+    Args:
+        config, overrides: see `load_config`.
+        folder: result folder, must not exist; by default `<output>/<name>-<time>`.
+        entropy: the system's by default; a seeded one is for tests only and voids every guarantee.
+        trackers: told of every round, beside the result folder's own.
+        stop_flag: when set, the run ends after the round being played and can be resumed.
+
+    Raises:
+        SecureFedError: whatever cannot run as asked, in one line; nothing was spent unless the ledger says so.
+    """
+    job = load_config(config, overrides)
+    path = new_folder(job, folder)
+    assembly = assemble(job)
+    path.mkdir(parents=True)
+    run_id = secrets.token_hex(8)
+    (path / "config.toml").write_text(to_toml(job), encoding="utf-8")
+    (path / "run.json").write_text(json.dumps({"run": run_id, "version": 1}), encoding="utf-8")
+    return _play(assembly, path, run_id, None, entropy, trackers, stop_flag)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    entropy: Entropy | None = None,
+    trackers: Sequence[Tracker] = (),
+    stop_flag: StopFlag | None = None,
+) -> Result:
+    """Goes on with a stopped run from its newest whole checkpoint.
+
+    Without DP it ends with the same bits as an uninterrupted run. Under DP a journaled update is sent
+    again byte for byte; an unfinished attempt stays charged and is drawn anew.
+
+    Raises:
+        CheckpointError: no run in this folder, or its checkpoint belongs to other code, data or model.
+    """
+    path = Path(folder)
+    try:
+        run_id = json.loads((path / "run.json").read_text(encoding="utf-8"))["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path} is not the folder of a run; give the folder that `securefed run` printed") from None
+    assembly = assemble(load_config(path / "config.toml"))
+    state = load_state(path, {"run": run_id, **assembly.identity})
+    return _play(assembly, path, run_id, state or _first_state(assembly), entropy, trackers, stop_flag)
+
+
+def new_folder(config: Config, folder: Path | None) -> Path:
+    """The result folder's path, checked to be free.
+
+    Raises:
+        CheckpointError: it exists; a run never writes over another.
+    """
+    path = Path(folder) if folder is not None else Path(config.output) / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if path.exists():
+        raise CheckpointError(f"{path} exists; choose another --folder, or go on with it: securefed resume {path}")
+    return path
+
+
+def _first_state(assembly: Assembly) -> State:
+    vector = assembly.model.read(assembly.model.layout)
+    return State(0, vector, Moments.zeros(vector.size))
+
+
+def _play(
+    assembly: Assembly,
+    folder: Path,
+    run_id: str,
+    resumed: State | None,
+    entropy: Entropy | None,
+    trackers: Sequence[Tracker],
+    stop_flag: StopFlag | None,
+) -> Result:
+    from securefed.tracking.group import TrackerGroup
+
+    with TrackerGroup.of(folder, assembly.config.tracking, trackers) as group:
+        federation = Federation(assembly, folder, run_id, entropy or SystemEntropy(), group)
+        try:
+            return federation.play(resumed, stop_flag)
+        finally:
+            federation.close()
+
+
+class Federation:
+    """One run: the parts that do not change, and the methods that play a round on a `State`."""
+
+    def __init__(self, assembly: Assembly, folder: Path, run_id: str, entropy: Entropy, tracker: Tracker) -> None:
+        config = assembly.config
+        self.config, self.assembly, self.folder, self.run_id = config, assembly, folder, run_id
+        self.entropy, self.tracker, self.model = entropy, tracker, assembly.model
+        self.algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
+        self.algorithm.plan(config, self.model.part_of, 0)  # refuses head rounds that cannot be
+        self.rule = make_aggregator(config.aggregator)
+        protection = make_protection(config.protection)
+        if isinstance(protection, Plain) and self.rule.needs == "sum" and config.privacy.unit != "client":
+            protection = replace(protection, keep_updates=False)  # O(d) memory; nobody needs the rows
+        self.protection = protection
+        self.guarantee = make_guarantee(config, len(assembly.shards))
+        self.ledger = Ledger.site() if config.private else None
+        if self.ledger is not None:
+            register(self.ledger, run_id, assembly)
+        self.runner = make_runner(assembly, run_id, entropy, self.guarantee, self.ledger)
+        self.evaluator = Evaluator(assembly, self.runner)
+        self.mechanism = self._make_mechanism()
+        self.engine: Engine = self._make_engine()
+        self.identity = {"run": run_id, **assembly.identity}
+        self.rule_state: Any = None
+
+    def _make_mechanism(self) -> ServerMechanism | None:
+        if self.config.privacy.unit != "client":
+            return None
+        assert self.ledger is not None
+        assert self.guarantee is not None
+        sigma, budget = self.guarantee.noise_multiplier, self.guarantee.budget
+        return server_mechanism(self.config, sigma, budget, self.ledger, self.run_id, len(self.assembly.shards))
+
+    def _make_engine(self) -> Engine:
+        workers = self.config.engine.workers
+        if workers == 0:
+            return InProcess(self.runner)
+        own = None if isinstance(self.entropy, SystemEntropy) else self.entropy
+        build = RunnerBuilder(self.config, self.run_id, self.guarantee, own)
+        return Pool(build, workers, self.config.engine.threads or 1)
+
+    def close(self) -> None:
+        """Ends worker processes and the ledger's connection."""
+        self.engine.close()
+        if self.ledger is not None:
+            self.ledger.close()
+
+    # ------------------------------------------------------------------------------------ the whole run
+
+    def play(self, resumed: State | None, stop_flag: StopFlag | None) -> Result:
+        """All rounds from the given state (or the first), then the adapter, the statement and the report."""
+        started = time.perf_counter()
+        state = resumed or _first_state(self.assembly)
+        before = state.seconds
+        self.tracker.start(self._info(None if resumed is None else state.round))
+        stopped = "rounds"
+        while state.round < self.config.rounds:
+            try:
+                state = self._play_round(state, before, started)
+            except BudgetExceeded:
+                stopped = "budget"
+                break
+            if self._converged(state):
+                stopped = "converged"
+                break
+            if stop_flag is not None and stop_flag.is_set() and state.round < self.config.rounds:
+                stopped = "interrupted"
+                break
+        return self._finish(replace(state, seconds=before + time.perf_counter() - started), stopped)
+
+    def _play_round(self, state: State, before: float, started: float) -> State:
+        begin = time.perf_counter()
+        plan = self.algorithm.plan(self.config, self.model.part_of, state.round)
+        chosen = cohort(self.config, len(self.assembly.shards), state.round, self.entropy)
+        aggregate_, collected, outcomes = self._train_and_collect(state, plan, chosen)
+        vector, moments = self.algorithm.apply(
+            self.config.server, self.model.layout, self.model.part_of, plan, state.vector, aggregate_, state.moments
+        )
+        local = dict(state.local) | {o.client: o.local for o in outcomes if o.local is not None}
+        up, down = sum(collected.bytes_up.values()) / MIB, self._bytes_down(len(chosen)) / MIB
+        new = replace(
+            state, round=state.round + 1, vector=vector, moments=moments, local=local, mib_up=state.mib_up + up, mib_down=state.mib_down + down
+        )
+        new = self._evaluate(new)
+        new = replace(new, seconds=before + time.perf_counter() - started)
+        if new.round % self.config.engine.checkpoint_every == 0 or new.round == self.config.rounds:
+            save_state(self.folder, new, self.identity)
+            if self.ledger is not None:
+                self.ledger.clear_outbox(self.run_id, new.round)
+        self.tracker.round(self._record(new, plan, chosen, collected, outcomes, up, down, time.perf_counter() - begin))
+        return new
+
+    # ----------------------------------------------------------------------------------------- one round
+
+    def _train_and_collect(
+        self, state: State, plan: RoundPlan, chosen: tuple[int, ...]
+    ) -> tuple[Vector, Collected, list[ClientOutcome]]:
+        """The aggregate over the layout of `plan.share`, what the server held, and the clients' answers.
+
+        Raises:
+            BudgetExceeded: every client (or the server's own mechanism) refused to spend more.
+        """
+        shared = self.model.layout.select(set(plan.share).__contains__)
+        if self.mechanism is not None and (stored := self.mechanism.stored(state.round)) is not None:
+            return stored, _nobody(shared.size), []
+        reservation = None if self.mechanism is None else self.mechanism.reserve(state.round)
+        outcomes = self.engine.train([self._job(state, plan, client) for client in chosen])
+        refusals = {o.client: o.refusal for o in outcomes if o.refusal is not None}
+        if refusals and len(refusals) == len(chosen):
+            raise BudgetExceeded(next(iter(refusals.values())))
+        collected = self._collect(state, shared, chosen, outcomes)
+        collected = replace(collected, refused={**collected.refused, **refusals})
+        if self.mechanism is not None and reservation is not None:
+            return self.mechanism.release(reservation, state.round, collected, self.entropy), collected, outcomes
+        context = RoundContext(
+            round=state.round,
+            clients=collected.survivors,
+            weights=tuple((collected.weights or {}).get(k, 1.0) for k in collected.survivors),
+            layout_digest=shared.digest,
+        )
+        vector, self.rule_state = aggregate(self.rule, collected, context, self.rule_state)
+        return vector, collected, outcomes
+
+    def _job(self, state: State, plan: RoundPlan, client: int) -> ClientJob:
+        start = state.vector
+        if client in state.local:
+            kept = self._local_layout()
+            start = self.model.layout.scatter(state.local[client], kept, start)
+        return ClientJob(client, state.round, plan.train, plan.share, start, self._weight(client))
+
+    def _local_layout(self) -> Layout:
+        names = set(local_names(self.config.model.adapter, self.model.part_of))
+        return self.model.layout.select(names.__contains__)
+
+    def _weight(self, client: int) -> float:
+        """n_k without DP; 1 under DP, unless the job declares the sizes public (`weights = "size"`)."""
+        by_size = self.config.weights == "size" or (self.config.weights == "auto" and not self.config.private)
+        return float(len(self.assembly.shards[client].train)) if by_size else 1.0
+
+    def _collect(self, state: State, shared: Layout, chosen: tuple[int, ...], outcomes: list[ClientOutcome]) -> Collected:
+        if not chosen:
+            return _nobody(shared.size)
+        parameters = RoundParameters(
+            run=self.run_id,
+            round=state.round,
+            clients=chosen,
+            size=shared.size,
+            layout_digest=shared.digest,
+            model_digest=vector_digest(state.vector),
+        )
+        updates = {o.client: o.update for o in outcomes if o.update is not None}
+        return exchange(self.protection, parameters, updates, self.entropy)
+
+    def _bytes_down(self, clients: int) -> int:
+        """The global model goes to each client of the cohort as float32."""
+        sent = self.model.layout.size - self._local_layout().size
+        return 4 * sent * clients
+
+    # -------------------------------------------------------------------------------- judging and telling
+
+    def _evaluate(self, state: State) -> State:
+        every, last = self.config.evaluate.every, state.round == self.config.rounds
+        if not last and (every == 0 or state.round % every):
+            return state
+        metrics, per_client = self.evaluator.evaluate(state.vector, state.local, self._local_layout(), final=last)
+        watched = metrics.get(self.config.stop.metric)
+        if self.config.stop.patience == 0 or watched is None:
+            return replace(state, metrics=metrics, client_metrics=per_client)
+        if self.config.stop.metric in ("loss", "perplexity"):
+            watched = -watched  # so that higher is always better
+        better = state.best is None or watched > state.best + self.config.stop.min_delta
+        best, stale = (watched, 0) if better else (state.best, state.stale + 1)
+        return replace(state, metrics=metrics, client_metrics=per_client, best=best, stale=stale)
+
+    def _converged(self, state: State) -> bool:
+        return 0 < self.config.stop.patience <= state.stale
+
+    def _epsilon(self) -> tuple[float | None, float | None]:
+        """Spent so far by this run, and by every run at this site on this data set."""
+        if self.ledger is None:
+            return None, None
+        p = self.config.privacy
+        unit = "client" if p.unit == "client" else "example"
+        mine = self.ledger.epsilon(p.delta, unit=unit, accountant=p.accountant, run=self.run_id)
+        return mine, self.ledger.site_epsilon(p.delta, self.assembly.dataset.digest, unit)
+
+    def _record(
+        self,
+        state: State,
+        plan: RoundPlan,
+        chosen: tuple[int, ...],
+        collected: Collected,
+        outcomes: list[ClientOutcome],
+        up: float,
+        down: float,
+        seconds: float,
+    ) -> RoundRecord:
+        evaluated = state.round == self.config.rounds or (self.config.evaluate.every and state.round % self.config.evaluate.every == 0)
+        mine, site = self._epsilon()
+        return RoundRecord(
+            round=state.round - 1,
+            rounds=self.config.rounds,
+            phase=plan.phase,
+            metrics=dict(state.metrics) if evaluated else None,
+            client_metrics={k: dict(v) for k, v in state.client_metrics.items()} if evaluated and state.client_metrics else None,
+            epsilon=mine,
+            site_epsilon=site,
+            mib_up=up,
+            mib_down=down,
+            cohort=chosen,
+            survivors=collected.survivors,
+            refused=dict(collected.refused),
+            seconds=seconds,
+            train_seconds=sum(o.seconds for o in outcomes),
+            diagnostics=_mean_diagnostics(outcomes),
+        )
+
+    def _info(self, resumed_at: int | None) -> RunInfo:
+        from securefed.data import shard_table
+        from securefed.tracking.environment import environment
+
+        a, c, model = self.assembly, self.config, self.model
+        sizes = {part: sum(model.parameters[n].numel() for n in model.part_of if model.part_of[n] == part) for part in set(model.part_of.values())}
+        return RunInfo(
+            name=c.name,
+            folder=self.folder,
+            run=self.run_id,
+            config=c,
+            model={
+                "name": c.model.name,
+                "parameters": sum(p.numel() for p in model.module.parameters()),
+                "trainable": model.layout.size,
+                "layout": model.layout.digest,
+                "parts": sizes,
+            },
+            dataset={
+                "name": a.dataset.name,
+                "source": a.dataset.source,
+                "licence": a.dataset.licence,
+                "classes": list(a.dataset.classes),
+                "train": len(a.dataset.train),
+                "test": len(a.dataset.test),
+                "digest": a.dataset.digest,
+            },
+            shards=shard_table(a.shards, a.dataset.classes),
+            baselines=self._baselines(),
+            privacy=self._privacy_facts(),
+            resumed_at=resumed_at,
+            environment=environment(),
+        )
+
+    def _baselines(self) -> dict[str, dict[str, float]]:
+        """What a reader compares with; computed once a run and read back on resumption."""
+        stored = self.folder / "baselines.json"
+        if not self.config.evaluate.baselines:
+            return {}
+        try:
+            tree: dict[str, dict[str, float]] = json.loads(stored.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return self.evaluator.baselines()
+        return tree
+
+    def _privacy_facts(self) -> dict[str, Any] | None:
+        p = self.config.privacy
+        if self.guarantee is None:
+            return None
+        return {
+            "unit": p.unit,
+            "noise_multiplier": self.guarantee.noise_multiplier,
+            "max_grad_norm": p.max_grad_norm,
+            "sample_rate": p.sample_rate if p.unit == "example" else (self.config.clients_per_round or len(self.assembly.shards)) / len(self.assembly.shards),
+            "steps_per_round": self.config.train.steps if p.unit == "example" else 1,
+            "rounds": self.config.rounds,
+            "epsilon": p.epsilon,
+            "delta": p.delta,
+            "accountant": p.accountant,
+        }
+
+    def _finish(self, state: State, stopped: str) -> Result:
+        if stopped != "rounds":
+            save_state(self.folder, state, self.identity)
+        if not state.metrics:
+            metrics, per_client = self.evaluator.evaluate(state.vector, state.local, self._local_layout(), final=True)
+            state = replace(state, metrics=metrics, client_metrics=per_client)
+        self.model.write(state.vector, self.model.layout)
+        self.model.save_adapter(self.folder / "adapter")
+        view = None if self.ledger is None else self.ledger.run_view(self.run_id)
+        statement = None if view is None else view.statement(self.config.privacy.delta)
+        summary = RunSummary(
+            metrics=dict(state.metrics),
+            client_metrics={k: dict(v) for k, v in state.client_metrics.items()},
+            rounds=state.round,
+            stopped=stopped,
+            seconds=state.seconds,
+            statement=None if statement is None else statement.to_json(),
+            statement_text="" if statement is None else statement.text(),
+            mib_up=state.mib_up,
+            mib_down=state.mib_down,
+            peak_mib=peak_mib(),
+        )
+        self.tracker.end(summary)
+        return Result(self.folder, dict(state.metrics), state.round, stopped, view)
+
+
+def _nobody(size: int) -> Collected:
+    """The outcome of a round in which no client was drawn: noise alone is released."""
+    return Collected(survivors=(), total=np.zeros(size), weight=0.0, updates={})
+
+
+def _mean_diagnostics(outcomes: Sequence[ClientOutcome]) -> dict[str, float]:
+    """The clients' diagnostics averaged; computed on private data, for simulations only."""
+    told = [o.diagnostics for o in outcomes if o.diagnostics]
+    keys = sorted({k for d in told for k in d})
+    return {k: float(np.mean([d[k] for d in told if k in d])) for k in keys}
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process and its finished children, MiB."""
+    import resource
+    import sys
+
+    scale = 1024 if sys.platform != "darwin" else 1024 * 1024
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return peak / scale

@@ -1,0 +1,188 @@
+"""One client's part of a round: reserve the spend, train, settle, hand over the update.
+
+The order is the guarantee: the ledger holds the event before step one, and the finished update is
+journaled in the same transaction that settles it, before anybody else sees it. A crash in between
+overstates the spend and never understates it; a settled update is sent again byte for byte.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from securefed.config import Config
+from securefed.crypto.entropy import Entropy
+from securefed.data.batch import Encoded
+from securefed.data.records import Shard
+from securefed.errors import BudgetExceeded
+from securefed.layout import Layout
+from securefed.privacy.client_level import clip_update
+from securefed.privacy.events import SampledGaussian
+from securefed.privacy.ledger import Budget, Ledger
+from securefed.training.frozen_cache import FrozenCache
+from securefed.training.local import DPWork, LocalWork, train_locally
+from securefed.types import Update, Vector
+
+if TYPE_CHECKING:
+    from securefed.models.task_model import TaskModel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClientJob:
+    """What the server asks of one client in one round; everything here is public but `start`.
+
+    Attributes:
+        train, share: names trained and names sent (`RoundPlan`).
+        start: the client's model, float32 (d,) over the whole layout: global values and, where some
+            names stay local, this client's own.
+        weight: public weight of its update.
+    """
+
+    client: int
+    round: int
+    train: tuple[str, ...]
+    share: tuple[str, ...]
+    start: Vector = field(repr=False)
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClientOutcome:
+    """A client's answer: an update, or a refusal in words.
+
+    Attributes:
+        update: over the layout of `share`; None if the client refused.
+        local: new values of what it trained and keeps, over the layout of train - share.
+        resent: the update was journaled before a crash and is sent again unchanged.
+        diagnostics: computed on private data; for simulations, never sent by a real client.
+    """
+
+    client: int
+    update: Update | None = field(default=None, repr=False)
+    local: Vector | None = field(default=None, repr=False)
+    refusal: str | None = None
+    resent: bool = False
+    steps: int = 0
+    seconds: float = 0.0
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """The DP mechanism of the job, the same in every round: what each event says and what it may spend."""
+
+    noise_multiplier: float
+    budget: Budget | None
+
+
+class ClientRunner:
+    """Runs clients one after another over one resident base model.
+
+    Memory: the base model once, every shard's encoded records, and the cached hidden states of frozen
+    layers up to `train.cache_mib`; an adapter is swapped in and out per client.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: TaskModel,
+        shards: Sequence[Shard],
+        *,
+        run: str,
+        entropy: Entropy,
+        ledger: Ledger | None = None,
+        guarantee: Guarantee | None = None,
+    ) -> None:
+        self.config, self.model, self.shards, self.run = config, model, shards, run
+        self._entropy, self._ledger, self._guarantee = entropy, ledger, guarantee
+        self._encoded: dict[int, Encoded] = {}
+        self._checked: set[tuple[str, ...]] = set()
+        self.cache = FrozenCache(config.train.cache_mib * 2**20) if config.train.cache_frozen else None
+
+    def encoded(self, client: int) -> Encoded:
+        """The client's training records as the model reads them, encoded once."""
+        if client not in self._encoded:
+            self._encoded[client] = self.model.encode(self.shards[client].train, self.config.data.max_length)
+        return self._encoded[client]
+
+    def run_job(self, job: ClientJob) -> ClientOutcome:
+        """The client's update for this round, or its refusal where the budget is spent."""
+        if self.config.privacy.unit != "example":
+            return self._train(job)
+        assert self._ledger is not None
+        assert self._guarantee is not None
+        stored = self._ledger.outbox(self.run, job.client, job.round)
+        if stored is not None:
+            return self._unpack(stored, job)
+        p = self.config.privacy
+        event = SampledGaussian(self._guarantee.noise_multiplier, p.sample_rate, self.config.train.steps)
+        try:
+            reservation = self._ledger.reserve(
+                run=self.run, client=job.client, round=job.round, event=event, budget=self._guarantee.budget
+            )
+        except BudgetExceeded as refusal:
+            return ClientOutcome(job.client, refusal=str(refusal))
+        outcome = self._train(job)
+        self._ledger.settle(reservation, steps_taken=outcome.steps, payload=self._pack(outcome))
+        return outcome
+
+    def _train(self, job: ClientJob) -> ClientOutcome:
+        start = time.perf_counter()
+        c, data = self.config, self.encoded(job.client)
+        work = LocalWork(job.client, job.round, job.train)
+        check = c.privacy.unit == "example" and job.train not in self._checked
+        result = train_locally(
+            self.model,
+            data,
+            job.start,
+            work,
+            c.train,
+            dp=self._dp_work(len(data)),
+            entropy=self._entropy,
+            seed=c.seed,
+            cache=self.cache,
+            check=check,
+        )
+        self._checked.add(job.train)  # reached only when the check passed
+        layout, shared, kept = self._layouts(job)
+        vector = layout.gather(result.vector, shared) - layout.gather(job.start, shared)
+        if c.privacy.unit == "client":
+            vector = clip_update(vector, c.privacy.max_grad_norm).vector
+        update = Update(job.client, job.round, vector, job.weight, private=c.privacy.unit == "example")
+        local = layout.gather(result.vector, kept) if kept.names else None
+        seconds = time.perf_counter() - start
+        return ClientOutcome(job.client, update, local, None, False, result.steps, seconds, result.diagnostics)
+
+    def _dp_work(self, records: int) -> DPWork | None:
+        p = self.config.privacy
+        if p.unit != "example":
+            return None
+        assert self._guarantee is not None
+        return DPWork(self._guarantee.noise_multiplier, p.max_grad_norm, p.sample_rate, p.sample_rate * records)
+
+    def _layouts(self, job: ClientJob) -> tuple[Layout, Layout, Layout]:
+        layout, share = self.model.layout, set(job.share)
+        kept = set(job.train) - share
+        return layout, layout.select(share.__contains__), layout.select(kept.__contains__)
+
+    def _pack(self, outcome: ClientOutcome) -> bytes:
+        """The finished, noised update as it is journaled (safetensors; no pickle)."""
+        from safetensors.numpy import save
+
+        assert outcome.update is not None
+        empty = np.empty(0, np.float32)
+        return save({"update": outcome.update.vector, "local": empty if outcome.local is None else outcome.local})
+
+    def _unpack(self, payload: bytes, job: ClientJob) -> ClientOutcome:
+        from safetensors.numpy import load
+
+        arrays = load(payload)
+        _, shared, kept = self._layouts(job)
+        shared.check(arrays["update"])
+        local = arrays["local"] if kept.names else None
+        update = Update(job.client, job.round, arrays["update"], job.weight, private=True)
+        return ClientOutcome(job.client, update, local, resent=True, steps=self.config.train.steps)
