@@ -314,12 +314,12 @@ def _build(cls: type[Any], tree: Mapping[str, Any], where: str) -> Any:
 
 
 def _unknown_key(where: str, key: str, known: Sequence[str]) -> str:
+    for name, hint in typing.get_type_hints(Config).items():  # the right name in the wrong table comes first
+        if dataclasses.is_dataclass(hint) and hint is not Component and key in [f.name for f in fields(hint)]:
+            return f"unknown key {where}{key}; did you mean {name}.{key}?"
     near = difflib.get_close_matches(key, known, 1, 0.5)
     if near:
         return f"unknown key {where}{key}; did you mean {where}{near[0]}?"
-    for name, hint in typing.get_type_hints(Config).items():
-        if dataclasses.is_dataclass(hint) and hint is not Component and key in [f.name for f in fields(hint)]:
-            return f"unknown key {where}{key}; did you mean {name}.{key}?"
     return f"unknown key {where}{key}; known here: {', '.join(known)}"
 
 
@@ -351,10 +351,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{where} is a {hint.__name__}, found {value!r}")
+        raise ConfigError(f"{where} must be {_KINDS[hint]}, found {value!r}")
     if hint is float and not math.isfinite(value):
         raise ConfigError(f"{where} must be a finite number, found {value!r}")
     return value
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -419,13 +422,19 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-        return f'"{escaped}"'
+        return '"' + "".join(_toml_character(c) for c in value) + '"'
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml_value(str(k))} = {_toml_value(v)}" for k, v in value.items()) + "}"
     raise ConfigError(f"cannot write a {type(value).__name__} to TOML")
+
+
+def _toml_character(c: str) -> str:
+    """A character inside a basic string; TOML 1.0 forbids quote, backslash and control characters there."""
+    if c in '"\\':
+        return "\\" + c
+    return f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c
 
 
 # ------------------------------------------------------------------------------------------ checking
@@ -559,7 +568,7 @@ def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
     """
     _require(len(sizes) >= 1, "no client has data")
     empty = [k for k, size in enumerate(sizes) if size == 0]
-    _require(not empty, f"client {empty[:1]} has no records; lower data.clients or raise data.min_examples")
+    _require(not empty, f"client {empty[0]} has no records; lower data.clients or raise data.min_examples")
     _require(config.clients_per_round <= len(sizes), f"clients_per_round={config.clients_per_round} but only {len(sizes)} clients have data")
     for client in config.train.client_learning_rate:
         _require(int(client) < len(sizes), f"train.client_learning_rate names client {client}, there are {len(sizes)}")
