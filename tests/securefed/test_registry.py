@@ -1,0 +1,97 @@
+"""Names and paths become components; what is unknown is refused with the way out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from securefed.aggregation import Mean
+from securefed.config import Component
+from securefed.errors import ConfigError
+from securefed.protect.plain import Plain
+from securefed.registry import AGGREGATORS, ALGORITHMS, ENGINES, PROTECTIONS, find_class, make, make_aggregator, make_protection
+
+
+def refusal(kind: str, component: Component, table: dict[str, str]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make(kind, component, table)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_name_gives_its_class_and_options_become_fields() -> None:
+    assert make_aggregator(Component("mean")) == Mean()
+    assert make_protection(Component("plain", {"keep_updates": False})) == Plain(keep_updates=False)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    assert "no protection named 'plian'; did you mean plain?" in refusal("protection", Component("plian"), PROTECTIONS)
+
+
+def test_a_name_near_to_nothing_lists_what_is_known_and_the_way_to_bring_your_own() -> None:
+    message = refusal("protection", Component("quantum"), PROTECTIONS)
+    assert "plain" in message
+    assert "package.module:Class" in message
+
+
+def test_a_rule_of_the_outer_package_is_found_by_name() -> None:
+    import securefed_defenses
+
+    assert find_class("aggregator", "mean", {}) is securefed_defenses.AGGREGATORS["mean"]
+
+
+def test_a_rule_of_the_outer_package_counts_among_the_near_names() -> None:
+    with pytest.raises(ConfigError, match="did you mean mean"):
+        find_class("aggregator", "maen", {})
+
+
+def test_the_core_works_where_the_outer_packages_are_not_installed() -> None:
+    code = (
+        "import sys; sys.modules['securefed_defenses'] = None\n"
+        "from securefed.registry import *; from securefed.config import Component\n"
+        "print(type(make_aggregator(Component('mean'))).__name__)\n"
+        "try: make_aggregator(Component('krum'))\n"
+        "except Exception as error: print(type(error).__name__)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment())
+    assert ran.stdout.split() == ["Mean", "ConfigError"]
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+def test_a_path_gives_the_class_it_names() -> None:
+    assert find_class("aggregator", "securefed.aggregation:Mean", AGGREGATORS) is Mean
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("no_such_package_here.rules:Krum", "cannot import"),
+        ("securefed.aggregation:Nothing", "cannot import"),
+        ("securefed.aggregation:aggregate", "not a class"),
+        (":Mean", "cannot import"),
+        ("securefed.aggregation:", "cannot import"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused_by_name(path: str, words: str) -> None:
+    message = refusal("aggregator", Component(path), AGGREGATORS)
+    assert words in message
+    assert path in message
+
+
+def test_an_unknown_option_is_refused_with_the_nearest_or_with_all() -> None:
+    assert "did you mean keep_updates" in refusal("protection", Component("plain", {"keep_update": True}), PROTECTIONS)
+    assert "it takes none" in refusal("aggregator", Component("mean", {"f": 2}), AGGREGATORS)
+
+
+@pytest.mark.parametrize("table", [PROTECTIONS, AGGREGATORS, ALGORITHMS, ENGINES], ids=["protection", "aggregator", "algorithm", "engine"])
+def test_every_name_that_is_listed_leads_to_a_class(table: dict[str, str]) -> None:
+    for name, path in table.items():
+        found = find_class("component", name, table)
+        assert f"{found.__module__}:{found.__name__}" == path
