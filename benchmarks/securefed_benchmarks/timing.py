@@ -1,0 +1,38 @@
+"""Timing that survives a noisy machine: variants in turn in one process, ratios pair by pair."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def alternate(variants: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, list[float]]:
+    """CPU-bound seconds of each variant, `repeats` times in turn (A B A B ...) after one warm-up of each."""
+    for play in variants.values():
+        play()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, play in variants.items():
+            start = time.perf_counter()
+            play()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(over: list[float], under: list[float]) -> dict[str, float]:
+    """Median, minimum and maximum of the pairwise ratios, rounded to three places."""
+    pairs = [a / b for a, b in zip(over, under, strict=True)]
+    found = {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}
+    return {k: round(v, 3) for k, v in found.items()}
+
+
+def report(name: str, facts: Mapping[str, Any]) -> None:
+    """One JSON line: the figure, what it was measured on, and how."""
+    import torch
+
+    machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    print(json.dumps({"benchmark": name, **facts, **machine}))
