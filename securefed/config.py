@@ -567,11 +567,11 @@ def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
             level) or 1/clients (client level).
     """
     _require(len(sizes) >= 1, "no client has data")
-    empty = [k for k, size in enumerate(sizes) if size == 0]
-    _require(not empty, f"client {empty[0]} has no records; lower data.clients or raise data.min_examples")
+    for client, size in enumerate(sizes):
+        _require(size > 0, f"client {client} has no records; lower data.clients or raise data.min_examples")
     _require(config.clients_per_round <= len(sizes), f"clients_per_round={config.clients_per_round} but only {len(sizes)} clients have data")
-    for client in config.train.client_learning_rate:
-        _require(int(client) < len(sizes), f"train.client_learning_rate names client {client}, there are {len(sizes)}")
+    for named in config.train.client_learning_rate:
+        _require(int(named) < len(sizes), f"train.client_learning_rate names client {named}, there are {len(sizes)}")
     p = config.privacy
     if p.unit == "example":
         _require(p.delta < 1 / min(sizes), f"privacy.delta={p.delta:g} must be below 1/records of the smallest shard = 1/{min(sizes)}; lower delta")

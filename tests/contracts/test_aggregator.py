@@ -1,9 +1,9 @@
 """What every aggregation rule promises. A rule's own tests inherit the suite and add its theorems.
 
-    from tests.contracts.test_aggregator import AggregatorContract
+from tests.contracts.test_aggregator import AggregatorContract
 
-    class TestKrum(AggregatorContract):
-        def rule(self): return Krum(f=2)
+class TestKrum(AggregatorContract):
+    def rule(self): return Krum(f=2)
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ def context(weights: Mapping[int, float]) -> RoundContext:
         max_size=6,
     )
 )
-def test_the_mean_of_a_sum_equals_the_weighted_mean_of_the_rows(rows: list[tuple[float, float, float]]) -> None:
+def test_the_mean_of_a_sum_equals_the_weighted_mean_of_the_rows(
+    rows: list[tuple[float, float, float]],
+) -> None:
     weights = {k: w for k, (_, _, w) in enumerate(rows)}
     held = collected({k: (a, b) for k, (a, b, _) in enumerate(rows)}, weights)
     vector, state = aggregate(Mean(), held, context(weights), None)

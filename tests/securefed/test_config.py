@@ -173,7 +173,9 @@ def test_a_job_at_the_edge_of_its_ranges_is_accepted(overrides: dict[str, Any]) 
     ],
     ids=str,
 )
-def test_a_value_of_another_type_is_refused_with_what_the_field_takes(overrides: dict[str, Any], words: str) -> None:
+def test_a_value_of_another_type_is_refused_with_what_the_field_takes(
+    overrides: dict[str, Any], words: str
+) -> None:
     if overrides == {"name.first": 1} or overrides == {"data.name.first": 1}:
         assert words in refusal(overrides, {"name": "x", "data": {"name": "y"}, **BASE})
     else:
@@ -189,7 +191,12 @@ def test_overrides_given_as_text_are_read_as_toml_or_as_plain_words() -> None:
     config = load_config(
         BASE, ["privacy.unit=example", "privacy.epsilon=3", "model.layers=[0, 1]", "name=trial", "rounds = 4"]
     )
-    assert (config.privacy.epsilon, config.model.layers, config.name, config.rounds) == (3.0, (0, 1), "trial", 4)
+    assert (config.privacy.epsilon, config.model.layers, config.name, config.rounds) == (
+        3.0,
+        (0, 1),
+        "trial",
+        4,
+    )
     assert isinstance(config.privacy.epsilon, float)
 
 
@@ -199,7 +206,9 @@ def test_a_later_override_wins_and_the_source_stays_as_it_was() -> None:
     assert source == {"rounds": 2, "train": {"steps": 1}}
 
 
-@pytest.mark.parametrize("start", [BASE, {**BASE, "protection": "plain"}, {**BASE, "protection": {"name": "plain"}}])
+@pytest.mark.parametrize(
+    "start", [BASE, {**BASE, "protection": "plain"}, {**BASE, "protection": {"name": "plain"}}]
+)
 def test_an_option_of_a_component_can_be_overridden_however_it_was_named(start: dict[str, Any]) -> None:
     config = load_config(start, ["protection.keep_updates=false"])
     assert config.protection == Component("plain", {"keep_updates": False})
@@ -242,7 +251,11 @@ def test_the_jobs_that_ship_load() -> None:
         assert load_config(path).rounds >= 1
 
 
-@given(st.recursive(st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False), st.lists, max_leaves=5))
+@given(
+    st.recursive(
+        st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False), st.lists, max_leaves=5
+    )
+)
 def test_an_override_that_was_printed_as_toml_is_read_back(value: Any) -> None:
     from securefed.config import _toml_value
 
@@ -265,7 +278,14 @@ rates = st.floats(1e-9, 1e6, allow_nan=False)
     targets=st.one_of(st.just("auto"), st.lists(words, max_size=3)),
 )
 def test_a_resolved_job_written_as_toml_reads_back_equal(
-    name: str, data: str, seed: int, rate: float, epsilon: float | None, layers: Any, clients: dict[str, float], targets: Any
+    name: str,
+    data: str,
+    seed: int,
+    rate: float,
+    epsilon: float | None,
+    layers: Any,
+    clients: dict[str, float],
+    targets: Any,
 ) -> None:
     privacy = {} if epsilon is None else {"unit": "example", "epsilon": epsilon}
     config = load_config(
@@ -296,7 +316,9 @@ def test_a_resolved_job_written_as_toml_reads_back_equal(
     ],
     ids=str,
 )
-def test_shards_that_contradict_the_job_are_refused(overrides: dict[str, Any], sizes: list[int], words: str) -> None:
+def test_shards_that_contradict_the_job_are_refused(
+    overrides: dict[str, Any], sizes: list[int], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         check_against_shards(load_config(BASE, overrides), sizes)
     assert "\n" not in str(caught.value)

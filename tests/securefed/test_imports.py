@@ -107,7 +107,11 @@ def target_room(module: str) -> str:
     """`securefed.data.batch` -> data; a public name of the package itself is the package's `__init__`."""
     room = module.split(".")[1] if "." in module else "__init__"
     known = set().union(*STEPS) | FOR_ALL
-    is_room = room in known or (PACKAGES["securefed"] / room).is_dir() or (PACKAGES["securefed"] / f"{room}.py").exists()
+    is_room = (
+        room in known
+        or (PACKAGES["securefed"] / room).is_dir()
+        or (PACKAGES["securefed"] / f"{room}.py").exists()
+    )
     return room if is_room else "__init__"
 
 
@@ -116,7 +120,9 @@ def violations(found: list[Import]) -> list[str]:
     rank = {room: step for step, rooms in enumerate(STEPS) for room in rooms}
     out: list[str] = []
     for one in found:
-        owner = next(n for n, folder in PACKAGES.items() if one.file.startswith(f"{folder.relative_to(ROOT)}/"))
+        owner = next(
+            n for n, folder in PACKAGES.items() if one.file.startswith(f"{folder.relative_to(ROOT)}/")
+        )
         top = one.module.split(".")[0]
         if top in ONE_FILE and one.file not in ONE_FILE[top]:
             out.append(f"{one}: only {', '.join(sorted(ONE_FILE[top]))} may know {top}")
@@ -195,7 +201,12 @@ def test_rooms_of_one_step_import_each_other_one_way_only() -> None:
     ],
 )
 def test_a_planted_violation_is_noticed(file: str, source: str) -> None:
-    package = ".".join(Path(file).parts[:-1]).removeprefix("attacks.").removeprefix("defenses.").removeprefix("benchmarks.")
+    package = (
+        ".".join(Path(file).parts[:-1])
+        .removeprefix("attacks.")
+        .removeprefix("defenses.")
+        .removeprefix("benchmarks.")
+    )
     planted = list(imports_of(source, file, package))
     assert len(planted) == 1
     assert len(violations(planted)) == 1
@@ -210,7 +221,10 @@ def test_a_planted_violation_is_noticed(file: str, source: str) -> None:
         ("securefed/types.py", "if TYPE_CHECKING:\n    from securefed.crypto.entropy import Entropy"),
         ("securefed/crypto/prg.py", "from . import keys"),
         ("attacks/securefed_attacks/alie.py", "from securefed import View"),
-        ("benchmarks/securefed_benchmarks/sweep.py", "import securefed_attacks, securefed_defenses, securefed"),
+        (
+            "benchmarks/securefed_benchmarks/sweep.py",
+            "import securefed_attacks, securefed_defenses, securefed",
+        ),
     ],
 )
 def test_what_the_arrow_allows_is_not_reported(file: str, source: str) -> None:

@@ -58,7 +58,9 @@ def test_digests_are_equal_exactly_when_layouts_are(a: dict[str, Any], b: dict[s
         ({}, {"": ()}),
     ],
 )
-def test_layouts_of_equal_size_or_similar_text_have_different_digests(a: dict[str, Any], b: dict[str, Any]) -> None:
+def test_layouts_of_equal_size_or_similar_text_have_different_digests(
+    a: dict[str, Any], b: dict[str, Any]
+) -> None:
     assert Layout.of_shapes(a).digest != Layout.of_shapes(b).digest
 
 
@@ -119,7 +121,9 @@ def test_any_float_dtype_is_read_as_float32() -> None:
         assert layout.flatten({"a": torch.tensor([0.5, -2.0], dtype=dtype)}).tolist() == [0.5, -2.0]
 
 
-@pytest.mark.parametrize("tensors", [{}, {"a": torch.zeros(3)}, {"a": torch.zeros(2, 1)}, {"b": torch.zeros(2)}])
+@pytest.mark.parametrize(
+    "tensors", [{}, {"a": torch.zeros(3)}, {"a": torch.zeros(2, 1)}, {"b": torch.zeros(2)}]
+)
 def test_a_missing_or_misshapen_tensor_is_refused_by_name(tensors: dict[str, torch.Tensor]) -> None:
     with pytest.raises(ModelError, match=r"layout expects a of shape \(2,\)"):
         Layout.of_shapes({"a": (2,)}).flatten(tensors)

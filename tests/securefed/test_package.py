@@ -26,7 +26,9 @@ HEAVY = ("torch", "transformers", "peft", "opacus", "sklearn", "matplotlib", "ri
 def python(code: str) -> str:
     """What a fresh interpreter prints."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    ).stdout
 
 
 def test_every_public_name_can_be_had() -> None:
@@ -89,7 +91,9 @@ def test_the_version_is_the_one_that_is_released() -> None:
 def test_every_direct_dependency_has_its_tested_version_in_the_constraints() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pinned = dict(
-        line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split() if "==" in line
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+        if "==" in line
     )
     wanted = list(project["dependencies"])
     for extra in ("zoo", "dev", "tensorboard"):
@@ -115,7 +119,9 @@ def test_the_outer_tables_are_what_their_catalogues_say() -> None:
         "defenses": set(securefed_defenses.AGGREGATORS) | set(securefed_defenses.PRE_AGGREGATORS),
     }
     for folder, names in tables.items():
-        rows = re.findall(r"^\| `(\w+)`", (ROOT / folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+        rows = re.findall(
+            r"^\| `(\w+)`", (ROOT / folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+        )
         assert set(rows) == names
         assert not (ROOT / folder / "__init__.py").exists()
 
@@ -147,14 +153,20 @@ def untidy_test(source: str) -> Iterator[str]:
     tree = ast.parse(source)
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and id(node) not in called and ast.unparse(node).endswith(("mark.skip", "mark.xfail")):
+        if (
+            isinstance(node, ast.Attribute)
+            and id(node) not in called
+            and ast.unparse(node).endswith(("mark.skip", "mark.xfail"))
+        ):
             yield f"line {node.lineno}: {ast.unparse(node)} without a reason"
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
         if name.endswith("time.sleep") or name == "sleep":
             yield f"line {node.lineno}: {name}"
-        if name.endswith(("mark.skip", "mark.skipif", "mark.xfail")) and "reason" not in [k.arg for k in node.keywords]:
+        if name.endswith(("mark.skip", "mark.skipif", "mark.xfail")) and "reason" not in [
+            k.arg for k in node.keywords
+        ]:
             yield f"line {node.lineno}: {name} without a reason"
         if name in ("pytest.skip", "pytest.xfail") and not (node.args or node.keywords):
             yield f"line {node.lineno}: {name} without a reason"
@@ -182,7 +194,9 @@ def test_what_is_unfinished_or_untidy_is_noticed() -> None:
         "pytest.skip()",
     ):
         assert list(untidy_test(source)), source
-    assert not list(untidy_test("@pytest.mark.skipif(True, reason='no GPU')\ndef test_a(): ...\npytest.skip('no data')"))
+    assert not list(
+        untidy_test("@pytest.mark.skipif(True, reason='no GPU')\ndef test_a(): ...\npytest.skip('no data')")
+    )
 
 
 def test_library_code_prints_nothing() -> None:
@@ -190,7 +204,9 @@ def test_library_code_prints_nothing() -> None:
         if path.relative_to(ROOT).parts[:2] in (("securefed", "cli.py"), ("securefed", "cli")):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            calls_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            calls_print = (
+                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            )
             assert not calls_print, f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
 
 
@@ -203,7 +219,9 @@ def test_the_readme_is_short_and_its_python_parses() -> None:
 
 def test_the_readme_names_only_make_targets_and_files_that_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(
+        re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     code = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     assert set(re.findall(r"^make ([a-z-]+)", code, re.MULTILINE)) <= targets
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)

@@ -11,7 +11,16 @@ from securefed.aggregation import Mean
 from securefed.config import Component
 from securefed.errors import ConfigError
 from securefed.protect.plain import Plain
-from securefed.registry import AGGREGATORS, ALGORITHMS, ENGINES, PROTECTIONS, find_class, make, make_aggregator, make_protection
+from securefed.registry import (
+    AGGREGATORS,
+    ALGORITHMS,
+    ENGINES,
+    PROTECTIONS,
+    find_class,
+    make,
+    make_aggregator,
+    make_protection,
+)
 
 
 def refusal(kind: str, component: Component, table: dict[str, str]) -> str:
@@ -27,7 +36,9 @@ def test_a_name_gives_its_class_and_options_become_fields() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    assert "no protection named 'plian'; did you mean plain?" in refusal("protection", Component("plian"), PROTECTIONS)
+    assert "no protection named 'plian'; did you mean plain?" in refusal(
+        "protection", Component("plian"), PROTECTIONS
+    )
 
 
 def test_a_name_near_to_nothing_lists_what_is_known_and_the_way_to_bring_your_own() -> None:
@@ -55,7 +66,9 @@ def test_the_core_works_where_the_outer_packages_are_not_installed() -> None:
         "try: make_aggregator(Component('krum'))\n"
         "except Exception as error: print(type(error).__name__)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment())
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment()
+    )
     assert ran.stdout.split() == ["Mean", "ConfigError"]
 
 
@@ -86,11 +99,17 @@ def test_a_path_that_leads_nowhere_is_refused_by_name(path: str, words: str) -> 
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_or_with_all() -> None:
-    assert "did you mean keep_updates" in refusal("protection", Component("plain", {"keep_update": True}), PROTECTIONS)
+    assert "did you mean keep_updates" in refusal(
+        "protection", Component("plain", {"keep_update": True}), PROTECTIONS
+    )
     assert "it takes none" in refusal("aggregator", Component("mean", {"f": 2}), AGGREGATORS)
 
 
-@pytest.mark.parametrize("table", [PROTECTIONS, AGGREGATORS, ALGORITHMS, ENGINES], ids=["protection", "aggregator", "algorithm", "engine"])
+@pytest.mark.parametrize(
+    "table",
+    [PROTECTIONS, AGGREGATORS, ALGORITHMS, ENGINES],
+    ids=["protection", "aggregator", "algorithm", "engine"],
+)
 def test_every_name_that_is_listed_leads_to_a_class(table: dict[str, str]) -> None:
     for name, path in table.items():
         found = find_class("component", name, table)

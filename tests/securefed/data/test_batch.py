@@ -21,7 +21,9 @@ def encoded(rows: list[list[int]], **columns: Any) -> Encoded:
 
 
 @given(records, st.data())
-def test_a_batch_holds_its_records_padded_to_the_longest_of_them(rows: list[list[int]], data: st.DataObject) -> None:
+def test_a_batch_holds_its_records_padded_to_the_longest_of_them(
+    rows: list[list[int]], data: st.DataObject
+) -> None:
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=6))
     batch = collate(encoded(rows, labels=np.arange(len(rows))), chosen)
     assert batch.input_ids is not None
@@ -38,7 +40,9 @@ def test_a_batch_holds_its_records_padded_to_the_longest_of_them(rows: list[list
 
 
 def test_language_model_labels_leave_out_padding_and_keep_a_token_that_looks_like_it() -> None:
-    batch = collate(encoded([[5, PAD], [7, PAD, 8]]), [0, 1])  # PAD is also a real token, as in models whose pad is eos
+    batch = collate(
+        encoded([[5, PAD], [7, PAD, 8]]), [0, 1]
+    )  # PAD is also a real token, as in models whose pad is eos
     assert batch.labels is not None
     assert batch.labels.tolist() == [[5, PAD, IGNORE], [7, PAD, 8]]
 
@@ -85,11 +89,15 @@ def test_physical_batches_partition_the_draw_within_both_bounds(
     cost = np.array(lengths, np.int64)
     pieces = physical_batches(cost, rows, max_tokens, max_rows)
     together = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
-    assert sorted(together.tolist()) == sorted(rows.tolist())  # each drawn record once, as often as it was drawn
+    assert sorted(together.tolist()) == sorted(
+        rows.tolist()
+    )  # each drawn record once, as often as it was drawn
     assert all(1 <= len(piece) <= max_rows for piece in pieces)
     padded = [len(piece) * int(cost[piece].max()) for piece in pieces]
     alone = [len(piece) == 1 for piece in pieces]
-    assert all(p <= max_tokens or one for p, one in zip(padded, alone, strict=True))  # a long record goes by itself
+    assert all(
+        p <= max_tokens or one for p, one in zip(padded, alone, strict=True)
+    )  # a long record goes by itself
     np.testing.assert_array_equal(rows, before)
 
 
