@@ -47,7 +47,7 @@ class AggregatorContract:
         assert isinstance(rule, Aggregator)
         assert rule.needs in typing.get_args(Reveals)
         assert dataclasses.is_dataclass(rule)
-        assert type(rule).__dataclass_params__.frozen  # type: ignore[attr-defined]  # not in typeshed
+        assert type(rule).__dataclass_params__.frozen
 
     def test_its_fields_are_its_configuration(self) -> None:
         rule = self.rule()
