@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import numpy as np
 from securefed.config import Config, check_against_shards, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.data import load_dataset, make_shards
-from securefed.data.records import Dataset, Shard
+from securefed.data.records import Dataset, Examples, Shard
 from securefed.privacy.calibration import calibrate_noise
 from securefed.privacy.ledger import Budget, Ledger, ShardKey
 from securefed.training.client import ClientRunner, Guarantee
@@ -127,6 +128,28 @@ def make_guarantee(config: Config, clients: int) -> Guarantee | None:
     return Guarantee(calibrate_noise(p.epsilon, p.delta, rate, releases, p.accountant), budget)
 
 
+def disjoint(shards: Sequence[Shard]) -> bool:
+    """Whether no training record is held by two clients.
+
+    Where one is, its owner's loss is the composition of both clients' mechanisms, not the larger one.
+    """
+    seen: set[bytes] = set()
+    for shard in shards:
+        mine = set(_record_digests(shard.train))
+        if mine & seen:
+            return False
+        seen |= mine
+    return True
+
+
+def _record_digests(examples: Examples) -> Iterator[bytes]:
+    for i in range(len(examples)):
+        if examples.texts is not None:
+            yield hashlib.sha256(examples.texts[i].encode()).digest()
+        elif examples.images is not None:
+            yield hashlib.sha256(examples.images[i].tobytes()).digest()
+
+
 def register(ledger: Ledger, run: str, assembly: Assembly) -> None:
     """Names the run's shards in the site's ledger, before anything is spent on them.
 
@@ -136,7 +159,7 @@ def register(ledger: Ledger, run: str, assembly: Assembly) -> None:
     unit = assembly.config.privacy.unit
     if unit == "example":
         keys = {s.client: ShardKey(s.digest, len(s.train)) for s in assembly.shards}
-        ledger.register(run, keys, assembly.dataset.digest, "example")
+        ledger.register(run, keys, assembly.dataset.digest, "example", disjoint=disjoint(assembly.shards))
     elif unit == "client":
         whole = {SERVER: ShardKey(assembly.dataset.digest, len(assembly.shards))}
         ledger.register(run, whole, assembly.dataset.digest, "client")
