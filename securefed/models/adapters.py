@@ -26,7 +26,14 @@ from securefed.models.quiet import quiet
 logger = logging.getLogger(__name__)
 
 LORA = ("rolora", "ffa", "lora", "fedsa")
-AUTO_TARGETS = (("query", "value"), ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("q", "v"), ("c_attn",), ("query_key_value",))
+AUTO_TARGETS = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("q_lin", "v_lin"),
+    ("q", "v"),
+    ("c_attn",),
+    ("query_key_value",),
+)
 """Attention's query and value projections under the names the families give them; the first that is found is taken."""
 TASK_TYPES = {"classification": "FEATURE_EXTRACTION", "causal-lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 
@@ -89,7 +96,11 @@ def state(adapted_peft: Any, folder: Path, name: str) -> None:
         settings.inference_mode, before = True, settings.inference_mode
         settings.save_pretrained(str(folder))
         settings.inference_mode = before
-    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
+    save_file(
+        {k: t.detach().cpu().contiguous() for k, t in tensors.items()},
+        folder / "adapter_model.safetensors",
+        {"format": "pt"},
+    )
 
 
 def file_name(name: str) -> str:
@@ -112,7 +123,9 @@ def refuse_unsupported(folder: Path) -> None:
 
 def _full(base: Any, config: ModelConfig, unit: str) -> Adapted:
     if config.dtype != "float32":
-        raise ModelError(f'adapter "full" trains the base weights themselves; {config.dtype} would round small steps away, set model.dtype = "float32"')
+        raise ModelError(
+            f'adapter "full" trains the base weights themselves; {config.dtype} would round small steps away, set model.dtype = "float32"'
+        )
     frozen = _broadcast_embeddings(base) if unit == "example" else set()
     if frozen:
         logger.info(
@@ -126,7 +139,9 @@ def _full(base: Any, config: ModelConfig, unit: str) -> Adapted:
 def _broadcast_embeddings(base: Any) -> set[str]:
     """Position, token-type and relative-position tables: every embedding but the tokens' own."""
     tokens = base.get_input_embeddings()
-    tables = {id(m.weight) for m in base.modules() if isinstance(m, nn.Embedding) and m.weight is not tokens.weight}
+    tables = {
+        id(m.weight) for m in base.modules() if isinstance(m, nn.Embedding) and m.weight is not tokens.weight
+    }
     return {n for n, p in base.named_parameters() if id(p) in tables}
 
 
@@ -156,7 +171,9 @@ def _inject(base: Any, config: ModelConfig, name: str) -> Any:
     peft.peft_config["default"].base_model_name_or_path = name
     adapted = {clean(n).removesuffix(".lora_A") for n, _ in base.named_parameters() if ".lora_A." in n}
     if adapted != expected:
-        raise ModelError(f"PEFT adapted {len(adapted)} modules where {len(expected)} match; name the modules in full in model.targets")
+        raise ModelError(
+            f"PEFT adapted {len(adapted)} modules where {len(expected)} match; name the modules in full in model.targets"
+        )
     return peft
 
 
@@ -166,19 +183,21 @@ def _targets(base: Any, config: ModelConfig) -> tuple[str, ...]:
     for names in AUTO_TARGETS:
         if all(_matching(base, (n,), strict=False) for n in names):
             return names
-    raise ModelError(f"no query and value projections known in {type(base).__name__}; set model.targets to some of {_linears(base)}")
+    raise ModelError(
+        f"no query and value projections known in {type(base).__name__}; set model.targets to some of {_linears(base)}"
+    )
 
 
 def _matching(base: Any, targets: tuple[str, ...], strict: bool = True) -> dict[str, nn.Module]:
     """The modules that these names mean, by full name or by its end, each fit for LoRA."""
-    found = {
-        n: m for n, m in base.named_modules() if any(n == t or n.endswith(f".{t}") for t in targets)
-    }
+    found = {n: m for n, m in base.named_modules() if any(n == t or n.endswith(f".{t}") for t in targets)}
     if not strict:
         return {n: m for n, m in found.items() if _is_linear(m)}
     for target in targets:
         if not any(n == target or n.endswith(f".{target}") for n in found):
-            raise ModelError(f"no module named {target!r} in {type(base).__name__}; model.targets can be some of {_linears(base)}")
+            raise ModelError(
+                f"no module named {target!r} in {type(base).__name__}; model.targets can be some of {_linears(base)}"
+            )
     for n, module in found.items():
         if isinstance(module, nn.Embedding):
             raise ModelError(
@@ -186,7 +205,9 @@ def _matching(base: Any, targets: tuple[str, ...], strict: bool = True) -> dict[
                 "so DP cannot bound one record; target linear projections such as " + _linears(base)
             )
         if not _is_linear(module):
-            raise ModelError(f"module {n!r} is a {type(module).__name__}, LoRA needs a linear layer: some of {_linears(base)}")
+            raise ModelError(
+                f"module {n!r} is a {type(module).__name__}, LoRA needs a linear layer: some of {_linears(base)}"
+            )
     return found
 
 
@@ -205,7 +226,9 @@ def layer_index(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _layers(base: Any, config: ModelConfig, found: dict[str, nn.Module]) -> tuple[list[int] | None, str | None]:
+def _layers(
+    base: Any, config: ModelConfig, found: dict[str, nn.Module]
+) -> tuple[list[int] | None, str | None]:
     """Which layers `config.layers` means, and what PEFT must call them. For T5: of each of the two stacks."""
     if config.layers == "all":
         return None, None
@@ -243,14 +266,20 @@ def _initialize(tensors: dict[str, nn.Parameter], config: ModelConfig) -> None:
             tensor.copy_(torch.from_numpy(rows.astype(np.float32)))
 
 
-def _start_of_a(name: str, shape: tuple[int, ...], config: ModelConfig) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _start_of_a(
+    name: str, shape: tuple[int, ...], config: ModelConfig
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     rank, width = shape
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}:{name}".encode()).digest()[:8], "big")
     normal = np.random.Generator(np.random.PCG64(seed)).standard_normal((width, rank))
     if config.adapter != "ffa":
         return normal.T / np.sqrt(width)
     if rank > width:
-        raise ModelError(f"model.rank={rank} is more than the {width} inputs of {name}; ffa needs orthonormal rows, lower the rank")
+        raise ModelError(
+            f"model.rank={rank} is more than the {width} inputs of {name}; ffa needs orthonormal rows, lower the rank"
+        )
     q, r = np.linalg.qr(normal)
-    rows: np.ndarray[Any, np.dtype[np.float64]] = (q * np.sign(np.diag(r))).T  # the sign makes the factorization unique
+    rows: np.ndarray[Any, np.dtype[np.float64]] = (
+        q * np.sign(np.diag(r))
+    ).T  # the sign makes the factorization unique
     return rows

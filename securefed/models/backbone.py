@@ -21,7 +21,9 @@ AUTO_CLASS = {
 }
 
 
-def load_backbone(folder: Path, task: str, *, dtype: str, dropout: float, max_length: int, device: torch.device) -> Any:
+def load_backbone(
+    folder: Path, task: str, *, dtype: str, dropout: float, max_length: int, device: torch.device
+) -> Any:
     """The base model, complete, on the CPU, every dropout at `dropout`, without a KV cache or pooler.
 
     Raises:
@@ -47,9 +49,13 @@ def load_backbone(folder: Path, task: str, *, dtype: str, dropout: float, max_le
             )
     except ModelError:
         raise
-    except Exception as error:  # the libraries raise anything from KeyError to their own types on a bad folder
+    except (
+        Exception
+    ) as error:  # the libraries raise anything from KeyError to their own types on a bad folder
         line = (str(error).strip().splitlines() or [""])[0]
-        raise ModelError(f"cannot load {folder.name} for task {task}: {type(error).__name__}: {line[:200]}") from None
+        raise ModelError(
+            f"cannot load {folder.name} for task {task}: {type(error).__name__}: {line[:200]}"
+        ) from None
     _check_complete(folder, task, info)
     _drop_pooler(model)
     for module in model.modules():
@@ -65,7 +71,9 @@ def enable_checkpointing(model: Any) -> None:
     Reentrant checkpointing needs an input that requires grad, hence the second call.
     """
     if not getattr(model, "supports_gradient_checkpointing", False):
-        raise ModelError(f"{type(model).__name__} does not support gradient checkpointing; set model.gradient_checkpointing = false")
+        raise ModelError(
+            f"{type(model).__name__} does not support gradient checkpointing; set model.gradient_checkpointing = false"
+        )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     model.enable_input_require_grads()
 
@@ -81,20 +89,30 @@ def positions(config: Any) -> int | None:
 
 def _check_config(config: Any, task: str, max_length: int) -> None:
     if task == "classification" and config.is_encoder_decoder:
-        raise ModelError(f'{config.model_type} is an encoder-decoder: set model.task = "seq2seq", or classify with an encoder or a decoder')
+        raise ModelError(
+            f'{config.model_type} is an encoder-decoder: set model.task = "seq2seq", or classify with an encoder or a decoder'
+        )
     if task == "causal-lm" and config.is_encoder_decoder:
         raise ModelError(f'{config.model_type} is an encoder-decoder; set model.task = "seq2seq"')
     if task == "seq2seq" and not config.is_encoder_decoder:
-        raise ModelError(f'{config.model_type} has no decoder beside its encoder; choose task "classification" or "causal-lm"')
+        raise ModelError(
+            f'{config.model_type} has no decoder beside its encoder; choose task "classification" or "causal-lm"'
+        )
     longest = positions(config)
     if longest is not None and max_length > longest:
-        raise ModelError(f"max_length={max_length} is more than the {longest} positions of {config.model_type}; lower data.max_length")
+        raise ModelError(
+            f"max_length={max_length} is more than the {longest} positions of {config.model_type}; lower data.max_length"
+        )
 
 
 def _set_dropout_fields(config: Any, dropout: float) -> None:
     """Attention modules read some probabilities from the config as plain numbers, not from an nn.Dropout."""
     for name, value in list(vars(config).items()):
-        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float | int) and not isinstance(value, bool):
+        if (
+            ("dropout" in name or name.endswith("_pdrop"))
+            and isinstance(value, float | int)
+            and not isinstance(value, bool)
+        ):
             setattr(config, name, dropout)
 
 

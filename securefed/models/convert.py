@@ -6,10 +6,12 @@ carries a manifest of checksums, so a half-written or damaged cache is noticed a
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from securefed.errors import ModelError
@@ -69,7 +71,9 @@ def _build(name: str, gguf: Path, source: str, folder: Path) -> Path:
         write_json(half / MANIFEST, {"format": FORMAT, "name": name, "source_sha256": source, "files": files})
         return _publish(half, folder, source)
     except OSError as error:
-        raise ModelError(f"cannot write the converted model to {folder.parent}: {error.strerror or error}") from None
+        raise ModelError(
+            f"cannot write the converted model to {folder.parent}: {error.strerror or error}"
+        ) from None
     finally:
         if half is not None:
             shutil.rmtree(half, ignore_errors=True)  # already renamed away after a success
@@ -99,8 +103,11 @@ def _convert(gguf: Path, into: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"reading {gguf.name} needs the gguf package: pip install gguf")
     try:
-        with quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # its progress bar ignores transformers' switch, and stderr is where it draws
+        with quiet(), redirect_stderr(io.StringIO()):
+            loaded = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             config = loaded.config
             del config.quantization_config
@@ -110,4 +117,6 @@ def _convert(gguf: Path, into: Path) -> None:
             plain.save_pretrained(into)
             tokenizer.save_pretrained(into)
     except (ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"cannot convert {gguf.name}: {str(error).splitlines()[0]}; reinstall the package that ships it") from None
+        raise ModelError(
+            f"cannot convert {gguf.name}: {str(error).splitlines()[0]}; reinstall the package that ships it"
+        ) from None

@@ -65,8 +65,17 @@ class TextClassifier(nn.Module):
             ModelError: `cut` is no stage of this model.
         """
         if not 1 <= cut <= self.layers + 1:
-            raise ModelError(f"cut={cut} is no cacheable stage of this model; stages are 1 to {self.layers + 1}")
-        return self.features(batch) if cut == self.layers + 1 else self._hidden(batch, cut).float()
+            raise ModelError(
+                f"cut={cut} is no cacheable stage of this model; stages are 1 to {self.layers + 1}"
+            )
+        training = self.backbone.training
+        if self.checkpointing:
+            self.backbone.eval()  # nothing is recomputed here, and torch would warn about it
+        try:
+            return self.features(batch) if cut == self.layers + 1 else self._hidden(batch, cut).float()
+        finally:
+            if self.checkpointing:
+                self.backbone.train(training)
 
     def stage_below(self, names: Iterable[str]) -> int:
         """The deepest stage with none of these tensors (clean names) below it; 0 if there is none."""

@@ -42,7 +42,9 @@ class Seq2SeqLM(nn.Module):
         self.start = start if start is not None else config.pad_token_id
         self.pad = config.pad_token_id if config.pad_token_id is not None else self.start
         if self.start is None:
-            raise ModelError(f"{config.model_type} names no decoder_start_token_id; add it to its config.json")
+            raise ModelError(
+                f"{config.model_type} names no decoder_start_token_id; add it to its config.json"
+            )
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits (b, u, V); position i predicts label i."""

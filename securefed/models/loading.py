@@ -30,7 +30,7 @@ def load(
 
 
 def find_device(name: str) -> torch.device:
-    """"auto" is a GPU when there is one.
+    """ "auto" is a GPU when there is one.
 
     Raises:
         ModelError: not a device, or not one of this machine.
@@ -41,14 +41,18 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise ModelError(f'model.device={name!r} is not available on this machine; use "auto" or "cpu"') from None
+        raise ModelError(
+            f'model.device={name!r} is not available on this machine; use "auto" or "cpu"'
+        ) from None
     return device
 
 
 # ----------------------------------------------------------------------------------------- pre-trained
 
 
-def _pretrained(config: ModelConfig, classes: int, unit: str, max_length: int, device: torch.device) -> TaskModel:
+def _pretrained(
+    config: ModelConfig, classes: int, unit: str, max_length: int, device: torch.device
+) -> TaskModel:
     from securefed.models.adapters import adapt
     from securefed.models.backbone import enable_checkpointing, load_backbone, positions
     from securefed.models.text import load_encoder
@@ -56,7 +60,12 @@ def _pretrained(config: ModelConfig, classes: int, unit: str, max_length: int, d
 
     source = find_model(config.name)
     base = load_backbone(
-        source.folder, config.task, dtype=config.dtype, dropout=config.dropout, max_length=max_length, device=device
+        source.folder,
+        config.task,
+        dtype=config.dtype,
+        dropout=config.dropout,
+        max_length=max_length,
+        device=device,
     )
     vocabulary = base.get_input_embeddings().weight.shape[0]
     text = load_encoder(source.folder, config.task, vocabulary=vocabulary, longest=positions(base.config))
@@ -98,7 +107,10 @@ def _wrap(base: Any, config: ModelConfig, classes: int) -> torch.nn.Module:
 
 def _files(folder: Path) -> dict[str, str]:
     """Digests of the configuration, the weights and the tokenizer; names of nothing machine-specific."""
-    wanted = [*folder.glob("*.safetensors"), *(folder / n for n in ("config.json", "tokenizer.json", "vocab.txt"))]
+    wanted = [
+        *folder.glob("*.safetensors"),
+        *(folder / n for n in ("config.json", "tokenizer.json", "vocab.txt")),
+    ]
     return {path.name: file_digest(path) for path in sorted(wanted) if path.is_file()}
 
 
@@ -107,7 +119,13 @@ def _settings(config: ModelConfig, classes: int) -> dict[str, Any]:
     lora = config.adapter not in ("head", "full")
     shape = (config.rank, config.alpha, config.targets, config.layers, config.rslora) if lora else ()
     seed = config.seed if config.adapter == "ffa" else None
-    return {"task": config.task, "dtype": config.dtype, "adapter": shape, "frozen_seed": seed, "classes": classes}
+    return {
+        "task": config.task,
+        "dtype": config.dtype,
+        "adapter": shape,
+        "frozen_seed": seed,
+        "classes": classes,
+    }
 
 
 # ------------------------------------------------------------------------------------------ small nets
@@ -117,9 +135,13 @@ def _small(
     config: ModelConfig, classes: int, image_shape: tuple[int, int, int] | None, device: torch.device
 ) -> TaskModel:
     if image_shape is None:
-        raise ModelError(f"model {config.name} classifies images; use an image data set such as fashion-mnist or digits")
+        raise ModelError(
+            f"model {config.name} classifies images; use an image data set such as fashion-mnist or digits"
+        )
     if config.adapter != "full" or config.task != "classification" or config.dtype != "float32":
-        raise ModelError(f'model {config.name} takes adapter = "full", task = "classification" and dtype = "float32" only')
+        raise ModelError(
+            f'model {config.name} takes adapter = "full", task = "classification" and dtype = "float32" only'
+        )
     module = small_net(config, image_shape, classes)
     module.to(device).train()
     parameters = {n.removeprefix("net."): p for n, p in module.named_parameters()}
@@ -136,7 +158,9 @@ def _small(
         device=device,
         parameters=parameters,
         part_of=dict.fromkeys(parameters, "base"),
-        base_digest=base_digest({}, {"net": config.name, "hidden": config.hidden, "shape": image_shape, "classes": classes}),
+        base_digest=base_digest(
+            {}, {"net": config.name, "hidden": config.hidden, "shape": image_shape, "classes": classes}
+        ),
         encode=encode,
         name=config.name,
         classes=classes,

@@ -47,26 +47,39 @@ def load_result(folder: Path, *, base: str | None, device: str) -> TaskModel:
     refuse_unsupported(folder)
     sidecar = read_json(folder / SIDECAR)
     if sidecar is None or sidecar.get("format") != FORMAT:
-        raise ModelError(f"{folder} has no {SIDECAR} of format {FORMAT}; it was not written by save_adapter or not completely")
+        raise ModelError(
+            f"{folder} has no {SIDECAR} of format {FORMAT}; it was not written by save_adapter or not completely"
+        )
     try:
         config = _config(sidecar["model"])
         shape = sidecar["image_shape"]
-        classes, length, digest = int(sidecar["classes"]), int(sidecar["max_length"]), str(sidecar["base_digest"])
+        classes, length, digest = (
+            int(sidecar["classes"]),
+            int(sidecar["max_length"]),
+            str(sidecar["base_digest"]),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder}/{SIDECAR} is damaged: {type(error).__name__} at {error}") from None
     whole = config.adapter == "full" and config.name not in SMALL_NETS
     name = str(folder) if whole else base or config.name
     config = dataclasses.replace(config, name=name, device=device)
-    model = load(config, classes=classes, image_shape=tuple(shape) if shape else None, unit="none", max_length=length)
+    model = load(
+        config, classes=classes, image_shape=tuple(shape) if shape else None, unit="none", max_length=length
+    )
     if not whole and model.base_digest != digest:
-        raise ModelError(f"base model {config.name} is not the one {folder} was trained from; give the right one as base=")
+        raise ModelError(
+            f"base model {config.name} is not the one {folder} was trained from; give the right one as base="
+        )
     _load_tensors(model, folder)
     return model
 
 
 def _config(tree: dict[str, Any]) -> ModelConfig:
     known = {f.name for f in dataclasses.fields(ModelConfig)}
-    return ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in tree.items() if k in known})
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in tree.items() if k in known
+    }
+    return ModelConfig(**values)
 
 
 def _sidecar(model: TaskModel) -> dict[str, Any]:
@@ -133,18 +146,30 @@ def _read(path: Path, into: dict[str, tuple[str, torch.nn.Parameter]]) -> None:
         raise ModelError(f"{path} is missing or damaged") from None
     if found.keys() != into.keys():
         odd = sorted(found.keys() ^ into.keys())[0]
-        raise ModelError(f"{path.name} and the model disagree about tensor {odd}; was it made from another config?")
+        raise ModelError(
+            f"{path.name} and the model disagree about tensor {odd}; was it made from another config?"
+        )
     with torch.no_grad():
         for key, (name, parameter) in into.items():
             if found[key].shape != parameter.shape:
-                raise ModelError(f"{path.name} holds {name} of shape {tuple(found[key].shape)}, the model needs {tuple(parameter.shape)}")
+                raise ModelError(
+                    f"{path.name} holds {name} of shape {tuple(found[key].shape)}, the model needs {tuple(parameter.shape)}"
+                )
             parameter.copy_(found[key])
 
 
 def _readme(model: TaskModel) -> str:
-    lines = [f"# {model.config.adapter} result on {model.name}", "", f"Task: {model.task}. Trained numbers: {model.layout.size}."]
+    lines = [
+        f"# {model.config.adapter} result on {model.name}",
+        "",
+        f"Task: {model.task}. Trained numbers: {model.layout.size}.",
+    ]
     if model.peft is not None:
-        auto = {"classification": "AutoModel", "causal-lm": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}[model.task]
+        auto = {
+            "classification": "AutoModel",
+            "causal-lm": "AutoModelForCausalLM",
+            "seq2seq": "AutoModelForSeq2SeqLM",
+        }[model.task]
         lines += [
             "",
             "```python",
@@ -154,6 +179,15 @@ def _readme(model: TaskModel) -> str:
             "```",
         ]
     if model.task == "classification" and model.config.name not in SMALL_NETS:
-        lines += ["", "Logits: mean of the last hidden states over the attention mask, scaled to length one, times `head.weight` plus `head.bias` (head.safetensors)."]
-    lines += ["", "```python", "from securefed.models import load_result", 'model = load_result("this folder")', "```"]
+        lines += [
+            "",
+            "Logits: mean of the last hidden states over the attention mask, scaled to length one, times `head.weight` plus `head.bias` (head.safetensors).",
+        ]
+    lines += [
+        "",
+        "```python",
+        "from securefed.models import load_result",
+        'model = load_result("this folder")',
+        "```",
+    ]
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from securefed.data.records import Examples
 from securefed.errors import ModelError
 from securefed.layout import Layout
 from securefed.models.encoder import TextClassifier
-from securefed.models.language import token_losses
+from securefed.models.language import CausalLM, Seq2SeqLM, token_losses
 from securefed.types import Vector
 
 
@@ -76,7 +76,9 @@ class TaskModel:
         self.depth: int = module.layers + 1 if cacheable and isinstance(module, TextClassifier) else 0
 
     def __repr__(self) -> str:
-        return f"TaskModel({self.name}, {self.task}, {self.config.adapter}, d={self.layout.size}, {self.device})"
+        return (
+            f"TaskModel({self.name}, {self.task}, {self.config.adapter}, d={self.layout.size}, {self.device})"
+        )
 
     # ------------------------------------------------------------------------------------- tensors
 
@@ -91,8 +93,12 @@ class TaskModel:
             ModelError: a tensor the model does not train, or a vector of another size or dtype.
         """
         self._known(layout.names)
-        if layout.names and any(tuple(self.parameters[n].shape) != s for n, s in zip(layout.names, layout.shapes, strict=True)):
-            raise ModelError("layout and model disagree about a tensor's shape; both sides must build the same model")
+        if layout.names and any(
+            tuple(self.parameters[n].shape) != s for n, s in zip(layout.names, layout.shapes, strict=True)
+        ):
+            raise ModelError(
+                "layout and model disagree about a tensor's shape; both sides must build the same model"
+            )
         layout.write(vector, self.parameters)
 
     def set_trainable(self, names: Collection[str]) -> None:
@@ -110,7 +116,9 @@ class TaskModel:
     def _known(self, names: Collection[str]) -> None:
         unknown = sorted(set(names) - self.parameters.keys())
         if unknown:
-            raise ModelError(f"{unknown[0]!r} is not a trainable tensor of this model; see TaskModel.layout.names")
+            raise ModelError(
+                f"{unknown[0]!r} is not a trainable tensor of this model; see TaskModel.layout.names"
+            )
 
     # ------------------------------------------------------------------------------------- records
 
@@ -157,8 +165,8 @@ class TaskModel:
         logits = self.logits(batch)
         if self.task == "classification":
             return logits, labels
-        aligned: tuple[torch.Tensor, torch.Tensor] = self.module.align(logits, labels)
-        return aligned
+        assert isinstance(self.module, CausalLM | Seq2SeqLM)
+        return self.module.align(logits, labels)
 
     # -------------------------------------------------------------------------------- frozen prefix
 
@@ -172,7 +180,11 @@ class TaskModel:
             ModelError: a tensor that is not in `layout`.
         """
         self._known(trainable)
-        return self.module.stage_below(trainable) if self.depth and isinstance(self.module, TextClassifier) else 0
+        return (
+            self.module.stage_below(trainable)
+            if self.depth and isinstance(self.module, TextClassifier)
+            else 0
+        )
 
     def prefix(self, batch: Batch, cut: int) -> torch.Tensor:
         """The output of stage `cut`, float32 without gradient: hidden (b, t, h), or features (b, h) at `depth`.
@@ -183,7 +195,9 @@ class TaskModel:
             ModelError: `cut` is no stage of this model.
         """
         if not isinstance(self.module, TextClassifier) or not 1 <= cut <= self.depth:
-            raise ModelError(f"cut={cut} is no cacheable stage of this model; stages are 1 to depth={self.depth}")
+            raise ModelError(
+                f"cut={cut} is no cacheable stage of this model; stages are 1 to depth={self.depth}"
+            )
         return self.module.prefix(batch.to(self.device), cut)
 
     # --------------------------------------------------------------------------------------- result
@@ -207,6 +221,6 @@ def _labels(batch: Batch) -> torch.Tensor:
 def _check_labels(examples: Examples, classes: int) -> None:
     if examples.labels is None:
         raise ModelError("classification needs a label for each record; name its column in data.label_column")
-    if len(examples.labels) and not (0 <= examples.labels.min() and examples.labels.max() < classes):
+    if len(examples.labels) and (examples.labels.min() < 0 or examples.labels.max() >= classes):
         found = sorted({int(examples.labels.min()), int(examples.labels.max())})
         raise ModelError(f"labels must be 0 to {classes - 1} for {classes} classes, found {found}")

