@@ -1,0 +1,285 @@
+"""Which tensors of a base model train: low-rank adapters through PEFT, all weights, or none. Only this file knows PEFT.
+
+LoRA adds `alpha/rank x B A` to a linear layer (Hu et al. 2021, section 4.1). Variants differ in what trains
+and travels: `lora` A and B, `rolora` A and B by turns, `fedsa` A travels and B stays, `ffa` B alone over a
+public A. Adapters are float32 whatever the base's dtype, and so are their per-sample gradients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from securefed.config import ModelConfig
+from securefed.errors import ModelError
+from securefed.models.digest import read_json
+from securefed.models.quiet import quiet
+
+logger = logging.getLogger(__name__)
+
+LORA = ("rolora", "ffa", "lora", "fedsa")
+AUTO_TARGETS = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("q_lin", "v_lin"),
+    ("q", "v"),
+    ("c_attn",),
+    ("query_key_value",),
+)
+"""Attention's query and value projections under the names the families give them; the first that is found is taken."""
+TASK_TYPES = {"classification": "FEATURE_EXTRACTION", "causal-lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapted:
+    """A base model made trainable.
+
+    Attributes:
+        parameters: clean name -> what trains in the base. parts: clean name -> "A", "B" or "base".
+        peft: PEFT's model around the base, None without LoRA. frozen: clean name -> frozen adapter tensors.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    parts: dict[str, str]
+    peft: Any = None
+    frozen: dict[str, nn.Parameter] | None = None
+
+
+def adapt(base: Any, config: ModelConfig, *, unit: str, name: str) -> Adapted:
+    """Freezes the base and makes trainable what `config.adapter` says; the base is changed in place.
+
+    Args:
+        base: the loaded model. config: adapter, rank, alpha, targets, layers, seed.
+        unit: the job's privacy unit. name: what the adapter's files call the base model.
+
+    Raises:
+        ModelError: no module matches, a target LoRA cannot follow, layers that do not exist.
+    """
+    base.requires_grad_(False)
+    if config.adapter == "head":
+        return Adapted({}, {})
+    if config.adapter == "full":
+        return _full(base, config, unit)
+    peft = _inject(base, config, name)
+    tensors = {clean(n): p for n, p in base.named_parameters() if ".lora_" in n}
+    _initialize(tensors, config)
+    parts = {n: n[-1] for n in tensors}
+    frozen = {n: p for n, p in tensors.items() if config.adapter == "ffa" and parts[n] == "A"}
+    for n, p in tensors.items():
+        p.requires_grad_(n not in frozen)
+    trained = {n: p for n, p in tensors.items() if n not in frozen}
+    return Adapted(trained, {n: parts[n] for n in trained}, peft, frozen)
+
+
+def clean(name: str) -> str:
+    """`X.lora_A.default.weight` -> `X.lora_A`; other names as they are."""
+    return name.replace(".default.weight", "") if ".lora_" in name else name
+
+
+def state(adapted_peft: Any, folder: Path, name: str) -> None:
+    """Writes `adapter_config.json` and `adapter_model.safetensors`, which `PeftModel.from_pretrained` opens."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    with quiet():
+        tensors = get_peft_model_state_dict(adapted_peft, save_embedding_layers=False)
+        settings = adapted_peft.peft_config["default"]
+        settings.base_model_name_or_path = name
+        settings.inference_mode, before = True, settings.inference_mode
+        settings.save_pretrained(str(folder))
+        settings.inference_mode = before
+    save_file(
+        {k: t.detach().cpu().contiguous() for k, t in tensors.items()},
+        folder / "adapter_model.safetensors",
+        {"format": "pt"},
+    )
+
+
+def file_name(name: str) -> str:
+    """The key of a clean name in `adapter_model.safetensors`."""
+    return f"base_model.model.{name}.weight"
+
+
+def refuse_unsupported(folder: Path) -> None:
+    """Raises ModelError if a PEFT folder holds a variant that cannot be trained here."""
+    settings = read_json(folder / "adapter_config.json") or {}
+    if settings.get("use_dora"):
+        raise ModelError(
+            f"{folder} is a DoRA adapter: its magnitude normalizes whole weight rows, so no per-sample gradient exists "
+            "and DP training cannot bound one record; train it again with use_dora=False"
+        )
+
+
+# ----------------------------------------------------------------------------------------------- full
+
+
+def _full(base: Any, config: ModelConfig, unit: str) -> Adapted:
+    if config.dtype != "float32":
+        raise ModelError(
+            f'adapter "full" trains the base weights themselves; {config.dtype} would round small steps away, set model.dtype = "float32"'
+        )
+    frozen = _broadcast_embeddings(base) if unit == "example" else set()
+    if frozen:
+        logger.info(
+            "kept frozen under example-level DP: %s (looked up once for the whole batch, so they have no per-sample gradient)",
+            ", ".join(sorted(frozen)),
+        )
+    trained = {n: p.requires_grad_() for n, p in base.named_parameters() if n not in frozen}
+    return Adapted(trained, dict.fromkeys(trained, "base"))
+
+
+def _broadcast_embeddings(base: Any) -> set[str]:
+    """Position, token-type and relative-position tables: every embedding but the tokens' own."""
+    tokens = base.get_input_embeddings()
+    tables = {
+        id(m.weight) for m in base.modules() if isinstance(m, nn.Embedding) and m.weight is not tokens.weight
+    }
+    return {n for n, p in base.named_parameters() if id(p) in tables}
+
+
+# ----------------------------------------------------------------------------------------------- LoRA
+
+
+def _inject(base: Any, config: ModelConfig, name: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets = _targets(base, config)
+    found = _matching(base, targets)
+    indices, pattern = _layers(base, config, found)
+    expected = {n for n in found if indices is None or layer_index(n) in indices}
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=list(targets),
+        layers_to_transform=indices,
+        layers_pattern=pattern,
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        fan_in_fan_out=all(type(found[n]).__name__ == "Conv1D" for n in found),
+        task_type=TASK_TYPES[config.task],
+    )
+    with quiet():
+        peft = get_peft_model(base, settings, autocast_adapter_dtype=True)
+    peft.peft_config["default"].base_model_name_or_path = name
+    adapted = {clean(n).removesuffix(".lora_A") for n, _ in base.named_parameters() if ".lora_A." in n}
+    if adapted != expected:
+        raise ModelError(
+            f"PEFT adapted {len(adapted)} modules where {len(expected)} match; name the modules in full in model.targets"
+        )
+    return peft
+
+
+def _targets(base: Any, config: ModelConfig) -> tuple[str, ...]:
+    if config.targets != "auto":
+        return config.targets
+    for names in AUTO_TARGETS:
+        if all(_matching(base, (n,), strict=False) for n in names):
+            return names
+    raise ModelError(
+        f"no query and value projections known in {type(base).__name__}; set model.targets to some of {_linears(base)}"
+    )
+
+
+def _matching(base: Any, targets: tuple[str, ...], strict: bool = True) -> dict[str, nn.Module]:
+    """The modules that these names mean, by full name or by its end, each fit for LoRA."""
+    found = {n: m for n, m in base.named_modules() if any(n == t or n.endswith(f".{t}") for t in targets)}
+    if not strict:
+        return {n: m for n, m in found.items() if _is_linear(m)}
+    for target in targets:
+        if not any(n == target or n.endswith(f".{target}") for n in found):
+            raise ModelError(
+                f"no module named {target!r} in {type(base).__name__}; model.targets can be some of {_linears(base)}"
+            )
+    for n, module in found.items():
+        if isinstance(module, nn.Embedding):
+            raise ModelError(
+                f"LoRA on the embedding {n!r} has no per-sample gradient (its factors are bare tensors that no hook sees), "
+                "so DP cannot bound one record; target linear projections such as " + _linears(base)
+            )
+        if not _is_linear(module):
+            raise ModelError(
+                f"module {n!r} is a {type(module).__name__}, LoRA needs a linear layer: some of {_linears(base)}"
+            )
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's transposed linear
+
+
+def _linears(base: Any) -> str:
+    names = sorted({n.rpartition(".")[2] for n, m in base.named_modules() if _is_linear(m)})
+    return ", ".join(names) or "none (it has no linear layer)"
+
+
+def layer_index(name: str) -> int | None:
+    """The layer a tensor or module belongs to: the first number in its dotted name."""
+    found = re.search(r"\.(\d+)\.", f".{name}.")
+    return int(found.group(1)) if found else None
+
+
+def _layers(
+    base: Any, config: ModelConfig, found: dict[str, nn.Module]
+) -> tuple[list[int] | None, str | None]:
+    """Which layers `config.layers` means, and what PEFT must call them. For T5: of each of the two stacks."""
+    if config.layers == "all":
+        return None, None
+    numbered = [n for n in found if layer_index(n) is not None]
+    count = 1 + max((layer_index(n) or 0 for n in numbered), default=-1)
+    if count == 0:
+        raise ModelError('these targets are in no numbered layer; set model.layers = "all"')
+    if isinstance(config.layers, int):
+        if config.layers > count:
+            raise ModelError(f"model.layers={config.layers} asks for more than the {count} layers there are")
+        wanted = list(range(count - config.layers, count))
+    else:
+        wanted = sorted(set(config.layers))
+        if not wanted or wanted[0] < 0 or wanted[-1] >= count:
+            raise ModelError(f"model.layers={wanted} must be some of 0 to {count - 1}")
+    first = re.search(r"([^.]+)\.\d+\.", numbered[0])
+    return wanted, first.group(1) if first else None
+
+
+# ----------------------------------------------------------------------------------------------- start
+
+
+def _initialize(tensors: dict[str, nn.Parameter], config: ModelConfig) -> None:
+    """B = 0, and A from the public seed and its own name, so that every machine starts from the same model.
+
+    A that trains has rows of norm about 1; a frozen A (`ffa`) has orthonormal rows, which waste none of the
+    rank. NumPy in float64: neither the order of modules nor a CPU's float32 kernels change the outcome.
+    """
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if name.endswith(".lora_B"):
+                tensor.zero_()
+                continue
+            rows = _start_of_a(name, tuple(tensor.shape), config)
+            tensor.copy_(torch.from_numpy(rows.astype(np.float32)))
+
+
+def _start_of_a(
+    name: str, shape: tuple[int, ...], config: ModelConfig
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    rank, width = shape
+    seed = int.from_bytes(hashlib.sha256(f"{config.seed}:{name}".encode()).digest()[:8], "big")
+    normal = np.random.Generator(np.random.PCG64(seed)).standard_normal((width, rank))
+    if config.adapter != "ffa":
+        return normal.T / np.sqrt(width)
+    if rank > width:
+        raise ModelError(
+            f"model.rank={rank} is more than the {width} inputs of {name}; ffa needs orthonormal rows, lower the rank"
+        )
+    q, r = np.linalg.qr(normal)
+    rows: np.ndarray[Any, np.dtype[np.float64]] = (
+        q * np.sign(np.diag(r))
+    ).T  # the sign makes the factorization unique
+    return rows

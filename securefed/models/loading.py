@@ -1,0 +1,168 @@
+"""From a `ModelConfig` to a `TaskModel`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from securefed.config import ModelConfig
+from securefed.data.batch import Encoded
+from securefed.data.records import Examples
+from securefed.errors import ModelError
+from securefed.models.digest import base_digest, file_digest
+from securefed.models.small_nets import SMALL_NETS, small_net
+from securefed.models.task_model import TaskModel
+
+
+def load(
+    config: ModelConfig, *, classes: int, image_shape: tuple[int, int, int] | None, unit: str, max_length: int
+) -> TaskModel:
+    """See `securefed.models.load_model`."""
+    if config.task == "classification" and classes < 2:
+        raise ModelError(f"classification needs at least 2 classes, found {classes}")
+    device = find_device(config.device)
+    with torch.random.fork_rng(devices=[]):  # libraries draw initial weights that we overwrite
+        if config.name in SMALL_NETS:
+            return _small(config, classes, image_shape, device)
+        return _pretrained(config, classes, unit, max_length, device)
+
+
+def find_device(name: str) -> torch.device:
+    """ "auto" is a GPU when there is one.
+
+    Raises:
+        ModelError: not a device, or not one of this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ModelError(
+            f'model.device={name!r} is not available on this machine; use "auto" or "cpu"'
+        ) from None
+    return device
+
+
+# ----------------------------------------------------------------------------------------- pre-trained
+
+
+def _pretrained(
+    config: ModelConfig, classes: int, unit: str, max_length: int, device: torch.device
+) -> TaskModel:
+    from securefed.models.adapters import adapt
+    from securefed.models.backbone import enable_checkpointing, load_backbone, positions
+    from securefed.models.text import load_encoder
+    from securefed.models.zoo import find_model
+
+    source = find_model(config.name)
+    base = load_backbone(
+        source.folder,
+        config.task,
+        dtype=config.dtype,
+        dropout=config.dropout,
+        max_length=max_length,
+        device=device,
+    )
+    vocabulary = base.get_input_embeddings().weight.shape[0]
+    text = load_encoder(source.folder, config.task, vocabulary=vocabulary, longest=positions(base.config))
+    adapted = adapt(base, config, unit=unit, name=source.name)
+    if config.gradient_checkpointing:
+        enable_checkpointing(base)
+    module = _wrap(base, config, classes)
+    module.to(device).train()
+    head = {n: p for n, p in module.named_parameters() if n.startswith("head.")}
+    return TaskModel(
+        module,
+        config=config,
+        device=device,
+        parameters={**adapted.parameters, **head},
+        part_of={**adapted.parts, **dict.fromkeys(head, "head")},
+        base_digest=base_digest(_files(source.folder), _settings(config, classes)),
+        encode=text.encode,
+        name=source.name,
+        classes=classes if config.task == "classification" else 0,
+        max_length=max_length,
+        peft=adapted.peft,
+        frozen=adapted.frozen,
+        tokenizer=text.tokenizer,
+    )
+
+
+def _wrap(base: Any, config: ModelConfig, classes: int) -> torch.nn.Module:
+    from securefed.models.encoder import TextClassifier
+    from securefed.models.language import CausalLM, Seq2SeqLM
+
+    if config.task == "causal-lm":
+        return CausalLM(base)
+    if config.task == "seq2seq":
+        return Seq2SeqLM(base)
+    module = TextClassifier(base, classes)
+    module.checkpointing = config.gradient_checkpointing
+    return module
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Digests of the configuration, the weights and the tokenizer; names of nothing machine-specific."""
+    wanted = [
+        *folder.glob("*.safetensors"),
+        *(folder / n for n in ("config.json", "tokenizer.json", "vocab.txt")),
+    ]
+    return {path.name: file_digest(path) for path in sorted(wanted) if path.is_file()}
+
+
+def _settings(config: ModelConfig, classes: int) -> dict[str, Any]:
+    """What else decides which function a vector of weights stands for."""
+    lora = config.adapter not in ("head", "full")
+    shape = (config.rank, config.alpha, config.targets, config.layers, config.rslora) if lora else ()
+    seed = config.seed if config.adapter == "ffa" else None
+    return {
+        "task": config.task,
+        "dtype": config.dtype,
+        "adapter": shape,
+        "frozen_seed": seed,
+        "classes": classes,
+    }
+
+
+# ------------------------------------------------------------------------------------------ small nets
+
+
+def _small(
+    config: ModelConfig, classes: int, image_shape: tuple[int, int, int] | None, device: torch.device
+) -> TaskModel:
+    if image_shape is None:
+        raise ModelError(
+            f"model {config.name} classifies images; use an image data set such as fashion-mnist or digits"
+        )
+    if config.adapter != "full" or config.task != "classification" or config.dtype != "float32":
+        raise ModelError(
+            f'model {config.name} takes adapter = "full", task = "classification" and dtype = "float32" only'
+        )
+    module = small_net(config, image_shape, classes)
+    module.to(device).train()
+    parameters = {n.removeprefix("net."): p for n, p in module.named_parameters()}
+
+    def encode(examples: Examples, max_length: int) -> Encoded:
+        if examples.images is None or examples.images.shape[1:] != image_shape:
+            found = "none" if examples.images is None else f"shape {examples.images.shape[1:]}"
+            raise ModelError(f"model {config.name} reads images of shape {image_shape}, found {found}")
+        return Encoded(images=examples.images, labels=examples.labels)
+
+    return TaskModel(
+        module,
+        config=config,
+        device=device,
+        parameters=parameters,
+        part_of=dict.fromkeys(parameters, "base"),
+        base_digest=base_digest(
+            {}, {"net": config.name, "hidden": config.hidden, "shape": image_shape, "classes": classes}
+        ),
+        encode=encode,
+        name=config.name,
+        classes=classes,
+        image_shape=image_shape,
+    )
