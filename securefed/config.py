@@ -113,6 +113,8 @@ class PrivacyConfig:
     `noise_multiplier` (standard deviation of the noise over `max_grad_norm`) and learn epsilon.
 
     `site_epsilon` caps everything ever spent on a shard at this site, over all runs (0 = no cap).
+    `grad_sample_mode`: Opacus' formulas per layer type, or vmap for every layer. Ghost clipping is left
+    out: it needs a second backward pass, 1.64 times the step without privacy on LoRA against 1.05 for hooks.
     """
 
     unit: Unit = "none"
@@ -123,7 +125,7 @@ class PrivacyConfig:
     sample_rate: float = 0.1
     accountant: Literal["pld", "prv", "rdp"] = "pld"
     site_epsilon: float = 0.0
-    grad_sample_mode: Literal["hooks", "ghost"] = "hooks"
+    grad_sample_mode: Literal["hooks", "functorch"] = "hooks"
 
 
 @dataclass(frozen=True)
@@ -529,13 +531,12 @@ def _check_privacy(c: Config) -> None:
 
 
 def _check_adapter(c: Config) -> None:
-    m, example = c.model, c.privacy.unit == "example"
+    m = c.model
     small = m.name in ("mlp", "cnn", "logistic")
     _require(not small or m.adapter == "full", f'model {m.name} has no adapters; set model.adapter = "full"')
     _require(not small or m.task == "classification", f"model {m.name} classifies; set model.task = \"classification\"")
     _require(m.task == "classification" or m.adapter != "head", "model.adapter = \"head\" trains a classification head; choose task = \"classification\" or a LoRA adapter")
     _require(not (m.adapter == "fedsa" and c.privacy.unit == "client"), "fedsa keeps B on the client, outside a client-level guarantee; use rolora, ffa or lora")
-    _require(not (example and m.gradient_checkpointing and c.privacy.grad_sample_mode == "ghost"), "ghost clipping cannot follow gradient checkpointing; use hooks")
 
 
 def _check_pairs(c: Config) -> None:
