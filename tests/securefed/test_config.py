@@ -257,7 +257,7 @@ def test_the_jobs_that_ship_load() -> None:
     )
 )
 def test_an_override_that_was_printed_as_toml_is_read_back(value: Any) -> None:
-    from securefed.config import _toml_value
+    from securefed.config.toml import _toml_value
 
     assert parse_value(_toml_value(value)) == value
 

@@ -187,7 +187,7 @@ def test_rooms_of_one_step_import_each_other_one_way_only() -> None:
         ("securefed/privacy/ledger.py", "from securefed import Config"),  # through the package's front door
         ("securefed/registry.py", "from securefed_defenses import AGGREGATORS"),
         ("securefed/cli.py", "import securefed_attacks.membership as m"),
-        ("securefed/config.py", "from securefed.privacy.ledger import Ledger"),
+        ("securefed/config/check.py", "from securefed.privacy.ledger import Ledger"),
         ("securefed/attic.py", "from securefed.errors import SecureFedError"),  # a room without a place
         ("securefed/crypto/prg.py", "import torch"),
         ("securefed/training/local.py", "from opacus.accountants import RDPAccountant"),

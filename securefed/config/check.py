@@ -1,0 +1,219 @@
+"""What a job must fulfil before it runs: ranges, and pairs of fields that must fit.
+
+A job that cannot run is refused before data is read. Checks that need the data (delta against the
+smallest shard, more clients than records) are in `check_against_shards`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from securefed.config.schema import Config
+from securefed.errors import ConfigError
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError where a value is out of range or two fields do not fit."""
+    _check_ranges(config)
+    _check_training(config)
+    _check_privacy(config)
+    _check_adapter(config)
+    _check_pairs(config)
+
+
+def _check_ranges(c: Config) -> None:
+    _require(
+        bool(c.name) and "/" not in c.name and c.name not in (".", ".."),
+        f"name must be a plain word, found {c.name!r}",
+    )
+    _require(c.rounds >= 1, f"rounds must be at least 1, found {c.rounds}")
+    _require(
+        c.clients_per_round >= 0, f"clients_per_round must be 0 (all) or more, found {c.clients_per_round}"
+    )
+    _require(0 <= c.seed < 2**63, f"seed must be in [0, 2**63), found {c.seed}")
+    d, m = c.data, c.model
+    _require(d.clients >= 0, f"data.clients must be 0 (one per natural group) or more, found {d.clients}")
+    _require(
+        d.clients == 0 or c.clients_per_round <= d.clients,
+        f"clients_per_round={c.clients_per_round} is more than data.clients={d.clients}",
+    )
+    _require(d.alpha > 0, f"data.alpha must be above 0, found {d.alpha}")
+    _require(d.min_examples >= 1, f"data.min_examples must be at least 1, found {d.min_examples}")
+    _require(0 < d.test_fraction < 1, f"data.test_fraction must be in (0, 1), found {d.test_fraction}")
+    _require(d.max_length >= 2, f"data.max_length must be at least 2 tokens, found {d.max_length}")
+    _require(d.limit >= 0, f"data.limit must be 0 (everything) or more, found {d.limit}")
+    _require(m.rank >= 1, f"model.rank must be at least 1, found {m.rank}")
+    _require(m.alpha > 0, f"model.alpha must be above 0, found {m.alpha}")
+    _require(0 <= m.dropout < 1, f"model.dropout must be in [0, 1), found {m.dropout}")
+    _require(m.hidden >= 1, f"model.hidden must be at least 1, found {m.hidden}")
+    if isinstance(m.layers, int):
+        _require(m.layers >= 1, f"model.layers as a number is the top k >= 1, found {m.layers}")
+    _require(
+        c.engine.workers >= 0, f"engine.workers must be 0 (this process) or more, found {c.engine.workers}"
+    )
+    _require(c.engine.threads >= 0, f"engine.threads must be 0 (automatic) or more, found {c.engine.threads}")
+    _require(
+        c.engine.checkpoint_every >= 1,
+        f"engine.checkpoint_every must be at least 1, found {c.engine.checkpoint_every}",
+    )
+    _require(c.evaluate.every >= 0, f"evaluate.every must be 0 (end only) or more, found {c.evaluate.every}")
+    _require(c.stop.patience >= 0, f"stop.patience must be 0 (never) or more, found {c.stop.patience}")
+
+
+def _check_training(c: Config) -> None:
+    t, s = c.train, c.server
+    _require(
+        (t.steps > 0) != (t.epochs > 0),
+        f"give train.steps or train.epochs, one of them above 0; found steps={t.steps}, epochs={t.epochs}",
+    )
+    _require(t.learning_rate > 0, f"train.learning_rate must be above 0, found {t.learning_rate}")
+    _require(
+        t.head_learning_rate is None or t.head_learning_rate > 0,
+        f"train.head_learning_rate must be above 0, found {t.head_learning_rate}",
+    )
+    _require(0 <= t.momentum < 1, f"train.momentum must be in [0, 1), found {t.momentum}")
+    _require(t.weight_decay >= 0, f"train.weight_decay must be 0 or more, found {t.weight_decay}")
+    _require(t.batch_size >= 1, f"train.batch_size must be at least 1, found {t.batch_size}")
+    _require(t.accumulate >= 1, f"train.accumulate must be at least 1, found {t.accumulate}")
+    _require(
+        t.physical_tokens >= c.data.max_length,
+        f"train.physical_tokens={t.physical_tokens} must hold one record of data.max_length={c.data.max_length}",
+    )
+    _require(t.physical_batch >= 1, f"train.physical_batch must be at least 1, found {t.physical_batch}")
+    _require(t.warmup_steps >= 0, f"train.warmup_steps must be 0 or more, found {t.warmup_steps}")
+    _require(
+        0 <= t.label_smoothing < 1, f"train.label_smoothing must be in [0, 1), found {t.label_smoothing}"
+    )
+    _require(t.proximal_mu >= 0, f"train.proximal_mu must be 0 or more, found {t.proximal_mu}")
+    _require(t.cache_mib >= 0, f"train.cache_mib must be 0 or more, found {t.cache_mib}")
+    for client, rate in t.client_learning_rate.items():
+        _require(client.isdigit(), f"train.client_learning_rate takes client numbers, found {client!r}")
+        _require(rate > 0, f"train.client_learning_rate.{client} must be above 0, found {rate}")
+    _require(s.learning_rate > 0 and s.head_learning_rate > 0, "server learning rates must be above 0")
+    _require(0 <= s.momentum < 1 and 0 <= s.head_momentum < 1, "server momenta must be in [0, 1)")
+    _require(0 <= s.beta2 < 1, f"server.beta2 must be in [0, 1), found {s.beta2}")
+    _require(s.tau > 0, f"server.tau must be above 0, found {s.tau}")
+
+
+def _check_privacy(c: Config) -> None:
+    p = c.privacy
+    _require(p.epsilon is None or p.epsilon > 0, f"privacy.epsilon must be above 0, found {p.epsilon}")
+    _require(0 < p.delta < 1, f"privacy.delta must be in (0, 1), found {p.delta}")
+    _require(p.max_grad_norm > 0, f"privacy.max_grad_norm must be above 0, found {p.max_grad_norm}")
+    _require(0 < p.sample_rate <= 1, f"privacy.sample_rate must be in (0, 1], found {p.sample_rate}")
+    _require(p.site_epsilon >= 0, f"privacy.site_epsilon must be 0 (no cap) or more, found {p.site_epsilon}")
+    _require(
+        p.noise_multiplier is None or p.noise_multiplier >= 0,
+        f"privacy.noise_multiplier must be 0 or more, found {p.noise_multiplier}",
+    )
+    if p.unit == "none":
+        _require(
+            p.epsilon is None and p.noise_multiplier is None,
+            'privacy.epsilon or noise_multiplier is given but privacy.unit is "none"; set privacy.unit = "example"',
+        )
+        return
+    _require(
+        p.epsilon is not None or p.noise_multiplier is not None,
+        "DP needs privacy.epsilon (noise is calibrated) or privacy.noise_multiplier (epsilon is computed)",
+    )
+    _require(
+        p.noise_multiplier != 0 or p.epsilon is None,
+        "privacy.noise_multiplier = 0 adds no noise, so no finite epsilon holds; raise it or leave it out",
+    )
+    _require(
+        c.stop.patience == 0,
+        "stop.patience reads a metric of private data, which DP does not cover; stop on rounds or on the budget",
+    )
+    _require(
+        c.train.weight_decay == 0 or c.train.optimizer == "adamw",
+        "weight decay under DP goes through adamw, where it is decoupled from the noised gradient",
+    )
+    if p.unit == "example":
+        _require(
+            c.train.steps > 0,
+            "DP counts steps: give train.steps instead of train.epochs (an epoch is 1/sample_rate steps)",
+        )
+        _require(
+            c.train.accumulate == 1,
+            "under DP the logical batch is drawn by sample_rate and split into physical batches already; set train.accumulate = 1",
+        )
+        _require(
+            c.train.proximal_mu == 0 or c.train.steps > 1,
+            "FedProx with one local step does nothing: the proximal term is zero at the global model; raise train.steps",
+        )
+
+
+def _check_adapter(c: Config) -> None:
+    m = c.model
+    small = m.name in ("mlp", "cnn", "logistic")
+    _require(not small or m.adapter == "full", f'model {m.name} has no adapters; set model.adapter = "full"')
+    _require(
+        not small or m.task == "classification",
+        f'model {m.name} classifies; set model.task = "classification"',
+    )
+    _require(
+        m.task == "classification" or m.adapter != "head",
+        'model.adapter = "head" trains a classification head; choose task = "classification" or a LoRA adapter',
+    )
+    _require(
+        not (m.adapter == "fedsa" and c.privacy.unit == "client"),
+        "fedsa keeps B on the client, outside a client-level guarantee; use rolora, ffa or lora",
+    )
+
+
+def _check_pairs(c: Config) -> None:
+    """A rule and a protection must fit; what each reveals or needs is read from the classes themselves."""
+    from securefed.registry import make_aggregator, make_protection
+
+    protection, rule = make_protection(c.protection), make_aggregator(c.aggregator)
+    if rule.needs == "updates" and protection.reveals == "sum":
+        raise ConfigError(
+            f"aggregator {c.aggregator.name} must see single updates, protection {c.protection.name} reveals only their sum; "
+            'use protection = "grouped" (a robust rule over sums of groups) or aggregator = "mean"'
+        )
+    _require(
+        not (c.privacy.unit == "client" and c.weights == "size"),
+        'client-level DP bounds what one client adds, so all weigh the same; set weights = "equal"',
+    )
+    _require(
+        not (c.privacy.unit == "client" and rule.needs != "sum"),
+        f'client-level noise is scaled for a sum; the sensitivity of {c.aggregator.name} is not proved, use aggregator = "mean"',
+    )
+
+
+def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
+    """Checks that need the data: `sizes` are the shards' record counts, in client order.
+
+    Raises:
+        ConfigError: an empty shard, fewer shards than `clients_per_round`, or a delta that allows the
+            release of a whole record: delta must be below 1/records of the smallest shard (example
+            level) or 1/clients (client level).
+    """
+    _require(len(sizes) >= 1, "no client has data")
+    for client, size in enumerate(sizes):
+        _require(size > 0, f"client {client} has no records; lower data.clients or raise data.min_examples")
+    _require(
+        config.clients_per_round <= len(sizes),
+        f"clients_per_round={config.clients_per_round} but only {len(sizes)} clients have data",
+    )
+    for named in config.train.client_learning_rate:
+        _require(
+            int(named) < len(sizes),
+            f"train.client_learning_rate names client {named}, there are {len(sizes)}",
+        )
+    p = config.privacy
+    if p.unit == "example":
+        _require(
+            p.delta < 1 / min(sizes),
+            f"privacy.delta={p.delta:g} must be below 1/records of the smallest shard = 1/{min(sizes)}; lower delta",
+        )
+    if p.unit == "client":
+        _require(
+            p.delta < 1 / len(sizes),
+            f"privacy.delta={p.delta:g} must be below 1/clients = 1/{len(sizes)}; lower delta",
+        )
