@@ -1,0 +1,92 @@
+"""From events to epsilon: the one door to the accountants, which says which of them answered.
+
+GDP (the central-limit approximation) is absent on purpose: it under-reports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import get_args
+
+from securefed.errors import PrivacyError
+from securefed.privacy.events import Accountant, Event, NonPrivate, SampledGaussian, merge
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """An epsilon with the delta it holds at and the accountant that really gave it."""
+
+    epsilon: float
+    delta: float
+    accountant: Accountant
+
+
+def epsilon(events: Iterable[Event], delta: float, accountant: Accountant = "pld") -> Spent:
+    """An upper bound on what the composition of these events spends at delta.
+
+    Equal events are merged first and the answer is remembered, so that asking again is cheap. Where the
+    accountant asked for fails numerically, RDP's cruder upper bound is given and named.
+
+    Args:
+        events: any order; none, or none with steps, spend nothing.
+        delta: in (0, 1).
+        accountant: "pld" (tight, default), "prv" (Opacus), "rdp" (cruder, always there).
+
+    Raises:
+        PrivacyError: delta out of range, an unknown accountant or one not valid for an event, or no
+            accountant gives a finite bound although there is noise.
+
+    >>> round(epsilon([SampledGaussian(1.0, 0.01, 1000)], 1e-5).epsilon, 2)
+    1.83
+    """
+    if not 0 < delta < 1:
+        raise PrivacyError(f"delta must lie strictly between 0 and 1, got {delta!r}")
+    if accountant not in get_args(Accountant):
+        raise PrivacyError(f"no accountant {accountant!r}; choose pld, prv or rdp (gdp under-reports)")
+    merged = merge(events)
+    for event in merged:
+        if accountant not in event.ACCOUNTANTS:
+            valid = ", ".join(event.ACCOUNTANTS)
+            raise PrivacyError(f"accountant {accountant} is not valid for {event.KIND}; choose one of {valid}")
+    return _epsilon(merged, delta, accountant)
+
+
+def epsilon_of(events: Iterable[Event], delta: float, accountant: Accountant = "pld") -> float:
+    """`epsilon(...).epsilon`."""
+    return epsilon(events, delta, accountant).epsilon
+
+
+@lru_cache(maxsize=4096)
+def _epsilon(merged: tuple[Event, ...], delta: float, accountant: Accountant) -> Spent:
+    noisy = tuple(e for e in merged if isinstance(e, SampledGaussian) and e.noise_multiplier > 0)
+    if len(noisy) < len(merged):  # something left without noise
+        return Spent(math.inf, delta, accountant)
+    if not noisy:
+        return Spent(0.0, delta, accountant)
+    candidates: tuple[Accountant, ...] = (accountant,) if accountant == "rdp" else (accountant, "rdp")
+    for candidate in candidates:
+        try:
+            return Spent(_ask(candidate, noisy, delta), delta, candidate)
+        except (ArithmeticError, MemoryError):
+            continue
+    raise PrivacyError(
+        f"no accountant gives a finite epsilon for noise multipliers down to {noisy[0].noise_multiplier:g}; "
+        "add noise"
+    )
+
+
+def _ask(accountant: Accountant, events: tuple[SampledGaussian, ...], delta: float) -> float:
+    if accountant == "pld":
+        from securefed.privacy.pld import pld_epsilon
+
+        return pld_epsilon(events, delta)
+    from securefed.privacy.opacus_accountants import prv_epsilon, rdp_epsilon
+
+    return prv_epsilon(events, delta) if accountant == "prv" else rdp_epsilon(events, delta)
+
+
+# NonPrivate is part of this module's vocabulary: callers pass it, `_epsilon` answers infinity.
+__all__ = ["NonPrivate", "SampledGaussian", "Spent", "epsilon", "epsilon_of"]
