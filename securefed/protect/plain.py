@@ -13,13 +13,16 @@ import hashlib
 import struct
 import zlib
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from securefed.crypto.entropy import Entropy
 from securefed.errors import ProtocolError
 from securefed.types import SERVER, Collected, Message, Output, Reveals, RoundParameters, Update, Vector
+
+if TYPE_CHECKING:
+    from securefed.crypto.entropy import Entropy
 
 _MAGIC, _VERSION = b"SFPL", 1
 _HEADER = struct.Struct("<4sB16sIi32s32sdQ")  # magic, version, run, round, client, layout, model, weight, d
