@@ -1,6 +1,7 @@
 """Measures a global model: on the public test set, on every client's own, and beside the baselines.
 
-Under a real federation only the public test set exists; the rest are diagnostics of a simulation.
+In a real federation only the public test set exists; what is read from clients' own data here is a
+diagnostic of a simulation, covered by no guarantee.
 """
 
 from __future__ import annotations
@@ -8,10 +9,113 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from securefed.assembly import Assembly
 from securefed.data.batch import Encoded
 from securefed.layout import Layout
 from securefed.types import Vector
 
 if TYPE_CHECKING:
+    from securefed.assembly import Assembly
     from securefed.training.client import ClientRunner
+    from securefed.training.metrics import Predictions
+
+Scores = dict[str, float]
+
+
+class Evaluator:
+    """Evaluates over the runner's resident model; test records are encoded once.
+
+    Where the clients' own test sets make up the global one, each record is predicted once and counted in
+    both, so judging every client costs nothing more.
+    """
+
+    def __init__(self, assembly: Assembly, runner: ClientRunner) -> None:
+        self._assembly, self._runner = assembly, runner
+        self._global: Encoded | None = None
+        self._clients: dict[int, Encoded] = {}
+        parts = sum(len(s.test) for s in assembly.shards)
+        self._covered = parts == len(assembly.dataset.test)
+
+    def evaluate(
+        self, vector: Vector, local: Mapping[int, Vector], kept: Layout
+    ) -> tuple[Scores, dict[int, Scores]]:
+        """Global scores, and each client's own where the job asks for them.
+
+        Args:
+            vector: the global model (d,). local: client -> what it keeps, over `kept`; a client is judged
+                with its own parts, the global test set with the server's.
+        """
+        model = self._assembly.model
+        model.write(vector, model.layout)
+        personal = bool(kept.names)
+        if not self._assembly.config.evaluate.clients:
+            return self._score(self._predict_global()), {}
+        if self._covered and not personal:
+            own = {k: self._predict_client(k) for k in self._judged()}
+            return self._score(_joined(list(own.values()))), {k: self._score(p) for k, p in own.items()}
+        whole = self._score(self._predict_global())
+        scores: dict[int, Scores] = {}
+        for k in self._judged():
+            if personal and k in local:
+                model.write(local[k], kept)
+            scores[k] = self._score(self._predict_client(k))
+        model.write(vector, model.layout)
+        return whole, scores
+
+    def baselines(self) -> dict[str, Scores]:
+        """Majority class, TF-IDF or pixels with logistic regression, frozen-feature probe: on pooled data."""
+        from securefed.training.baselines import baselines
+
+        assembly = self._assembly
+        if assembly.model.task != "classification":
+            return {}
+        found = baselines(
+            assembly.dataset.train,
+            assembly.dataset.test,
+            assembly.model,
+            [self._runner.encoded(s.client) for s in assembly.shards],
+            [self._client(k) for k in self._judged()] if self._covered else [self._whole()],
+            assembly.config,
+            self._runner.cache,
+        )
+        return {name: m.values() for name, m in found.items()}
+
+    def _judged(self) -> list[int]:
+        return [s.client for s in self._assembly.shards if len(s.test)]
+
+    def _client(self, client: int) -> Encoded:
+        if client not in self._clients:
+            test = self._assembly.shards[client].test
+            self._clients[client] = self._assembly.model.encode(test, self._assembly.config.data.max_length)
+        return self._clients[client]
+
+    def _whole(self) -> Encoded:
+        if self._global is None:
+            test = self._assembly.dataset.test
+            self._global = self._assembly.model.encode(test, self._assembly.config.data.max_length)
+        return self._global
+
+    def _predict_client(self, client: int) -> Predictions:
+        return self._predict(self._client(client))
+
+    def _predict_global(self) -> Predictions:
+        return self._predict(self._whole())
+
+    def _predict(self, data: Encoded) -> Predictions:
+        from securefed.training.metrics import predict
+
+        train = self._assembly.config.train
+        return predict(
+            self._assembly.model,
+            data,
+            physical_tokens=train.physical_tokens,
+            physical_batch=train.physical_batch,
+            cache=self._runner.cache,
+        )
+
+    def _score(self, predictions: Predictions) -> Scores:
+        return predictions.score(len(self._assembly.dataset.classes)).values()
+
+
+def _joined(parts: list[Predictions]) -> Predictions:
+    first, *rest = parts
+    return first.joined(rest)

@@ -323,7 +323,7 @@ class Federation:
         every, last = self.config.evaluate.every, state.round == self.config.rounds
         if not last and (every == 0 or state.round % every):
             return state
-        metrics, per_client = self.evaluator.evaluate(state.vector, state.local, self._local_layout(), final=last)
+        metrics, per_client = self.evaluator.evaluate(state.vector, state.local, self._local_layout())
         watched = metrics.get(self.config.stop.metric)
         if self.config.stop.patience == 0 or watched is None:
             return replace(state, metrics=metrics, client_metrics=per_client)
@@ -441,7 +441,7 @@ class Federation:
         if stopped != "rounds":
             save_state(self.folder, state, self.identity)
         if not state.metrics:
-            metrics, per_client = self.evaluator.evaluate(state.vector, state.local, self._local_layout(), final=True)
+            metrics, per_client = self.evaluator.evaluate(state.vector, state.local, self._local_layout())
             state = replace(state, metrics=metrics, client_metrics=per_client)
         self.model.write(state.vector, self.model.layout)
         self.model.save_adapter(self.folder / "adapter")
