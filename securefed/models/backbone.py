@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from securefed.errors import ModelError
 from securefed.models.quiet import quiet
+
+logger = logging.getLogger(__name__)
 
 EAGER_UP_TO = 128
 """Tokens up to which plain attention is faster than the fused kernels on a CPU (their backward is slow there)."""
@@ -32,6 +35,10 @@ def load_backbone(
     """
     import transformers
 
+    if dtype == "bfloat16" and device.type == "cpu" and not _fast_bfloat16():
+        logger.warning(
+            'this CPU has no bfloat16 arithmetic and emulates it, far slower than model.dtype = "float32"'
+        )
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -62,6 +69,11 @@ def load_backbone(
         if isinstance(module, nn.Dropout):
             module.p = dropout
     return model
+
+
+def _fast_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; without, torch emulates it."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def enable_checkpointing(model: Any) -> None:

@@ -22,6 +22,7 @@ def load(
     """See `securefed.models.load_model`."""
     if config.task == "classification" and classes < 2:
         raise ModelError(f"classification needs at least 2 classes, found {classes}")
+    classes = classes if config.task == "classification" else 0
     device = find_device(config.device)
     with torch.random.fork_rng(devices=[]):  # libraries draw initial weights that we overwrite
         if config.name in SMALL_NETS:
@@ -84,7 +85,7 @@ def _pretrained(
         base_digest=base_digest(_files(source.folder), _settings(config, classes)),
         encode=text.encode,
         name=source.name,
-        classes=classes if config.task == "classification" else 0,
+        classes=classes,
         max_length=max_length,
         peft=adapted.peft,
         frozen=adapted.frozen,

@@ -158,7 +158,7 @@ def test_layers_can_be_all_the_top_k_or_a_list(tmp_path: Path, t5: str) -> None:
 
 
 def test_a_model_without_the_target_names_those_it_has(bert: str) -> None:
-    with pytest.raises(ModelError, match="no module named 'q_proj'.*dense, key, query, value"):
+    with pytest.raises(ModelError, match=r"no module named 'q_proj'.*dense, key, query, value"):
         load_model(ModelConfig(name=bert, targets=("query", "q_proj")), classes=2, max_length=16)
     with pytest.raises(ModelError, match="LayerNorm, LoRA needs a linear layer"):
         load_model(ModelConfig(name=bert, targets=("LayerNorm",)), classes=2, max_length=16)
@@ -166,7 +166,7 @@ def test_a_model_without_the_target_names_those_it_has(bert: str) -> None:
 
 @pytest.mark.parametrize("unit", ["none", "example"])
 def test_lora_on_an_embedding_is_refused_with_the_reason(unit: str, bert: str) -> None:
-    with pytest.raises(ModelError, match="no per-sample gradient.*target linear projections"):
+    with pytest.raises(ModelError, match=r"no per-sample gradient.*target linear projections"):
         load_model(ModelConfig(name=bert, targets=("word_embeddings",)), classes=2, unit=unit, max_length=16)
 
 
@@ -177,7 +177,7 @@ def test_a_dora_adapter_is_refused_with_the_reason(bert: str, tmp_path: Path) ->
     model.save_adapter(tmp_path)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
-    with pytest.raises(ModelError, match="DoRA.*no per-sample gradient"):
+    with pytest.raises(ModelError, match=r"DoRA.*no per-sample gradient"):
         load_result(tmp_path)
 
 
@@ -191,6 +191,15 @@ def test_adapters_and_head_stay_float32_on_a_bfloat16_base(llama: str, bert: str
         assert frozen == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_cpu_that_emulates_bfloat16_is_warned_about(
+    fast: bool, bert: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("securefed.models.backbone._fast_bfloat16", lambda: fast)
+    load_model(ModelConfig(name=bert, dtype="bfloat16", device="cpu"), classes=2, max_length=16)
+    assert ("no bfloat16 arithmetic" in caplog.text) is not fast
+
+
 def test_full_fine_tuning_freezes_broadcast_embeddings_under_example_level_dp(
     folders: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -198,7 +207,10 @@ def test_full_fine_tuning_freezes_broadcast_embeddings_under_example_level_dp(
         "bert": {"embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"},
         "gpt2": {"transformer.wpe.weight"},
         "llama": set(),
-        "t5": {f"{s}.block.0.layer.0.SelfAttention.relative_attention_bias.weight" for s in ("encoder", "decoder")},
+        "t5": {
+            f"{s}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+            for s in ("encoder", "decoder")
+        },
     }
     tasks = {"bert": "classification", "t5": "seq2seq"}
     for kind, frozen in expected.items():

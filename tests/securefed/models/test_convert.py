@@ -88,11 +88,13 @@ def test_a_full_disk_is_one_line(gguf: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(convert, "_convert", full)
-    with pytest.raises(ModelError, match="cannot write the converted model.*No space left"):
+    with pytest.raises(ModelError, match=r"cannot write the converted model.*No space left"):
         convert.converted("tiny", gguf)
 
 
-def test_of_two_processes_the_second_takes_the_firsts_folder(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_processes_the_second_takes_the_firsts_folder(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nested: list[Path] = []
     begun: list[Path] = []
 

@@ -127,8 +127,15 @@ def test_a_decoder_caches_its_pooled_features_alone(llama: str) -> None:
     torch.testing.assert_close(model.logits(cached), model.logits(batch))
 
 
-def test_with_dropout_nothing_is_cached_and_every_dropout_has_the_probability(folders: dict[str, str]) -> None:
-    for kind, task in (("bert", "classification"), ("llama", "causal-lm"), ("gpt2", "causal-lm"), ("t5", "seq2seq")):
+def test_with_dropout_nothing_is_cached_and_every_dropout_has_the_probability(
+    folders: dict[str, str],
+) -> None:
+    for kind, task in (
+        ("bert", "classification"),
+        ("llama", "causal-lm"),
+        ("gpt2", "causal-lm"),
+        ("t5", "seq2seq"),
+    ):
         config = replace(ModelConfig(dropout=0.3), name=folders[kind], task=task)  # type: ignore[arg-type]  # as above
         model = load_model(config, classes=2, max_length=16)
         found = [m.p for m in model.module.modules() if isinstance(m, torch.nn.Dropout)]
@@ -174,7 +181,12 @@ def test_long_texts_take_the_fused_attention_and_agree(bert: str) -> None:
         fused = load_model(ModelConfig(name=bert), classes=2, max_length=16)
     eager = load_model(ModelConfig(name=bert), classes=2, max_length=16)
     batch = batch_of(eager)
-    torch.testing.assert_close(fused.prefix(batch, 2)[batch.attention_mask == 1], eager.prefix(batch, 2)[batch.attention_mask == 1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        fused.prefix(batch, 2)[batch.attention_mask == 1],
+        eager.prefix(batch, 2)[batch.attention_mask == 1],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("labels", [[0, 2], [-1, 0]])

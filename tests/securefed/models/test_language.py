@@ -72,7 +72,9 @@ def test_a_seq2seq_loss_equals_the_librarys_own_on_one_record(t5: str) -> None:
     oracle = AutoModelForSeq2SeqLM.from_pretrained(t5).eval()
     for i in range(6):
         source, target = (torch.from_numpy(x[i])[None] for x in (encoded.tokens, encoded.targets))
-        torch.testing.assert_close(losses[i], oracle(input_ids=source, labels=target).loss, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            losses[i], oracle(input_ids=source, labels=target).loss, rtol=1e-4, atol=1e-5
+        )
         assert model.counts(batch)[i] == len(encoded.targets[i])
 
 

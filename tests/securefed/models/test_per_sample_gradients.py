@@ -71,7 +71,9 @@ def one_by_one(model: TaskModel, batch: Batch) -> dict[str, torch.Tensor]:
         }
         model.module.zero_grad()
         model.losses(Batch(**parts, depth=batch.depth)).sum().backward()
-        rows.append({n: p.grad.clone() for n, p in model.parameters.items() if p.requires_grad and p.grad is not None})
+        rows.append(
+            {n: p.grad.clone() for n, p in model.parameters.items() if p.requires_grad and p.grad is not None}
+        )
     model.module.zero_grad()
     return {n: torch.stack([row[n] for row in rows]) for n in rows[0]}
 

@@ -111,7 +111,9 @@ def tokenizer(*, pad: bool = True, template: str = "") -> Any:
         words.post_processor = processors.TemplateProcessing(
             single=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
-    names = {"unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"} | ({"pad_token": "[PAD]"} if pad else {})
+    names = {"unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"} | (
+        {"pad_token": "[PAD]"} if pad else {}
+    )
     return PreTrainedTokenizerFast(tokenizer_object=words, **names)
 
 
