@@ -1,0 +1,29 @@
+"""Where this site keeps what outlives a run: its ledger (state) and downloads (cache).
+
+`SECUREFED_HOME` moves both; otherwise they lie in the user's own folders. Nothing is created here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def state_dir() -> Path:
+    """The folder of the privacy ledger: back it up, for a lost ledger forgets what was spent."""
+    return _folder("state")
+
+
+def cache_dir() -> Path:
+    """The folder of downloads and converted models: safe to delete."""
+    return _folder("cache")
+
+
+def _folder(kind: str) -> Path:
+    home = os.environ.get("SECUREFED_HOME")
+    if home:
+        return Path(home).expanduser() / kind
+    import platformdirs
+
+    find = platformdirs.user_state_path if kind == "state" else platformdirs.user_cache_path
+    return Path(find("securefed", appauthor=False))
