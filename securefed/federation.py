@@ -37,7 +37,7 @@ from securefed.training.client import ClientJob, ClientOutcome
 from securefed.types import Collected, RoundContext, RoundParameters, Vector
 
 if TYPE_CHECKING:
-    from securefed.privacy.ledger import RunLedger
+    from securefed.privacy.view import RunView
 
 MIB = 2**20
 
@@ -64,7 +64,7 @@ class Result:
     metrics: Mapping[str, float]
     rounds: int
     stopped: str
-    ledger: RunLedger | None
+    ledger: RunView | None
 
 
 def run(

@@ -60,7 +60,9 @@ def _divergence(noise_multiplier: float, sample_rate: float, order: float) -> fl
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            value = float(compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=float(order)))
+            value = float(
+                compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=float(order))
+            )
     except (ValueError, OverflowError, ZeroDivisionError):
         return math.inf
     # The last term covers the rounding of a sum near one, which many steps of tiny sample rate multiply.
