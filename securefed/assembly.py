@@ -165,7 +165,9 @@ def register(ledger: Ledger, run: str, assembly: Assembly) -> None:
         ledger.register(run, whole, assembly.dataset.digest, "client")
 
 
-def make_runner(assembly: Assembly, run: str, entropy: Entropy, guarantee: Guarantee | None, ledger: Ledger | None) -> ClientRunner:
+def make_runner(
+    assembly: Assembly, run: str, entropy: Entropy, guarantee: Guarantee | None, ledger: Ledger | None
+) -> ClientRunner:
     """The runner of all clients over the assembly's one resident model."""
     return ClientRunner(
         assembly.config,
@@ -193,4 +195,6 @@ class RunnerBuilder:
 
     def __call__(self) -> ClientRunner:
         ledger = Ledger.site() if self.config.private else None
-        return make_runner(assemble(self.config), self.run, self.entropy or SystemEntropy(), self.guarantee, ledger)
+        return make_runner(
+            assemble(self.config), self.run, self.entropy or SystemEntropy(), self.guarantee, ledger
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from securefed.privacy.accounting import Spent
 from securefed.privacy.accounting import epsilon as spent_by

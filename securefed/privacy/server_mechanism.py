@@ -61,7 +61,9 @@ class ServerMechanism:
             PrivacyError: the protection hid the updates, so that their norms cannot be bounded here.
         """
         if collected.updates is None:
-            raise PrivacyError("client-level noise at the server needs to bound each update; use protection = \"plain\"")
+            raise PrivacyError(
+                'client-level noise at the server needs to bound each update; use protection = "plain"'
+            )
         size = collected.total.shape[0]
         total = np.zeros(size)
         for client in collected.survivors:

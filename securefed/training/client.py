@@ -155,14 +155,18 @@ class ClientRunner:
         update = Update(job.client, job.round, vector, job.weight, private=c.privacy.unit == "example")
         local = layout.gather(result.vector, kept) if kept.names else None
         seconds = time.perf_counter() - start
-        return ClientOutcome(job.client, update, local, None, False, result.steps, seconds, result.diagnostics)
+        return ClientOutcome(
+            job.client, update, local, None, False, result.steps, seconds, result.diagnostics
+        )
 
     def _dp_work(self, records: int) -> DPWork | None:
         p = self.config.privacy
         if p.unit != "example":
             return None
         assert self._guarantee is not None
-        return DPWork(self._guarantee.noise_multiplier, p.max_grad_norm, p.sample_rate, p.sample_rate * records)
+        return DPWork(
+            self._guarantee.noise_multiplier, p.max_grad_norm, p.sample_rate, p.sample_rate * records
+        )
 
     def _layouts(self, job: ClientJob) -> tuple[Layout, Layout, Layout]:
         layout, share = self.model.layout, set(job.share)
@@ -175,7 +179,9 @@ class ClientRunner:
 
         assert outcome.update is not None
         empty = np.empty(0, np.float32)
-        return save({"update": outcome.update.vector, "local": empty if outcome.local is None else outcome.local})
+        return save(
+            {"update": outcome.update.vector, "local": empty if outcome.local is None else outcome.local}
+        )
 
     def _unpack(self, payload: bytes, job: ClientJob) -> ClientOutcome:
         from safetensors.numpy import load

@@ -54,7 +54,9 @@ def test_noise_is_planned_for_the_client_that_takes_part_most_often() -> None:
     config = job()
     taken = Counter(k for r in range(12) for k in cohort(config, 9, r, SystemEntropy()))
     assert planned_releases(config, 9) == (0.05, max(taken.values()) * 4)
-    assert max(taken.values()) > 12 * 3 / 9, "the busiest client is above the average, and it is the one that counts"
+    assert max(taken.values()) > 12 * 3 / 9, (
+        "the busiest client is above the average, and it is the one that counts"
+    )
 
 
 def test_a_client_level_release_is_one_a_round() -> None:
@@ -72,7 +74,9 @@ def test_calibrated_noise_meets_the_target_over_the_whole_schedule_and_not_by_mu
 
 
 def test_given_noise_is_used_as_it_is() -> None:
-    config = load_config({**JOB, "privacy": {"unit": "example", "noise_multiplier": 1.25, "sample_rate": 0.05}})
+    config = load_config(
+        {**JOB, "privacy": {"unit": "example", "noise_multiplier": 1.25, "sample_rate": 0.05}}
+    )
     guarantee = make_guarantee(config, 9)
     assert guarantee is not None
     assert guarantee.noise_multiplier == 1.25

@@ -31,7 +31,13 @@ DIGITS: dict[str, Any] = {
 PRIVATE: dict[str, Any] = {
     **DIGITS,
     "train": {"steps": 2, "learning_rate": 0.5},
-    "privacy": {"unit": "example", "noise_multiplier": 1.0, "delta": 1e-4, "sample_rate": 0.1, "max_grad_norm": 1.0},
+    "privacy": {
+        "unit": "example",
+        "noise_multiplier": 1.0,
+        "delta": 1e-4,
+        "sample_rate": 0.1,
+        "max_grad_norm": 1.0,
+    },
 }
 
 
@@ -89,14 +95,18 @@ class StopAfter:
 
 
 @pytest.mark.parametrize("adapt", [{}, {"server.optimizer": "fedadam", "server.learning_rate": 0.05}])
-def test_an_interrupted_run_resumes_to_the_same_bits(home: Path, tmp_path: Path, adapt: dict[str, Any]) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    home: Path, tmp_path: Path, adapt: dict[str, Any]
+) -> None:
     run(DIGITS, adapt, folder=tmp_path / "whole")
     first = run(DIGITS, adapt, folder=tmp_path / "cut", stop_flag=StopAfter(2))
     assert (first.stopped, first.rounds) == ("interrupted", 2)
     second = resume(tmp_path / "cut")
     assert (second.stopped, second.rounds) == ("rounds", 6)
     assert model_of(tmp_path / "whole") == model_of(tmp_path / "cut")
-    lines = [json.loads(line)["round"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)["round"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines == list(range(6))
 
 
@@ -193,8 +203,12 @@ def test_an_unfinished_attempt_stays_charged_and_is_drawn_anew(
     monkeypatch.undo()
     result = resume(tmp_path / "cut")
     assert result.ledger is not None
-    assert result.ledger.epsilon(1e-4, client=1) == pytest.approx(epsilon_of([SampledGaussian(1.0, 0.1, 14)], 1e-4), rel=1e-9)
-    assert result.ledger.epsilon(1e-4, client=3) == pytest.approx(epsilon_of([SampledGaussian(1.0, 0.1, 12)], 1e-4), rel=1e-9)
+    assert result.ledger.epsilon(1e-4, client=1) == pytest.approx(
+        epsilon_of([SampledGaussian(1.0, 0.1, 14)], 1e-4), rel=1e-9
+    )
+    assert result.ledger.epsilon(1e-4, client=3) == pytest.approx(
+        epsilon_of([SampledGaussian(1.0, 0.1, 12)], 1e-4), rel=1e-9
+    )
 
 
 def test_a_finished_update_is_sent_again_byte_for_byte_and_charged_once(
@@ -237,7 +251,10 @@ def test_private_runs_in_a_pool_share_the_sites_ledger(folder: Path) -> None:
     result = run(PRIVATE, {"engine.workers": 2}, folder=folder)
     assert result.ledger is not None
     with Ledger.site() as ledger:
-        assert sum(e.steps for e in ledger.events(run=json.loads((folder / "run.json").read_text())["run"])) == 4 * 12
+        assert (
+            sum(e.steps for e in ledger.events(run=json.loads((folder / "run.json").read_text())["run"]))
+            == 4 * 12
+        )
 
 
 def test_delta_above_one_over_the_smallest_shard_is_refused_before_anything_is_spent(folder: Path) -> None:
@@ -273,7 +290,12 @@ def test_client_level_aggregate_moves_by_at_most_clip_over_denominator_when_a_cl
     import securefed.training.client as client_module
 
     monkeypatch.setattr(client_module, "clip_update", lambda v, c: type("C", (), {"vector": v * 1e6})())
-    config = {**CLIENT, "privacy": {**CLIENT["privacy"], "noise_multiplier": 1e-9}, "rounds": 1, "clients_per_round": 0}
+    config = {
+        **CLIENT,
+        "privacy": {**CLIENT["privacy"], "noise_multiplier": 1e-9},
+        "rounds": 1,
+        "clients_per_round": 0,
+    }
     run(config, folder=tmp_path / "lied", entropy=SeededEntropy(1))
     from safetensors.numpy import load
 
@@ -306,7 +328,9 @@ def test_a_client_level_round_cut_after_its_release_applies_the_same_bytes(
 # ------------------------------------------------------------------------------------- liars, stopping
 
 
-def test_a_non_finite_update_is_refused_counted_and_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_non_finite_update_is_refused_counted_and_reported(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = ClientRunner._train
 
     def poison(self: ClientRunner, job: Any) -> Any:
