@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -381,7 +381,7 @@ class Federation:
         if self.ledger is None:
             return None, None
         p = self.config.privacy
-        unit = "client" if p.unit == "client" else "example"
+        unit: Literal["client", "example"] = "client" if p.unit == "client" else "example"
         mine = self.ledger.epsilon(p.delta, unit=unit, accountant=p.accountant, run=self.run_id)
         return mine, self.ledger.site_epsilon(p.delta, self.assembly.dataset.digest, unit)
 

@@ -193,7 +193,7 @@ def decode(payload: bytes, parameters: RoundParameters, sender: int) -> tuple[fl
         raise ProtocolError(f"plain: not a version {_VERSION} update message")
     if zlib.crc32(payload[: -_CRC.size]) != _CRC.unpack_from(payload, expected - _CRC.size)[0]:
         raise ProtocolError("plain: garbled bytes, the checksum differs")
-    facts = (
+    facts: tuple[tuple[str, object, object], ...] = (
         ("run", run, _run_tag(parameters.run)),
         ("round", round_, parameters.round),
         ("client", client, sender),
@@ -203,10 +203,7 @@ def decode(payload: bytes, parameters: RoundParameters, sender: int) -> tuple[fl
     )
     for what, found, wanted in facts:
         if found != wanted:
-            raise ProtocolError(
-                f"plain: message of another {what}"
-                + (f" ({found}, expected {wanted})" if isinstance(found, int) else "")
-            )
+            raise ProtocolError(f"plain: the message is of another {what} than round {parameters.round}'s")
     if not (np.isfinite(weight) and weight > 0):
         raise ProtocolError(f"plain: weight must be positive and finite, found {weight}")
     vector: Vector = np.frombuffer(payload, "<f4", parameters.size, _HEADER.size)
