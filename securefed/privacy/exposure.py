@@ -36,10 +36,16 @@ def shard_exposures(connection: sqlite3.Connection, rows: list[RunRow]) -> dict[
     """Partition -> shard digest -> events met over these runs, which share data set and unit."""
     by_partition: dict[str, list[dict[str, Exposure]]] = {}
     for row in rows:
-        digests = {client: key.digest for client, key in find_shards(connection, row.run).items()}
-        met = {digests.get(c, f"client {c}"): events for c, events in exposures(connection, row).items()}
+        names = _shard_names(connection, row)
+        met = {names.get(c, f"client {c}"): events for c, events in exposures(connection, row).items()}
         by_partition.setdefault(row.partition, []).append(met)
     return {partition: per_shard(runs) for partition, runs in by_partition.items()}
+
+
+def _shard_names(connection: sqlite3.Connection, row: RunRow) -> dict[int, str]:
+    """Client -> what identifies its shard in every run; empty shards are all alike, so by client."""
+    shards = find_shards(connection, row.run)
+    return {c: key.digest if key.records > 0 else f"{key.digest} of client {c}" for c, key in shards.items()}
 
 
 def worst(cases: Iterable[Exposure], delta: float, accountant: Accountant | None) -> Spent:
@@ -70,8 +76,8 @@ def touched_at_site(connection: sqlite3.Connection, row: RunRow, client: int) ->
     partitions = shard_exposures(connection, find_runs(connection, row.dataset, row.unit))
     own = partitions.pop(row.partition, {})
     if row.disjoint and client != SERVER:
-        digest = find_shards(connection, row.run)[client].digest
-        own = {digest: own.get(digest, ())}
+        name = _shard_names(connection, row)[client]
+        own = {name: own.get(name, ())}
     return worst_cases([own.values(), *(shards.values() for shards in partitions.values())])
 
 

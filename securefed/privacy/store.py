@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from securefed.errors import PrivacyError
+from securefed.privacy.filesystem import is_local
 
 APPLICATION_ID = 0x5EC0FED1 & 0x7FFFFFFF
 SCHEMA_VERSION = 1
@@ -127,12 +128,26 @@ class Store:
         try:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
+            self._set_journal(connection)
             if not self._recognized(connection):
                 self._create(connection)
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _set_journal(self, connection: sqlite3.Connection) -> None:
+        """Write-ahead log on a local disk (one sync a commit, not four); it is unsafe over a network."""
+        self._recognized(connection)  # a file of something else stays untouched
+        wanted = "wal" if is_local(self.path.parent) else "delete"
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] == wanted:
+            return
+        try:
+            connection.execute(f"PRAGMA journal_mode = {wanted}")
+        except sqlite3.OperationalError:
+            if wanted == "delete":
+                raise
+            # Somebody is using the file: the rollback journal it has is as safe, only slower.
 
     def _create(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")

@@ -206,9 +206,9 @@ def test_an_accountant_that_an_event_does_not_name_is_refused(monkeypatch: pytes
 
 def test_twenty_rounds_of_ten_steps_take_under_a_second() -> None:
     accounting._epsilon.cache_clear()
-    start = time.perf_counter()
+    start = time.process_time()
     assert epsilon_of([SampledGaussian(1.0, 0.05, 10)] * 20, 1e-5) == pytest.approx(4.766, abs=0.01)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_the_package_imports_without_heavy_libraries() -> None:

@@ -33,9 +33,9 @@ def test_known_calibrations() -> None:
 def test_the_quickstart_is_calibrated_in_under_three_seconds() -> None:
     accounting._epsilon.cache_clear()
     calibrate_noise.cache_clear()
-    start = time.perf_counter()
+    start = time.process_time()
     calibrate_noise(3.0, 1e-5, 0.135, 63)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize(("epsilon", "steps"), [(0, 1), (-1, 1), (math.inf, 1), (math.nan, 1), (1, 0)])

@@ -380,7 +380,21 @@ def test_a_ledger_travels_to_another_process_by_its_path(ledger: Ledger) -> None
     spend(ledger)
     copy = pickle.loads(pickle.dumps(ledger))  # noqa: S301 - our own bytes
     assert copy.events() == (EVENT,)
-    assert b"sqlite" not in pickle.dumps(ledger).replace(b"ledger.sqlite", b"").lower()
+
+
+@pytest.mark.parametrize(("local", "journal"), [(True, "wal"), (False, "delete")])
+def test_the_journal_fits_the_file_system_and_follows_a_moved_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool, journal: str
+) -> None:
+    for where in (not local, local):
+        monkeypatch.setattr("securefed.privacy.store.is_local", lambda folder, where=where: where)
+        with Ledger(tmp_path / "ledger.sqlite") as ledger:
+            ledger.register("a", SHARDS, "mails", "example")
+            spend(ledger)
+            assert ledger._store._connection().execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
+            mode = ledger._store._connection().execute("PRAGMA journal_mode").fetchone()[0]
+    assert mode == journal
+    assert ledger.events() == (EVENT, EVENT)
 
 
 def test_a_clock_set_back_resets_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
