@@ -502,7 +502,7 @@ class Federation:
             rounds=state.round,
             stopped=stopped,
             seconds=state.seconds,
-            statement=None if statement is None else statement.to_json(),
+            statement=None if statement is None else json.loads(statement.to_json()),
             statement_text="" if statement is None else statement.text(),
             mib_up=state.mib_up,
             mib_down=state.mib_down,
