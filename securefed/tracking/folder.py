@@ -1,22 +1,22 @@
-"""The result folder: plain files that explain a run without any program, written whole or appended.
+"""The result folder: plain files that explain a run without any program.
 
-config.toml, environment.json, shards.json, baselines.json, privacy.json, bytes.json, summary.json,
-metrics.jsonl (a line a round), plots/*.png, report.html.
+config.toml, environment.json, facts.json, shards.json, baselines.json, metrics.jsonl (a line a round),
+privacy.json, bytes.json, summary.json, plots/*.png and report.html.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from securefed.config import to_toml
+from securefed.registry import make_protection
+from securefed.tracking.files import METRICS, plain, read_rounds, write_json, write_text
 from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary
 
-METRICS = "metrics.jsonl"
+_OPEN = "the run has not ended; `securefed epsilon` reads what it has spent so far from the site's ledger"
 
 
 class FolderTracker:
@@ -25,6 +25,7 @@ class FolderTracker:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lines: IO[str] | None = None
+        self._mechanism: Any = None
 
     def start(self, info: RunInfo) -> None:
         """Writes what is known before the first round; drops lines of rounds that will be played again."""
@@ -32,36 +33,22 @@ class FolderTracker:
         write_json(self.folder / "environment.json", info.environment)
         write_json(self.folder / "shards.json", info.shards)
         write_json(self.folder / "baselines.json", info.baselines)
-        facts = {
-            "name": info.name,
-            "run": info.run,
-            "model": info.model,
-            "dataset": info.dataset,
-            "mechanism": info.privacy,
-        }
-        write_json(self.folder / "facts.json", facts)
+        write_json(self.folder / "facts.json", _facts(info))
+        self._mechanism = info.privacy
+        self._write_privacy(None, _OPEN)
         self._keep_rounds_before(info.resumed_at or 0)
         self._lines = open(self.folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115  # closed in close()
 
     def round(self, record: RoundRecord) -> None:
         """Appends the round's line; flushed, so that a killed run leaves every finished round."""
         assert self._lines is not None
-        self._lines.write(json.dumps(asdict(record)) + "\n")
+        self._lines.write(json.dumps(plain(asdict(record)), allow_nan=False) + "\n")
         self._lines.flush()
 
     def end(self, summary: RunSummary) -> None:
         """Writes the summary, the privacy statement, the byte counts, the pictures and the report."""
         write_json(self.folder / "summary.json", asdict(summary))
-        if summary.statement is not None:
-            facts = json.loads((self.folder / "facts.json").read_text(encoding="utf-8"))
-            write_json(
-                self.folder / "privacy.json",
-                {
-                    "mechanism": facts["mechanism"],
-                    "statement": summary.statement,
-                    "text": summary.statement_text,
-                },
-            )
+        self._write_privacy(summary.statement, summary.statement_text)
         write_json(self.folder / "bytes.json", self._bytes(summary))
         from securefed.tracking.report import write_report
 
@@ -72,6 +59,16 @@ class FolderTracker:
         if self._lines is not None:
             self._lines.close()
             self._lines = None
+
+    def _write_privacy(self, statement: Any, text: str) -> None:
+        """`privacy.json`: without DP it says so, rather than being absent."""
+        none = "no differential privacy: nothing bounds what an update or the model tells about a record"
+        tree = {
+            "mechanism": self._mechanism,
+            "statement": statement,
+            "text": text if self._mechanism else none,
+        }
+        write_json(self.folder / "privacy.json", tree)
 
     def _keep_rounds_before(self, round: int) -> None:
         """A resumed run plays `round` again; a torn last line is dropped with it."""
@@ -89,26 +86,13 @@ class FolderTracker:
         }
 
 
-def read_rounds(folder: Path) -> list[dict[str, Any]]:
-    """The rounds on record; a last line that a crash tore in half is left out."""
-    path = folder / METRICS
-    rounds: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rounds.append(json.loads(line))
-            except ValueError:
-                break
-    return rounds
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def write_json(path: Path, tree: Mapping[str, Any] | list[Any]) -> None:
-    """Writes JSON, indented, whole or not at all."""
-    write_text(path, json.dumps(tree, indent=1, default=str) + "\n")
+def _facts(info: RunInfo) -> dict[str, Any]:
+    protection = make_protection(info.config.protection)
+    return {
+        "name": info.name,
+        "run": info.run,
+        "model": info.model,
+        "dataset": info.dataset,
+        "mechanism": info.privacy,
+        "protection": {"name": protection.name, "reveals": protection.reveals},
+    }

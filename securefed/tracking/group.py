@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 
 from securefed.config import TrackingConfig
-from securefed.errors import SecureFedError
 from securefed.tracking.folder import FolderTracker
 from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary, Tracker
 
@@ -68,8 +67,6 @@ class TrackerGroup:
         for tracker in tuple(self._others):
             try:
                 call(tracker)
-            except SecureFedError:
-                raise
-            except Exception as error:  # whatever a third party's tracker throws
+            except Exception as error:  # whatever a third party's tracker throws: it must not stop a run
                 logger.warning("%s failed and is dropped: %s", type(tracker).__name__, error)
                 self._others.remove(tracker)

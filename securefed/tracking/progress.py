@@ -6,11 +6,27 @@ import sys
 import time
 from typing import IO, Any
 
+from securefed.tracking import plots
+from securefed.tracking.numbers import clock, mib, score, small, spent
 from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary
+
+WIDTHS = {
+    "round": 7,
+    "phase": 6,
+    "train": 8,
+    "loss": 7,
+    "score": 12,
+    "epsilon": 9,
+    "up": 10,
+    "clients": 9,
+    "time": 12,
+    "left": 12,
+}
+"""Columns and their widths; one that this run does not fill is left out."""
 
 
 class ProgressTracker:
-    """Lines to a stream; on a terminal a live bar under them shows the round and the time left.
+    """Aligned lines to a stream; on a terminal a live bar under them shows the round and the time left.
 
     Args:
         stream: standard output for people; standard error where standard output is for machines.
@@ -20,22 +36,33 @@ class ProgressTracker:
         self._stream = stream or sys.stdout
         self._began = time.monotonic()
         self._first: int | None = None
+        self._head: tuple[str, ...] = ()
+        self._names = {"score": "accuracy", "train": "train"}
         self._bar: Any = None
         self._task: Any = None
 
     def start(self, info: RunInfo) -> None:
-        """Says what runs, on whose data, with which guarantee."""
+        """Says what runs, on whose data, with which guarantee, and what is easy to reach."""
         data, model = info.dataset, info.model
+        self._names["train"] = "train" if info.privacy is None else "train*"
+        if info.config.model.task != "classification":
+            self._names["score"] = "perplexity"
+        self._say(f"{info.name}, run {info.run}, into {info.folder}")
         self._say(
-            f"{info.name}: {model['name']}, {model['trainable']:,} of {model['parameters']:,} parameters trained"
+            f"  model    {model['name']}: {model['trainable']:,} of {model['parameters']:,} parameters trained, {info.config.model.adapter}"
         )
         self._say(
-            f"data: {data['name']}, {data['train']:,} records at {len(info.shards)} clients, {data['test']:,} for testing"
+            f"  data     {data['name']}: {data['train']:,} records at {len(info.shards)} clients, {data['test']:,} for testing ({data['licence']})"
         )
-        self._say(f"privacy: {_guarantee(info)}")
-        for name, scores in info.baselines.items():
-            if "accuracy" in scores:
-                self._say(f"  baseline {name.replace('_', ' ')}: accuracy {scores['accuracy']:.3f}")
+        self._say(f"  privacy  {_guarantee(info)}")
+        self._say(f"  seen     {_seen(info)}")
+        easy = [
+            f"{plots.baseline_name(k)} {v['accuracy']:.3f}"
+            for k, v in info.baselines.items()
+            if "accuracy" in v
+        ]
+        if easy:
+            self._say(f"  easy     accuracy of {', '.join(easy)}")
         if info.resumed_at is not None:
             self._say(f"going on from round {info.resumed_at + 1}")
         self._began = time.monotonic()
@@ -43,34 +70,27 @@ class ProgressTracker:
             self._start_bar(info)
 
     def round(self, record: RoundRecord) -> None:
-        """One line: scores, epsilon, bytes, who was missing, time, time left."""
+        """One line: losses, score, epsilon, bytes, who was missing, time, time left."""
         if self._first is None:
             self._first = record.round
+            self._start_table(record)
         done = record.round - self._first + 1
         left = (time.monotonic() - self._began) / done * (record.rounds - record.round - 1)
-        parts = [f"round {record.round + 1:>{len(str(record.rounds))}}/{record.rounds} {record.phase:<4}"]
-        if "loss" in record.diagnostics:
-            parts.append(f"train loss {record.diagnostics['loss']:.3f}")
-        for name in ("accuracy", "perplexity"):
-            if record.metrics and name in record.metrics:
-                parts.append(f"{name} {record.metrics[name]:.3f}")
-        if record.epsilon is not None:
-            parts.append(f"epsilon {record.epsilon:.2f}")
-        parts.append(f"up {record.mib_up:.2f} MiB")
-        missing = len(record.cohort) - len(record.survivors)
-        if missing:
-            parts.append(f"{missing} of {len(record.cohort)} clients missing")
-        parts.append(f"{record.seconds:.1f} s, {_clock(left)} left")
-        self._say("  ".join(parts))
+        cells = _cells(record, left)
+        line = "".join(f"{cells[name]:>{WIDTHS[name]}}" for name in self._head)
+        self._say(line + "".join(f"  client {k} refused: {why}" for k, why in record.refused.items()))
         if self._bar is not None:
             self._bar.update(self._task, completed=record.round + 1)
 
     def end(self, summary: RunSummary) -> None:
         """The final scores and how the run stopped."""
-        scores = ", ".join(f"{k} {v:.3f}" for k, v in summary.metrics.items() if k != "n")
-        self._say(
-            f"stopped by {summary.stopped} after {summary.rounds} rounds and {_clock(summary.seconds)}: {scores}"
+        scores = ", ".join(
+            f"{k.replace('_', ' ')} {score(v)}" for k, v in summary.metrics.items() if k != "n"
         )
+        self._say(
+            f"stopped: {summary.stopped}, after {summary.rounds} rounds and {clock(summary.seconds)}; {mib(summary.mib_up)} sent"
+        )
+        self._say(f"global test set: {scores}")
 
     def close(self) -> None:
         """Takes the live bar away."""
@@ -78,11 +98,22 @@ class ProgressTracker:
             self._bar.stop()
             self._bar = None
 
+    def _start_table(self, record: RoundRecord) -> None:
+        """The heading; what is computed on private data is marked under DP."""
+        empty = {"epsilon"} if record.epsilon is None else set()
+        if "loss" not in record.diagnostics:
+            empty.add("train")
+        self._head = tuple(name for name in WIDTHS if name not in empty)
+        self._say("".join(f"{self._names.get(name, name):>{WIDTHS[name]}}" for name in self._head))
+        if "train" in self._head and self._names["train"] != "train":
+            self._say("  * computed on private data, shown in simulations only; a real client never sends it")
+
     def _say(self, line: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
-            print(line, file=self._stream, flush=True)
+            self._stream.write(line + "\n")
+            self._stream.flush()
 
     def _start_bar(self, info: RunInfo) -> None:
         from rich.console import Console
@@ -94,23 +125,39 @@ class ProgressTracker:
         self._bar.start()
 
 
+def _cells(record: RoundRecord, left: float) -> dict[str, str]:
+    metrics = record.metrics or {}
+    value = next((metrics[n] for n in ("accuracy", "perplexity") if n in metrics), None)
+    return {
+        "round": f"{record.round + 1}/{record.rounds}",
+        "phase": record.phase,
+        "train": score(record.diagnostics.get("loss")),
+        "loss": score(metrics.get("loss")),
+        "score": score(value),
+        "epsilon": "" if record.epsilon is None else spent(record.epsilon),
+        "up": mib(record.mib_up),
+        "clients": f"{len(record.survivors)}/{len(record.cohort)}",
+        "time": clock(record.seconds),
+        "left": clock(left),
+    }
+
+
 def _guarantee(info: RunInfo) -> str:
-    if info.privacy is None:
-        return "none: updates travel in the clear and nothing bounds what they tell"
     p = info.privacy
+    if p is None:
+        return "none: nothing bounds what an update or the model tells about a record"
     target = f"epsilon {p['epsilon']:g}" if p["epsilon"] is not None else "epsilon follows from the noise"
     whose = (
-        "per record of each client, against everyone"
+        "each record of each client, against everyone, the server included"
         if p["unit"] == "example"
-        else "per client, against all but the server"
+        else "each client, against all but the server"
     )
-    return f"{target} at delta {p['delta']:g}, {whose}; noise multiplier {p['noise_multiplier']:.3f}"
+    return f"{target} at delta {small(p['delta'])} for {whose} (noise multiplier {p['noise_multiplier']:.3g})"
 
 
-def _clock(seconds: float) -> str:
-    whole = int(seconds + 0.5)
-    return (
-        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-        if whole >= 3600
-        else f"{whole // 60}:{whole % 60:02d}"
-    )
+def _seen(info: RunInfo) -> str:
+    from securefed.registry import make_protection
+    from securefed.tracking.guarantee import SEEN
+
+    protection = make_protection(info.config.protection)
+    return f"the server sees {SEEN[protection.reveals]} ({protection.name}); simulated: this process holds all data and keys"

@@ -1,0 +1,83 @@
+"""Who is guaranteed what: the ledger's statement, fact by fact, and what the server sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from securefed.tracking import html, numbers
+from securefed.tracking.files import RunFiles
+
+SEEN = {
+    "updates": "each client's update, one by one",
+    "sum": "only the sum of the clients' updates",
+    "group sums": "only the sums of groups of clients",
+}
+
+
+def guarantee(run: RunFiles) -> str:
+    """The ledger's statement, named fact by named fact and as text; and what the server saw."""
+    protection = run.facts["protection"]
+    reveals = SEEN.get(protection["reveals"], protection["reveals"])
+    server = f"The server sees {reveals} (protection: {protection['name']})."
+    statement = run.summary.get("statement")
+    if not run.private:
+        nothing = "No differential privacy: nothing bounds what an update or the model tells about a record."
+        return html.section("Who is guaranteed what", html.paragraph(nothing), html.paragraph(server))
+    if not statement:
+        later = "The run has not ended. The command securefed epsilon (last section) reads what it has spent so far."
+        planned = html.facts(_planned(run.facts["mechanism"]))
+        return html.section("Who is guaranteed what", html.paragraph(later), planned, html.paragraph(server))
+    text = run.summary["statement_text"]
+    folded = html.details("the same, as securefed epsilon prints it", html.preformatted(text))
+    return html.section(
+        "Who is guaranteed what", html.facts(_statement(statement)), html.paragraph(server), folded
+    )
+
+
+def _planned(m: Mapping[str, Any]) -> list[tuple[str, str | Sequence[str]]]:
+    asked = f"epsilon {m['epsilon']:g}" if m["epsilon"] is not None else "what the noise gives"
+    return [
+        (
+            "Asked for",
+            f"{asked} at delta {numbers.small(m['delta'])}, per {'record' if m['unit'] == 'example' else 'client'}",
+        ),
+        (
+            "Mechanism",
+            f"Gaussian, noise multiplier {m['noise_multiplier']:.4g}, sample rate {m['sample_rate']:.4g}",
+        ),
+        (
+            "Planned",
+            f"{numbers.count(m['rounds'], 'round')} of {numbers.count(m['steps_per_round'], 'step')}",
+        ),
+    ]
+
+
+def _statement(s: Mapping[str, Any]) -> list[tuple[str, str | Sequence[str]]]:
+    delta = numbers.small(s["delta"])
+    unfinished = (
+        f"; charged in full: {numbers.count(s['unfinished'], 'unfinished attempt')}"
+        if s["unfinished"]
+        else ""
+    )
+    return [
+        (
+            "Guarantee",
+            f"epsilon at most {numbers.spent(s['epsilon'])} at delta {delta}, by {s['accountant'].upper()}",
+        ),
+        ("Hides", f"one {'record' if s['unit'] == 'example' else 'client'}; neighbours: {s['relation']}"),
+        ("From whom", str(s["adversary"])),
+        ("For whom", str(s["holds_for"])),
+        ("Mechanism", str(s["mechanism"])),
+        (
+            "Steps",
+            f"{s['steps_reserved']:,} reserved and charged, {s['steps_settled']:,} settled{unfinished}",
+        ),
+        (
+            "All runs here",
+            f"epsilon at most {numbers.spent(s['site_epsilon'])} over {numbers.count(s['site_runs'], 'run')} of this site "
+            "on this data",
+        ),
+        ("Notes", s["caveats"]),
+        ("Not covered", s["not_covered"]),
+    ]
