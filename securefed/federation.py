@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -167,7 +168,8 @@ def _play(
 ) -> Result:
     from securefed.tracking.group import TrackerGroup
 
-    with TrackerGroup.of(folder, assembly.config.tracking, trackers) as group:
+    threads = torch_threads(assembly.config.engine.threads)
+    with threads, TrackerGroup.of(folder, assembly.config.tracking, trackers) as group:
         federation = Federation(assembly, folder, run_id, entropy or SystemEntropy(), group)
         try:
             return federation.play(resumed, stop_flag)
@@ -510,6 +512,20 @@ class Federation:
         )
         self.tracker.end(summary)
         return Result(self.folder, dict(state.metrics), state.round, stopped, view)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within it torch uses `count` threads (0: as it is); sums depend on it in the last bit."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _nobody(size: int) -> Collected:

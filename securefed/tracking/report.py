@@ -243,7 +243,9 @@ def _diagnostics(rounds: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) 
     if not told:
         return ""
     keys = sorted({k for r in told for k in r["diagnostics"]})
-    rows = [[r["round"] + 1, r["phase"], *(r["diagnostics"].get(k) for k in keys)] for r in told]
+    rows: list[list[Any]] = [
+        [r["round"] + 1, r["phase"], *(r["diagnostics"].get(k) for k in keys)] for r in told
+    ]
     warning = "Computed on the clients' private records. A real client never sends these, and no epsilon covers them."
     table = _table(["round", "phase", *(k.replace("_", " ") for k in keys)], rows)
     return f"<h2>Simulation diagnostics</h2><p class='note'>{warning}</p><details><summary>round by round</summary>{table}</details>"

@@ -25,6 +25,9 @@ from torch import nn
 from securefed.crypto.entropy import Stream
 from securefed.errors import ModelError, PrivacyError
 
+GRAD_SAMPLE = "grad_sample"
+"""Where Opacus keeps a tensor's gradients, one row per record."""
+
 MARGIN = 1 - 2.0**-16
 """Records are clipped a hair below the norm: float32 rounding of norm, factor and sum stays inside the bound."""
 
@@ -57,7 +60,7 @@ class Seen:
     empty: int = 0
 
 
-class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
+class KeyedDPOptimizer(DPOptimizer):
     """Opacus' optimizer with rounding-safe flat clipping and noise from a secret stream."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, dp: DPWork, noise: Stream, seen: Seen) -> None:
@@ -193,7 +196,7 @@ def empty_step(parameters: Mapping[str, nn.Parameter]) -> None:
     accounting; a forward pass over nothing breaks attention.
     """
     for p in parameters.values():
-        p.grad_sample = p.new_zeros((0, *p.shape))
+        setattr(p, GRAD_SAMPLE, p.new_zeros((0, *p.shape)))
 
 
 def draw(stream: Stream, records: int, sample_rate: float) -> np.ndarray[Any, np.dtype[np.int64]]:

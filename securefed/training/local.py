@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
 from securefed.errors import ModelError, PrivacyError
 from securefed.training.dp import (
+    GRAD_SAMPLE,
     DPWork,
     KeyedDPOptimizer,
     Seen,
@@ -206,7 +207,7 @@ class _Steps:
         pieces = self.feed.pieces(rows, self.config.physical_tokens, self.config.physical_batch)
         for piece in pieces:
             for p in self.parameters.values():
-                p.grad_sample = None
+                setattr(p, GRAD_SAMPLE, None)
             losses = self.model.losses(self.feed.batch(piece), self.config.label_smoothing)
             self._note(losses)
             losses.sum().backward()
@@ -261,24 +262,13 @@ def _shuffled(generator: np.random.Generator, n: int, size: int) -> Iterator[NDA
             yield order[i : i + size]
 
 
-def _seeded_torch(model: TaskModel, seed: int, work: LocalWork) -> AbstractContextManager[None]:
+@contextmanager
+def _seeded_torch(model: TaskModel, seed: int, work: LocalWork) -> Iterator[None]:
     """Where dropout draws from torch, its draws depend on (seed, client, round) and leave no trace."""
     if not any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.module.modules()):
-        return nullcontext()
-    return _Forked(
-        int(np.random.SeedSequence([seed, work.client, work.round]).generate_state(1, np.uint64)[0] >> 1)
-    )
-
-
-class _Forked(AbstractContextManager[None]):
-    """torch's global generators seeded within and as they were after."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed, self._fork = seed, torch.random.fork_rng()
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *error: object) -> None:
-        self._fork.__exit__(*error)
+        yield
+        return
+    state = np.random.SeedSequence([seed, work.client, work.round]).generate_state(1, np.uint64)
+    with torch.random.fork_rng():
+        torch.manual_seed(int(state[0] >> 1))
+        yield

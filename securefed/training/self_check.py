@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from securefed.errors import SelfCheckError
+from securefed.training.dp import GRAD_SAMPLE
 from securefed.training.feed import Feed
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def check_gradients(
     model.losses(feed.batch(rows), label_smoothing).sum().backward()
     found: dict[str, torch.Tensor] = {}
     for name, p in parameters.items():
-        sample = getattr(p, "grad_sample", None)
+        sample = getattr(p, GRAD_SAMPLE, None)
         if not isinstance(sample, torch.Tensor):
             raise SelfCheckError(
                 f"{name} has no per-sample gradients, so it would be trained without a bound or not at all; "
@@ -74,7 +75,7 @@ def _compare(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
 def _clear(parameters: Mapping[str, nn.Parameter]) -> None:
     for p in parameters.values():
         p.grad = None
-        p.grad_sample = None
+        setattr(p, GRAD_SAMPLE, None)
 
 
 @dataclass(frozen=True, eq=False)
