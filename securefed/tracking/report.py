@@ -227,7 +227,7 @@ def _cost(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> st
     if not summary:
         return ""
     refused = sum(len(r["refused"]) for r in rounds)
-    rows = [
+    rows: list[list[Any]] = [
         ["sent to the server", f"{summary['mib_up']:.2f} MiB"],
         ["sent to the clients", f"{summary['mib_down']:.2f} MiB"],
         ["wall-clock time", _time(summary["seconds"])],
