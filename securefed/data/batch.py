@@ -34,7 +34,13 @@ class Encoded:
     pad_id: int = 0
 
     def __len__(self) -> int:
-        return len(self.tokens) if self.tokens is not None else len(self.images) if self.images is not None else 0
+        return (
+            len(self.tokens)
+            if self.tokens is not None
+            else len(self.images)
+            if self.images is not None
+            else 0
+        )
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -111,7 +117,9 @@ def _pad(records: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[torch.Tenso
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-def physical_batches(lengths: NDArray[np.int64], rows: NDArray[np.int64], max_tokens: int, max_rows: int) -> list[NDArray[np.int64]]:
+def physical_batches(
+    lengths: NDArray[np.int64], rows: NDArray[np.int64], max_tokens: int, max_rows: int
+) -> list[NDArray[np.int64]]:
     """`rows` sorted by length and cut so that each piece pads to at most `max_tokens` tokens.
 
     Sorting happens only inside an already drawn batch, so it changes no sampling probability.

@@ -26,7 +26,9 @@ class Examples:
     documents: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
-        return len(self.texts) if self.texts is not None else len(self.images) if self.images is not None else 0
+        return (
+            len(self.texts) if self.texts is not None else len(self.images) if self.images is not None else 0
+        )
 
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Examples:
         """The records at these positions, in this order."""
