@@ -41,7 +41,9 @@ class Mean:
         return weights @ updates / weights.sum(), state
 
 
-def aggregate(rule: Aggregator, collected: Collected, context: RoundContext, state: Any) -> tuple[Vector, Any]:
+def aggregate(
+    rule: Aggregator, collected: Collected, context: RoundContext, state: Any
+) -> tuple[Vector, Any]:
     """The round's aggregate, float32 (d,), and the rule's new state.
 
     A rule that needs only the sum gets total / weight, exact in float64 whatever protection carried
@@ -55,7 +57,9 @@ def aggregate(rule: Aggregator, collected: Collected, context: RoundContext, sta
     if rule.needs == "sum":
         return (collected.total / collected.weight).astype("float32"), state
     if collected.updates is None:
-        raise ProtocolError(f"round {context.round}: the rule must see updates, the protection revealed only a sum")
+        raise ProtocolError(
+            f"round {context.round}: the rule must see updates, the protection revealed only a sum"
+        )
     import numpy as np
     import torch
 

@@ -17,8 +17,10 @@ from securefed.config import Config, check_against_shards, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.data import load_dataset, make_shards
 from securefed.data.records import Dataset, Examples, Shard
+from securefed.privacy.budget import Budget
 from securefed.privacy.calibration import calibrate_noise
-from securefed.privacy.ledger import Budget, Ledger, ShardKey
+from securefed.privacy.ledger import Ledger
+from securefed.privacy.records import ShardKey
 from securefed.training.client import ClientRunner, Guarantee
 from securefed.types import SERVER
 
@@ -165,7 +167,9 @@ def register(ledger: Ledger, run: str, assembly: Assembly) -> None:
         ledger.register(run, whole, assembly.dataset.digest, "client")
 
 
-def make_runner(assembly: Assembly, run: str, entropy: Entropy, guarantee: Guarantee | None, ledger: Ledger | None) -> ClientRunner:
+def make_runner(
+    assembly: Assembly, run: str, entropy: Entropy, guarantee: Guarantee | None, ledger: Ledger | None
+) -> ClientRunner:
     """The runner of all clients over the assembly's one resident model."""
     return ClientRunner(
         assembly.config,
@@ -193,4 +197,6 @@ class RunnerBuilder:
 
     def __call__(self) -> ClientRunner:
         ledger = Ledger.site() if self.config.private else None
-        return make_runner(assemble(self.config), self.run, self.entropy or SystemEntropy(), self.guarantee, ledger)
+        return make_runner(
+            assemble(self.config), self.run, self.entropy or SystemEntropy(), self.guarantee, ledger
+        )

@@ -69,7 +69,9 @@ def save_state(folder: Path, state: State, identity: Mapping[str, str]) -> Path:
     tensors |= {f"local.{k}": v for k, v in state.local.items()}
     data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()})
     facts = {name: getattr(state, name) for name in _FACTS}
-    text = json.dumps({"version": VERSION, "identity": dict(identity), "sha256": hashlib.sha256(data).hexdigest(), **facts})
+    text = json.dumps(
+        {"version": VERSION, "identity": dict(identity), "sha256": hashlib.sha256(data).hexdigest(), **facts}
+    )
     final, part = root / f"round-{state.round:06d}", root / f".part-{os.getpid()}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -97,7 +99,9 @@ def load_state(folder: Path, identity: Mapping[str, str]) -> State | None:
         tree, data = facts
         for key, value in identity.items():
             if tree["identity"].get(key) != value:
-                raise CheckpointError(f"{path.name} was made with another {key}; resume with the {key} it was started with, or start a new run")
+                raise CheckpointError(
+                    f"{path.name} was made with another {key}; resume with the {key} it was started with, or start a new run"
+                )
         return _state(tree, data)
     if found:
         raise CheckpointError(f"every checkpoint in {folder / 'checkpoint'} is damaged; start a new run")
@@ -114,7 +118,9 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes] | None:
     if not isinstance(tree, dict) or tree.get("sha256") != hashlib.sha256(data).hexdigest():
         return None
     if tree.get("version") != VERSION:
-        raise CheckpointError(f"{path.name} has checkpoint version {tree.get('version')}, this release reads {VERSION}")
+        raise CheckpointError(
+            f"{path.name} has checkpoint version {tree.get('version')}, this release reads {VERSION}"
+        )
     return tree, data
 
 
@@ -125,4 +131,6 @@ def _state(tree: dict[str, Any], data: bytes) -> State:
     local = {int(k.removeprefix("local.")): v for k, v in arrays.items() if k.startswith("local.")}
     facts = {name: tree[name] for name in _FACTS}
     facts["client_metrics"] = {int(k): v for k, v in facts["client_metrics"].items()}
-    return State(vector=arrays["vector"], moments=Moments(arrays["first"], arrays["second"]), local=local, **facts)
+    return State(
+        vector=arrays["vector"], moments=Moments(arrays["first"], arrays["second"]), local=local, **facts
+    )

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -19,7 +20,15 @@ from securefed.aggregation import aggregate
 from securefed.algorithms.fedavg import FedAvg
 from securefed.algorithms.plan import RoundPlan, local_names
 from securefed.algorithms.server_optimizer import Moments
-from securefed.assembly import Assembly, RunnerBuilder, assemble, cohort, make_guarantee, make_runner, register
+from securefed.assembly import (
+    Assembly,
+    RunnerBuilder,
+    assemble,
+    cohort,
+    make_guarantee,
+    make_runner,
+    register,
+)
 from securefed.checkpoint import State, load_state, save_state
 from securefed.config import Config, load_config, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
@@ -37,7 +46,7 @@ from securefed.training.client import ClientJob, ClientOutcome
 from securefed.types import Collected, RoundContext, RoundParameters, Vector
 
 if TYPE_CHECKING:
-    from securefed.privacy.ledger import RunLedger
+    from securefed.privacy.view import RunView
 
 MIB = 2**20
 
@@ -64,7 +73,7 @@ class Result:
     metrics: Mapping[str, float]
     rounds: int
     stopped: str
-    ledger: RunLedger | None
+    ledger: RunView | None
 
 
 def run(
@@ -117,7 +126,9 @@ def resume(
     try:
         run_id = json.loads((path / "run.json").read_text(encoding="utf-8"))["run"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path} is not the folder of a run; give the folder that `securefed run` printed") from None
+        raise CheckpointError(
+            f"{path} is not the folder of a run; give the folder that `securefed run` printed"
+        ) from None
     assembly = assemble(load_config(path / "config.toml"))
     state = load_state(path, {"run": run_id, **assembly.identity})
     return _play(assembly, path, run_id, state or _first_state(assembly), entropy, trackers, stop_flag)
@@ -129,9 +140,15 @@ def new_folder(config: Config, folder: Path | None) -> Path:
     Raises:
         CheckpointError: it exists; a run never writes over another.
     """
-    path = Path(folder) if folder is not None else Path(config.output) / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = (
+        Path(folder)
+        if folder is not None
+        else Path(config.output) / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     if path.exists():
-        raise CheckpointError(f"{path} exists; choose another --folder, or go on with it: securefed resume {path}")
+        raise CheckpointError(
+            f"{path} exists; choose another --folder, or go on with it: securefed resume {path}"
+        )
     return path
 
 
@@ -151,7 +168,8 @@ def _play(
 ) -> Result:
     from securefed.tracking.group import TrackerGroup
 
-    with TrackerGroup.of(folder, assembly.config.tracking, trackers) as group:
+    threads = torch_threads(assembly.config.engine.threads)
+    with threads, TrackerGroup.of(folder, assembly.config.tracking, trackers) as group:
         federation = Federation(assembly, folder, run_id, entropy or SystemEntropy(), group)
         try:
             return federation.play(resumed, stop_flag)
@@ -162,7 +180,9 @@ def _play(
 class Federation:
     """One run: the parts that do not change, and the methods that play a round on a `State`."""
 
-    def __init__(self, assembly: Assembly, folder: Path, run_id: str, entropy: Entropy, tracker: Tracker) -> None:
+    def __init__(
+        self, assembly: Assembly, folder: Path, run_id: str, entropy: Entropy, tracker: Tracker
+    ) -> None:
         config = assembly.config
         self.config, self.assembly, self.folder, self.run_id = config, assembly, folder, run_id
         self.entropy, self.tracker, self.model = entropy, tracker, assembly.model
@@ -190,7 +210,9 @@ class Federation:
         assert self.ledger is not None
         assert self.guarantee is not None
         sigma, budget = self.guarantee.noise_multiplier, self.guarantee.budget
-        return server_mechanism(self.config, sigma, budget, self.ledger, self.run_id, len(self.assembly.shards))
+        return server_mechanism(
+            self.config, sigma, budget, self.ledger, self.run_id, len(self.assembly.shards)
+        )
 
     def _make_engine(self) -> Engine:
         workers = self.config.engine.workers
@@ -235,12 +257,24 @@ class Federation:
         chosen = cohort(self.config, len(self.assembly.shards), state.round, self.entropy)
         aggregate_, collected, outcomes = self._train_and_collect(state, plan, chosen)
         vector, moments = self.algorithm.apply(
-            self.config.server, self.model.layout, self.model.part_of, plan, state.vector, aggregate_, state.moments
+            self.config.server,
+            self.model.layout,
+            self.model.part_of,
+            plan,
+            state.vector,
+            aggregate_,
+            state.moments,
         )
         local = dict(state.local) | {o.client: o.local for o in outcomes if o.local is not None}
         up, down = sum(collected.bytes_up.values()) / MIB, self._bytes_down(len(chosen)) / MIB
         new = replace(
-            state, round=state.round + 1, vector=vector, moments=moments, local=local, mib_up=state.mib_up + up, mib_down=state.mib_down + down
+            state,
+            round=state.round + 1,
+            vector=vector,
+            moments=moments,
+            local=local,
+            mib_up=state.mib_up + up,
+            mib_down=state.mib_down + down,
         )
         new = self._evaluate(new)
         new = replace(new, seconds=before + time.perf_counter() - started)
@@ -248,7 +282,9 @@ class Federation:
             save_state(self.folder, new, self.identity)
             if self.ledger is not None:
                 self.ledger.clear_outbox(self.run_id, new.round)
-        self.tracker.round(self._record(new, plan, chosen, collected, outcomes, up, down, time.perf_counter() - begin))
+        self.tracker.round(
+            self._record(new, plan, chosen, collected, outcomes, up, down, time.perf_counter() - begin)
+        )
         return new
 
     # ----------------------------------------------------------------------------------------- one round
@@ -272,7 +308,11 @@ class Federation:
         collected = self._collect(state, shared, chosen, outcomes)
         collected = replace(collected, refused={**collected.refused, **refusals})
         if self.mechanism is not None and reservation is not None:
-            return self.mechanism.release(reservation, state.round, collected, self.entropy), collected, outcomes
+            return (
+                self.mechanism.release(reservation, state.round, collected, self.entropy),
+                collected,
+                outcomes,
+            )
         context = RoundContext(
             round=state.round,
             clients=collected.survivors,
@@ -298,7 +338,9 @@ class Federation:
         by_size = self.config.weights == "size" or (self.config.weights == "auto" and not self.config.private)
         return float(len(self.assembly.shards[client].train)) if by_size else 1.0
 
-    def _collect(self, state: State, shared: Layout, chosen: tuple[int, ...], outcomes: list[ClientOutcome]) -> Collected:
+    def _collect(
+        self, state: State, shared: Layout, chosen: tuple[int, ...], outcomes: list[ClientOutcome]
+    ) -> Collected:
         if not chosen:
             return _nobody(shared.size)
         parameters = RoundParameters(
@@ -341,7 +383,7 @@ class Federation:
         if self.ledger is None:
             return None, None
         p = self.config.privacy
-        unit = "client" if p.unit == "client" else "example"
+        unit: Literal["client", "example"] = "client" if p.unit == "client" else "example"
         mine = self.ledger.epsilon(p.delta, unit=unit, accountant=p.accountant, run=self.run_id)
         return mine, self.ledger.site_epsilon(p.delta, self.assembly.dataset.digest, unit)
 
@@ -356,14 +398,18 @@ class Federation:
         down: float,
         seconds: float,
     ) -> RoundRecord:
-        evaluated = state.round == self.config.rounds or (self.config.evaluate.every and state.round % self.config.evaluate.every == 0)
+        evaluated = state.round == self.config.rounds or (
+            self.config.evaluate.every and state.round % self.config.evaluate.every == 0
+        )
         mine, site = self._epsilon()
         return RoundRecord(
             round=state.round - 1,
             rounds=self.config.rounds,
             phase=plan.phase,
             metrics=dict(state.metrics) if evaluated else None,
-            client_metrics={k: dict(v) for k, v in state.client_metrics.items()} if evaluated and state.client_metrics else None,
+            client_metrics={k: dict(v) for k, v in state.client_metrics.items()}
+            if evaluated and state.client_metrics
+            else None,
             epsilon=mine,
             site_epsilon=site,
             mib_up=up,
@@ -381,7 +427,10 @@ class Federation:
         from securefed.tracking.environment import environment
 
         a, c, model = self.assembly, self.config, self.model
-        sizes = {part: sum(model.parameters[n].numel() for n in model.part_of if model.part_of[n] == part) for part in set(model.part_of.values())}
+        sizes = {
+            part: sum(model.parameters[n].numel() for n in model.part_of if model.part_of[n] == part)
+            for part in set(model.part_of.values())
+        }
         return RunInfo(
             name=c.name,
             folder=self.folder,
@@ -429,7 +478,9 @@ class Federation:
             "unit": p.unit,
             "noise_multiplier": self.guarantee.noise_multiplier,
             "max_grad_norm": p.max_grad_norm,
-            "sample_rate": p.sample_rate if p.unit == "example" else (self.config.clients_per_round or len(self.assembly.shards)) / len(self.assembly.shards),
+            "sample_rate": p.sample_rate
+            if p.unit == "example"
+            else (self.config.clients_per_round or len(self.assembly.shards)) / len(self.assembly.shards),
             "steps_per_round": self.config.train.steps if p.unit == "example" else 1,
             "rounds": self.config.rounds,
             "epsilon": p.epsilon,
@@ -453,7 +504,7 @@ class Federation:
             rounds=state.round,
             stopped=stopped,
             seconds=state.seconds,
-            statement=None if statement is None else statement.to_json(),
+            statement=None if statement is None else json.loads(statement.to_json()),
             statement_text="" if statement is None else statement.text(),
             mib_up=state.mib_up,
             mib_down=state.mib_down,
@@ -461,6 +512,20 @@ class Federation:
         )
         self.tracker.end(summary)
         return Result(self.folder, dict(state.metrics), state.round, stopped, view)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within it torch uses `count` threads (0: as it is); sums depend on it in the last bit."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _nobody(size: int) -> Collected:

@@ -87,7 +87,9 @@ class Layout:
             tensor = tensors.get(name)
             if tensor is None or tuple(tensor.shape) != shape:
                 found = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
-                raise ModelError(f"layout expects {name} of shape {shape}, found {found}; both sides must build the same model")
+                raise ModelError(
+                    f"layout expects {name} of shape {shape}, found {found}; both sides must build the same model"
+                )
             out[self._index[name]] = tensor.detach().reshape(-1).cpu().float().numpy()
         return out
 

@@ -1,4 +1,7 @@
-"""Where caches live: the user's own folders, or everything under `SECUREFED_HOME`."""
+"""Where this site keeps what outlives a run: its ledger (state) and downloads (cache).
+
+`SECUREFED_HOME` moves both; otherwise they lie in the user's own folders. Nothing is created here.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,21 @@ import os
 from pathlib import Path
 
 
-def cache_dir() -> Path:
-    """The folder of downloaded and converted files; not created here.
+def state_dir() -> Path:
+    """The folder of the privacy ledger: back it up, for a lost ledger forgets what was spent."""
+    return _folder("state")
 
-    `$SECUREFED_HOME/cache` when `SECUREFED_HOME` is set, else the user's cache folder.
-    """
+
+def cache_dir() -> Path:
+    """The folder of downloads and converted models: safe to delete."""
+    return _folder("cache")
+
+
+def _folder(kind: str) -> Path:
     home = os.environ.get("SECUREFED_HOME")
     if home:
-        return Path(home).expanduser() / "cache"
+        return Path(home).expanduser() / kind
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("securefed"))
+    find = platformdirs.user_state_path if kind == "state" else platformdirs.user_cache_path
+    return Path(find("securefed", appauthor=False))

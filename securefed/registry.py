@@ -55,7 +55,9 @@ def find_class(kind: str, name: str, table: Mapping[str, str]) -> type[Any]:
             return outer[name]
         known |= set(outer)
     near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}, or package.module:Class"
+    hint = (
+        f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}, or package.module:Class"
+    )
     raise ConfigError(f"no {kind} named {name!r}; {hint}")
 
 

@@ -28,7 +28,12 @@ def test_every_python_block_runs(home: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_command_is_one_that_securefed_knows(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [line.split("#")[0] for block in blocks("bash") for line in block.splitlines() if line.startswith("securefed")]
+    lines = [
+        line.split("#")[0]
+        for block in blocks("bash")
+        for line in block.splitlines()
+        if line.startswith("securefed")
+    ]
     assert len(lines) >= 5
     for line in lines:
         command = shlex.split(line)[1]

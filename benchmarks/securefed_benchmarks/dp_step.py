@@ -32,7 +32,13 @@ def main() -> None:
     data = Encoded(tokens=tokens, labels=rng.integers(0, 2, RECORDS))
     start = model.read(model.layout)
     work = LocalWork(client=0, round=0, train=tuple(model.layout.names))
-    config = TrainConfig(steps=STEPS, batch_size=BATCH, learning_rate=0.1, physical_tokens=BATCH * LENGTH * 2, cache_frozen=False)
+    config = TrainConfig(
+        steps=STEPS,
+        batch_size=BATCH,
+        learning_rate=0.1,
+        physical_tokens=BATCH * LENGTH * 2,
+        cache_frozen=False,
+    )
     entropy, seen = SystemEntropy(), {"private": 0, "plain": 0}
 
     def play(name: str, dp: DPWork | None) -> None:
@@ -40,10 +46,15 @@ def main() -> None:
         seen[name] += result.examples
 
     private = DPWork(1.0, 1.0, BATCH / RECORDS, float(BATCH))
-    seconds = alternate({"private": lambda: play("private", private), "plain": lambda: play("plain", None)}, repeats=6)
+    seconds = alternate(
+        {"private": lambda: play("private", private), "plain": lambda: play("plain", None)}, repeats=6
+    )
     per_record = seen["plain"] / seen["private"]  # Poisson batches differ in size; compare equal work
     pairs = ratio([s * per_record for s in seconds["private"]], seconds["plain"])
-    report("DP-LoRA step against the same step without privacy", {"ratio": pairs, "plain_s_per_step": round(min(seconds["plain"]) / STEPS, 3)})
+    report(
+        "DP-LoRA step against the same step without privacy",
+        {"ratio": pairs, "plain_s_per_step": round(min(seconds["plain"]) / STEPS, 3)},
+    )
 
 
 if __name__ == "__main__":

@@ -98,7 +98,9 @@ def main() -> None:
             player.close()
             overheads.extend(engine_overhead(folder)[1:])
 
-        seconds = alternate({"federation": federation, "loop": lambda: hand_written(assembly, tensors, ROUNDS)})
+        seconds = alternate(
+            {"federation": federation, "loop": lambda: hand_written(assembly, tensors, ROUNDS)}
+        )
     report(
         "mlp federation against a hand-written loop",
         {

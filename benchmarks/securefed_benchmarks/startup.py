@@ -25,7 +25,10 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     seconds = alternate({name: lambda c=command: runner(c) for name, command in COMMANDS.items()})  # type: ignore[misc]  # default argument binds the loop variable
-    facts = {name: {"median_s": round(statistics.median(s), 3), "min_s": round(min(s), 3)} for name, s in seconds.items()}
+    facts = {
+        name: {"median_s": round(statistics.median(s), 3), "min_s": round(min(s), 3)}
+        for name, s in seconds.items()
+    }
     report("start-up", facts)
 
 

@@ -34,5 +34,9 @@ def report(name: str, facts: Mapping[str, Any]) -> None:
     """One JSON line: the figure, what it was measured on, and how."""
     import torch
 
-    machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     print(json.dumps({"benchmark": name, **facts, **machine}))

@@ -63,7 +63,9 @@ class FedAvg:
                 layout.gather(model, part),
                 shared.gather(aggregate, part),
                 Moments(layout.gather(moments.first, part), layout.gather(moments.second, part)),
-                learning_rate=rate_at(config, config.head_learning_rate if own else config.learning_rate, plan.progress),
+                learning_rate=rate_at(
+                    config, config.head_learning_rate if own else config.learning_rate, plan.progress
+                ),
                 momentum=config.head_momentum if own else config.momentum,
                 beta2=config.beta2,
                 tau=config.tau,

@@ -56,7 +56,9 @@ def plan_round(
     if head_rounds and not head:
         raise ConfigError("algorithm.head_rounds needs a model with a head; set it to 0 for language models")
     if adapter != "head" and head_rounds >= rounds:
-        raise ConfigError(f"algorithm.head_rounds={head_rounds} leaves none of rounds={rounds} for the adapter; lower it")
+        raise ConfigError(
+            f"algorithm.head_rounds={head_rounds} leaves none of rounds={rounds} for the adapter; lower it"
+        )
     if round < head_rounds:
         return RoundPlan("head", head, head, round / head_rounds)
     step, progress = round - head_rounds, (round - head_rounds) / (rounds - head_rounds)

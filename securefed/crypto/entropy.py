@@ -62,7 +62,8 @@ class Stream:
 
     def uniform(self, n: int) -> NDArray[np.float64]:
         """n uniforms on the multiples of 2^-53 in [0, 1), float64 (n,)."""
-        return (self.words(n) >> np.uint64(11)) * _TO_UNIT
+        uniform: NDArray[np.float64] = np.multiply(self.words(n) >> np.uint64(11), _TO_UNIT, dtype=np.float64)
+        return uniform
 
     def bernoulli(self, n: int, p: float) -> NDArray[np.bool_]:
         """n coins that are True with probability p rounded down to a multiple of 2^-53, bool (n,).

@@ -11,7 +11,16 @@ from dataclasses import replace
 
 from securefed.crypto.entropy import Entropy
 from securefed.errors import ProtocolError
-from securefed.types import SERVER, ClientSession, Collected, Message, Output, Protection, RoundParameters, Update
+from securefed.types import (
+    SERVER,
+    ClientSession,
+    Collected,
+    Message,
+    Output,
+    Protection,
+    RoundParameters,
+    Update,
+)
 
 MAX_STEPS = 32
 """No protocol here has more than five steps; more `advance` calls mean a session that cannot end."""

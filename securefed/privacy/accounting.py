@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import get_args
 
 from securefed.errors import PrivacyError
-from securefed.privacy.events import Accountant, Event, NonPrivate, SampledGaussian, merge
+from securefed.privacy.events import Accountant, Event, SampledGaussian, merge
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,9 @@ def epsilon(events: Iterable[Event], delta: float, accountant: Accountant = "pld
     for event in merged:
         if accountant not in event.ACCOUNTANTS:
             valid = ", ".join(event.ACCOUNTANTS)
-            raise PrivacyError(f"accountant {accountant} is not valid for {event.KIND}; choose one of {valid}")
+            raise PrivacyError(
+                f"accountant {accountant} is not valid for {event.KIND}; choose one of {valid}"
+            )
     return _epsilon(merged, delta, accountant)
 
 
@@ -86,7 +88,3 @@ def _ask(accountant: Accountant, events: tuple[SampledGaussian, ...], delta: flo
     from securefed.privacy.opacus_accountants import prv_epsilon, rdp_epsilon
 
     return prv_epsilon(events, delta) if accountant == "prv" else rdp_epsilon(events, delta)
-
-
-# NonPrivate is part of this module's vocabulary: callers pass it, `_epsilon` answers infinity.
-__all__ = ["NonPrivate", "SampledGaussian", "Spent", "epsilon", "epsilon_of"]

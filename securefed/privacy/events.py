@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
@@ -55,7 +55,9 @@ class SampledGaussian:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
-            raise PrivacyError(f"noise_multiplier must be a finite number >= 0, got {self.noise_multiplier!r}")
+            raise PrivacyError(
+                f"noise_multiplier must be a finite number >= 0, got {self.noise_multiplier!r}"
+            )
         if not 0 < self.sample_rate <= 1:
             raise PrivacyError(f"sample_rate must lie in (0, 1], got {self.sample_rate!r}")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
@@ -100,7 +102,9 @@ def from_json(text: str) -> Event:
         version, kind = tree.pop("version"), tree.pop("kind")
         classes: dict[str, type[Event]] = {c.KIND: c for c in (SampledGaussian, NonPrivate)}
         if version != VERSION or kind not in classes:
-            raise PrivacyError(f"unknown privacy event {kind!r} of version {version!r}; update SecureFed to read it")
+            raise PrivacyError(
+                f"unknown privacy event {kind!r} of version {version!r}; update SecureFed to read it"
+            )
         return classes[kind](**tree)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise PrivacyError("a privacy event cannot be read; the ledger entry is damaged") from None
@@ -121,3 +125,8 @@ def merge(events: Iterable[Event]) -> tuple[Event, ...]:
         steps[key] = steps.get(key, 0) + event.steps
     merged = tuple(SampledGaussian(s, q, t) for (s, q), t in sorted(steps.items()) if t > 0)
     return (NonPrivate(), *merged) if exposed else merged
+
+
+def repeat(event: Event, times: int) -> Event:
+    """The event happening `times` times, as one event."""
+    return replace(event, steps=event.steps * times) if isinstance(event, SampledGaussian) else event

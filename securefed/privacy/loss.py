@@ -86,7 +86,7 @@ def discretize(event: SampledGaussian, direction: Direction, step: float, infini
     low, high = support(event, direction, infinite)
     first = math.floor(low / step)
     indices = np.arange(first, max(math.ceil(high / step), first + 1) + 1)
-    losses = indices * step
+    losses: Array = np.multiply(indices, step, dtype=np.float64)
     edges = _point_of_loss(event, losses if direction == "remove" else -losses)
     if direction == "remove":
         upper, lower = _mixture(event, edges), _noise(event, edges)

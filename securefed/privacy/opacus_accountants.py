@@ -60,11 +60,15 @@ def _divergence(noise_multiplier: float, sample_rate: float, order: float) -> fl
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            value = float(compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=float(order)))
+            value = float(
+                compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=float(order))
+            )
     except (ValueError, OverflowError, ZeroDivisionError):
         return math.inf
-    # The last term covers the rounding of a sum near one, which many steps of tiny sample rate multiply.
-    return value + 1e-14 * order if math.isfinite(value) and value >= 0 else math.inf
+    if not (math.isfinite(value) and value >= 0):
+        return math.inf
+    # Opacus stops its series at terms of e^-30 and sums near one: what many steps would multiply is added.
+    return value + 1e-12 / (order - 1) + 1e-14 * order
 
 
 def prv_epsilon(events: Sequence[SampledGaussian], delta: float) -> float:

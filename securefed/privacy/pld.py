@@ -131,7 +131,9 @@ def _best_tilt(composition: _Composition, log_delta: float) -> float:
     return _minimizer(bound)
 
 
-def _window(composition: _Composition, sketch: _Composition, tilt: float, delta: float) -> tuple[float, float]:
+def _window(
+    composition: _Composition, sketch: _Composition, tilt: float, delta: float
+) -> tuple[float, float]:
     """Losses to keep: above them lies at most `_TAIL` of delta (Chernoff, at a tilt found on the sketch).
 
     After tilting, the mass that wraps around from either side is about e^-20, which only tightness needs.
@@ -152,7 +154,9 @@ def _window(composition: _Composition, sketch: _Composition, tilt: float, delta:
 
 def _minimizer(bound: Callable[[float], float]) -> float:
     """Where a bound over tilts t > 0 is least, roughly: any t gives a valid bound."""
-    found = minimize_scalar(lambda log_t: bound(math.exp(log_t)), bounds=(-7, 14), method="bounded", options={"xatol": 0.01})
+    found = minimize_scalar(
+        lambda log_t: bound(math.exp(log_t)), bounds=(-7, 14), method="bounded", options={"xatol": 0.01}
+    )
     return math.exp(float(found.x))
 
 

@@ -21,7 +21,8 @@ from securefed.types import SERVER, Collected, Vector
 if TYPE_CHECKING:
     from securefed.config import Config
     from securefed.crypto.entropy import Entropy
-    from securefed.privacy.ledger import Budget, Ledger
+    from securefed.privacy.budget import Budget
+    from securefed.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class ServerMechanism:
             PrivacyError: the protection hid the updates, so that their norms cannot be bounded here.
         """
         if collected.updates is None:
-            raise PrivacyError("client-level noise at the server needs to bound each update; use protection = \"plain\"")
+            raise PrivacyError(
+                'client-level noise at the server needs to bound each update; use protection = "plain"'
+            )
         size = collected.total.shape[0]
         total = np.zeros(size)
         for client in collected.survivors:

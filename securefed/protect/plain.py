@@ -71,7 +71,9 @@ class PlainClient:
             ProtocolError: a second submission, or an update of another client, round or size.
         """
         if self._sent:
-            raise ProtocolError(f"plain: client {self.client} has already sent its update of round {self.parameters.round}")
+            raise ProtocolError(
+                f"plain: client {self.client} has already sent its update of round {self.parameters.round}"
+            )
         if (update.client, update.round) != (self.client, self.parameters.round):
             raise ProtocolError(
                 f"plain: session of client {self.client}, round {self.parameters.round} was given the update "
@@ -103,7 +105,9 @@ class PlainServer:
         A malformed message never raises: its sender is listed in `Collected.refused` with the reason.
         """
         if self._done:
-            raise ProtocolError(f"plain: round {self.parameters.round} has ended; a late message of client {sender} is refused")
+            raise ProtocolError(
+                f"plain: round {self.parameters.round} has ended; a late message of client {sender} is refused"
+            )
         if sender not in self.parameters.clients:
             return Output()  # a stranger's bytes change nothing
         if sender in self._weights:
@@ -156,7 +160,9 @@ def _run_tag(run: str) -> bytes:
 def encode(update: Update, parameters: RoundParameters) -> bytes:
     """The message of one update. Raises ProtocolError if the size is not the round's."""
     if update.vector.shape != (parameters.size,):
-        raise ProtocolError(f"plain: an update of round {parameters.round} has shape ({parameters.size},), found {update.vector.shape}")
+        raise ProtocolError(
+            f"plain: an update of round {parameters.round} has shape ({parameters.size},), found {update.vector.shape}"
+        )
     header = _HEADER.pack(
         _MAGIC,
         _VERSION,
@@ -187,7 +193,7 @@ def decode(payload: bytes, parameters: RoundParameters, sender: int) -> tuple[fl
         raise ProtocolError(f"plain: not a version {_VERSION} update message")
     if zlib.crc32(payload[: -_CRC.size]) != _CRC.unpack_from(payload, expected - _CRC.size)[0]:
         raise ProtocolError("plain: garbled bytes, the checksum differs")
-    facts = (
+    facts: tuple[tuple[str, object, object], ...] = (
         ("run", run, _run_tag(parameters.run)),
         ("round", round_, parameters.round),
         ("client", client, sender),
@@ -197,7 +203,7 @@ def decode(payload: bytes, parameters: RoundParameters, sender: int) -> tuple[fl
     )
     for what, found, wanted in facts:
         if found != wanted:
-            raise ProtocolError(f"plain: message of another {what}" + (f" ({found}, expected {wanted})" if isinstance(found, int) else ""))
+            raise ProtocolError(f"plain: the message is of another {what} than round {parameters.round}'s")
     if not (np.isfinite(weight) and weight > 0):
         raise ProtocolError(f"plain: weight must be positive and finite, found {weight}")
     vector: Vector = np.frombuffer(payload, "<f4", parameters.size, _HEADER.size)

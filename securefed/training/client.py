@@ -20,11 +20,13 @@ from securefed.data.batch import Encoded
 from securefed.data.records import Shard
 from securefed.errors import BudgetExceeded
 from securefed.layout import Layout
+from securefed.privacy.budget import Budget
 from securefed.privacy.client_level import clip_update
 from securefed.privacy.events import SampledGaussian
-from securefed.privacy.ledger import Budget, Ledger
+from securefed.privacy.ledger import Ledger
+from securefed.training.dp import DPWork
 from securefed.training.frozen_cache import FrozenCache
-from securefed.training.local import DPWork, LocalWork, train_locally
+from securefed.training.local import LocalWork, train_locally
 from securefed.types import Update, Vector
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ class ClientRunner:
         self._entropy, self._ledger, self._guarantee = entropy, ledger, guarantee
         self._encoded: dict[int, Encoded] = {}
         self._checked: set[tuple[str, ...]] = set()
-        self.cache = FrozenCache(config.train.cache_mib * 2**20) if config.train.cache_frozen else None
+        self.cache = FrozenCache(config.train.cache_mib) if config.train.cache_frozen else None
 
     def encoded(self, client: int) -> Encoded:
         """The client's training records as the model reads them, encoded once."""
@@ -155,14 +157,22 @@ class ClientRunner:
         update = Update(job.client, job.round, vector, job.weight, private=c.privacy.unit == "example")
         local = layout.gather(result.vector, kept) if kept.names else None
         seconds = time.perf_counter() - start
-        return ClientOutcome(job.client, update, local, None, False, result.steps, seconds, result.diagnostics)
+        return ClientOutcome(
+            job.client, update, local, None, False, result.steps, seconds, result.diagnostics
+        )
 
     def _dp_work(self, records: int) -> DPWork | None:
         p = self.config.privacy
         if p.unit != "example":
             return None
         assert self._guarantee is not None
-        return DPWork(self._guarantee.noise_multiplier, p.max_grad_norm, p.sample_rate, p.sample_rate * records)
+        return DPWork(
+            self._guarantee.noise_multiplier,
+            p.max_grad_norm,
+            p.sample_rate,
+            p.sample_rate * records,
+            p.grad_sample_mode,
+        )
 
     def _layouts(self, job: ClientJob) -> tuple[Layout, Layout, Layout]:
         layout, share = self.model.layout, set(job.share)
@@ -175,7 +185,9 @@ class ClientRunner:
 
         assert outcome.update is not None
         empty = np.empty(0, np.float32)
-        return save({"update": outcome.update.vector, "local": empty if outcome.local is None else outcome.local})
+        return save(
+            {"update": outcome.update.vector, "local": empty if outcome.local is None else outcome.local}
+        )
 
     def _unpack(self, payload: bytes, job: ClientJob) -> ClientOutcome:
         from safetensors.numpy import load

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from securefed.assembly import assemble
 from securefed.config import load_config
-from securefed.errors import CheckpointError, ConfigError
+from securefed.errors import CheckpointError, ConfigError, PrivacyError
 from securefed.federation import Result, resume, run
 from securefed.privacy.accounting import epsilon_of
 from securefed.privacy.events import SampledGaussian
@@ -31,7 +32,13 @@ DIGITS: dict[str, Any] = {
 PRIVATE: dict[str, Any] = {
     **DIGITS,
     "train": {"steps": 2, "learning_rate": 0.5},
-    "privacy": {"unit": "example", "noise_multiplier": 1.0, "delta": 1e-4, "sample_rate": 0.1, "max_grad_norm": 1.0},
+    "privacy": {
+        "unit": "example",
+        "noise_multiplier": 1.0,
+        "delta": 1e-4,
+        "sample_rate": 0.1,
+        "max_grad_norm": 1.0,
+    },
 }
 
 
@@ -89,14 +96,18 @@ class StopAfter:
 
 
 @pytest.mark.parametrize("adapt", [{}, {"server.optimizer": "fedadam", "server.learning_rate": 0.05}])
-def test_an_interrupted_run_resumes_to_the_same_bits(home: Path, tmp_path: Path, adapt: dict[str, Any]) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    home: Path, tmp_path: Path, adapt: dict[str, Any]
+) -> None:
     run(DIGITS, adapt, folder=tmp_path / "whole")
     first = run(DIGITS, adapt, folder=tmp_path / "cut", stop_flag=StopAfter(2))
     assert (first.stopped, first.rounds) == ("interrupted", 2)
     second = resume(tmp_path / "cut")
     assert (second.stopped, second.rounds) == ("rounds", 6)
     assert model_of(tmp_path / "whole") == model_of(tmp_path / "cut")
-    lines = [json.loads(line)["round"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)["round"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines == list(range(6))
 
 
@@ -187,14 +198,17 @@ def test_an_unfinished_attempt_stays_charged_and_is_drawn_anew(
             raise Crash
         return original(self, job)
 
-    monkeypatch.setattr(ClientRunner, "_train", crash_in_round_two)
-    with pytest.raises(Crash):
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        patched.setattr(ClientRunner, "_train", crash_in_round_two)
         run(PRIVATE, folder=tmp_path / "cut")
-    monkeypatch.undo()
     result = resume(tmp_path / "cut")
     assert result.ledger is not None
-    assert result.ledger.epsilon(1e-4, client=1) == pytest.approx(epsilon_of([SampledGaussian(1.0, 0.1, 14)], 1e-4), rel=1e-9)
-    assert result.ledger.epsilon(1e-4, client=3) == pytest.approx(epsilon_of([SampledGaussian(1.0, 0.1, 12)], 1e-4), rel=1e-9)
+    assert result.ledger.epsilon(1e-4, client=1) == pytest.approx(
+        epsilon_of([SampledGaussian(1.0, 0.1, 14)], 1e-4), rel=1e-9
+    )
+    assert result.ledger.epsilon(1e-4, client=3) == pytest.approx(
+        epsilon_of([SampledGaussian(1.0, 0.1, 12)], 1e-4), rel=1e-9
+    )
 
 
 def test_a_finished_update_is_sent_again_byte_for_byte_and_charged_once(
@@ -237,7 +251,10 @@ def test_private_runs_in_a_pool_share_the_sites_ledger(folder: Path) -> None:
     result = run(PRIVATE, {"engine.workers": 2}, folder=folder)
     assert result.ledger is not None
     with Ledger.site() as ledger:
-        assert sum(e.steps for e in ledger.events(run=json.loads((folder / "run.json").read_text())["run"])) == 4 * 12
+        assert (
+            sum(e.steps for e in ledger.events(run=json.loads((folder / "run.json").read_text())["run"]))
+            == 4 * 12
+        )
 
 
 def test_delta_above_one_over_the_smallest_shard_is_refused_before_anything_is_spent(folder: Path) -> None:
@@ -262,7 +279,8 @@ def test_client_level_dp_is_a_ledger_of_its_own(folder: Path) -> None:
     assert result.ledger is not None
     expected = epsilon_of([SampledGaussian(1.5, 0.25, 6)], 1e-3)
     assert result.ledger.epsilon(1e-3, unit="client") == pytest.approx(expected, rel=1e-9)
-    assert result.ledger.epsilon(1e-3, unit="example") == 0.0
+    with pytest.raises(PrivacyError, match="client level"):
+        result.ledger.epsilon(1e-3, unit="example")
     assert "client" in result.ledger.statement(1e-3).text()
 
 
@@ -273,11 +291,18 @@ def test_client_level_aggregate_moves_by_at_most_clip_over_denominator_when_a_cl
     import securefed.training.client as client_module
 
     monkeypatch.setattr(client_module, "clip_update", lambda v, c: type("C", (), {"vector": v * 1e6})())
-    config = {**CLIENT, "privacy": {**CLIENT["privacy"], "noise_multiplier": 1e-9}, "rounds": 1, "clients_per_round": 0}
+    config = {
+        **CLIENT,
+        "privacy": {**CLIENT["privacy"], "noise_multiplier": 1e-9},
+        "rounds": 1,
+        "clients_per_round": 0,
+    }
     run(config, folder=tmp_path / "lied", entropy=SeededEntropy(1))
     from safetensors.numpy import load
 
-    moved = load(model_of(tmp_path / "lied"))["vector"]
+    model = assemble(load_config(config)).model
+    moved = load(model_of(tmp_path / "lied"))["vector"] - model.read(model.layout)
+    assert np.linalg.norm(moved) > 0.01, "the lie arrived"
     assert np.linalg.norm(moved) <= 0.5 * (1 + 1e-5)
 
 
@@ -293,10 +318,9 @@ def test_a_client_level_round_cut_after_its_release_applies_the_same_bytes(
             raise Crash
         return original(folder, state, identity)
 
-    monkeypatch.setattr(federation, "save_state", crash)
-    with pytest.raises(Crash):
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        patched.setattr(federation, "save_state", crash)
         run(CLIENT, folder=tmp_path / "cut")
-    monkeypatch.undo()
     result = resume(tmp_path / "cut")
     assert result.ledger is not None
     expected = epsilon_of([SampledGaussian(1.5, 0.25, 6)], 1e-3)
@@ -306,7 +330,9 @@ def test_a_client_level_round_cut_after_its_release_applies_the_same_bytes(
 # ------------------------------------------------------------------------------------- liars, stopping
 
 
-def test_a_non_finite_update_is_refused_counted_and_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_non_finite_update_is_refused_counted_and_reported(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = ClientRunner._train
 
     def poison(self: ClientRunner, job: Any) -> Any:

@@ -103,7 +103,9 @@ def main(path: Path) -> None:
     cases = [known_answer([(s, q, t)], delta, h) for s, q, t, delta, h in SINGLE]
     cases += [known_answer(events, delta, h) for events, delta, h in MIXED]
     origin = f"dp-accounting {version('dp-accounting')}, tests/vectors/make_dp_accounting_pld.py"
-    path.write_text(json.dumps({"origin": origin, "relation": "add or remove one", "cases": cases}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"origin": origin, "relation": "add or remove one", "cases": cases}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ def test_rolora_alternates_the_factors_and_always_trains_the_head() -> None:
     assert [p.phase for p in phases] == ["head", "head", "B", "A", "B", "A"]
     assert all("head.weight" in p.train for p in phases)
     assert all(p.train == p.share for p in phases)
-    assert not any({"l.lora_A", "l.lora_B"} <= set(p.train) for p in phases), "both factors at once is not exact"
+    assert not any({"l.lora_A", "l.lora_B"} <= set(p.train) for p in phases), (
+        "both factors at once is not exact"
+    )
 
 
 def test_average_of_an_alternating_round_is_exact_and_naive_averaging_is_not() -> None:

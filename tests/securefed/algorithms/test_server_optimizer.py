@@ -52,12 +52,16 @@ def test_arguments_are_left_as_they_were() -> None:
 
 def test_coordinates_that_were_not_sent_keep_value_and_moments() -> None:
     parts = {"lora_A": "A", "lora_B": "B", "head": "head"}
-    layout = Layout.of_shapes({n: (2,) for n in parts})
+    layout = Layout.of_shapes(dict.fromkeys(parts, (2,)))
     plan = plan_round("rolora", parts, 0, 4)
     shared = layout.select(set(plan.share).__contains__)
-    config = ServerConfig(optimizer="fedadam", head_optimizer="fedavg", head_learning_rate=1.0, learning_rate=0.1)
+    config = ServerConfig(
+        optimizer="fedadam", head_optimizer="fedavg", head_learning_rate=1.0, learning_rate=0.1
+    )
     delta = np.ones(shared.size, np.float32)
-    model, moments = FedAvg().apply(config, layout, parts, plan, np.zeros(6, np.float32), delta, Moments.zeros(6))
+    model, moments = FedAvg().apply(
+        config, layout, parts, plan, np.zeros(6, np.float32), delta, Moments.zeros(6)
+    )
     new = layout.unflatten(model)
     assert not new["lora_A"].any()
     assert not moments.first[layout.slice_of("lora_A")].any()

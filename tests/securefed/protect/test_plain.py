@@ -22,7 +22,9 @@ LAYOUT = Layout.of_shapes({"w": (5,)})
 
 
 def parameters(clients: tuple[int, ...] = (0, 1, 2), round: int = 3, run: str = "r") -> RoundParameters:
-    return RoundParameters(run, round, clients, LAYOUT.size, LAYOUT.digest, vector_digest(np.zeros(5, np.float32)))
+    return RoundParameters(
+        run, round, clients, LAYOUT.size, LAYOUT.digest, vector_digest(np.zeros(5, np.float32))
+    )
 
 
 def update(client: int, value: float = 1.0, weight: float = 1.0, round: int = 3) -> Update:

@@ -1,0 +1,173 @@
+"""An epsilon with everything a reader must know beside it, in plain words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sqlite3
+from dataclasses import dataclass
+
+from securefed.privacy.events import Accountant, NonPrivate, Relation, SampledGaussian, Unit
+from securefed.privacy.exposure import exposures, site_cases, worst
+from securefed.privacy.records import RunRow, find_runs, find_shards
+from securefed.privacy.site import Exposure
+from securefed.types import SERVER
+
+_ADVERSARY: dict[Unit, str] = {
+    "example": (
+        "against everyone who sees this client's updates, the server included: each client adds its own "
+        "noise before sending"
+    ),
+    "client": "against other clients and outsiders, not against the server, which sees updates before it adds the noise",
+}
+_OWN_NOISE = "against everyone who sees the updates, the server included: each client adds its own noise before sending"
+_NOT_COVERED = (
+    "the choice of hyper-parameters: every run that was tried on these records and is not in the ledger",
+    "the same records under another data set name, or at another site",
+    "what a person's other records reveal about them",
+)
+_UNIT_WORDS: dict[Unit, str] = {"example": "one record", "client": "everything of one client"}
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a run has spent, and what that means. Every field is safe to print.
+
+    Attributes:
+        run, dataset: whose spending. unit: what a neighbour adds or removes. relation: which neighbours.
+        epsilon, delta: the guarantee; epsilon may be infinite. accountant: the one that gave it.
+        adversary: against whom it holds. holds_for: for whom, and how clients were combined.
+        clients: holders of shards. disjoint: whether no record lies in two of them.
+        mechanism: the events of the worst-off client, merged, in words.
+        steps_reserved, steps_settled: over all clients; all reserved steps are charged.
+        unfinished: reservations without an end (crashed attempts), charged in full.
+        site_epsilon: over all `site_runs` runs of this site on this data set.
+        caveats: true remarks on this very run. not_covered: what no number here speaks about.
+    """
+
+    run: str
+    dataset: str
+    unit: Unit
+    relation: str
+    epsilon: float
+    delta: float
+    accountant: Accountant
+    adversary: str
+    holds_for: str
+    clients: int
+    disjoint: bool
+    mechanism: str
+    steps_reserved: int
+    steps_settled: int
+    unfinished: int
+    site_epsilon: float
+    site_runs: int
+    caveats: tuple[str, ...]
+    not_covered: tuple[str, ...]
+
+    def text(self) -> str:
+        """The statement for a person, a few lines."""
+        lines = [
+            f"Differential privacy of run {self.run} on data set {self.dataset}",
+            f"  epsilon = {_number(self.epsilon)} at delta = {self.delta:g}, by {self.accountant.upper()} (an upper bound)",
+            f"  unit: {_UNIT_WORDS[self.unit]} ({self.unit} level); neighbours: {self.relation}",
+            f"  holds {self.adversary}",
+            f"  for whom: {self.holds_for}",
+            f"  mechanism: {self.mechanism}",
+            f"  steps: {self.steps_reserved} reserved and charged, {self.steps_settled} settled, "
+            f"{self.unfinished} reservation(s) unfinished",
+            f"  all {self.site_runs} run(s) of this site on this data set: epsilon = {_number(self.site_epsilon)}",
+            *(f"  note: {caveat}" for caveat in self.caveats),
+            *(f"  not covered: {matter}" for matter in self.not_covered),
+        ]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The same facts as JSON; an infinite epsilon is the string "infinity"."""
+        tree = {"version": 1, **dataclasses.asdict(self)}
+        for key in ("epsilon", "site_epsilon"):
+            if math.isinf(tree[key]):
+                tree[key] = "infinity"
+        return json.dumps(tree, indent=1)
+
+
+def make_statement(
+    connection: sqlite3.Connection, row: RunRow, delta: float, accountant: Accountant | None
+) -> Statement:
+    """The statement of one run, read in one consistent state of the ledger."""
+    met = exposures(connection, row)
+    spent = worst(met.values(), delta, accountant)
+    worst_off = next((e for e in met.values() if worst([e], delta, accountant) == spent), ())
+    shards = find_shards(connection, row.run)
+    reserved, settled, unfinished, local = connection.execute(
+        "SELECT coalesce(sum(steps), 0), coalesce(sum(steps_taken), 0), coalesce(sum(settled_at IS NULL), 0),"
+        " count(*) > 0 AND min(client) > ? FROM reservations WHERE run = ?",
+        (SERVER, row.run),
+    ).fetchone()
+    return Statement(
+        run=row.run,
+        dataset=row.dataset,
+        unit=row.unit,
+        relation=Relation.ADD_REMOVE.value,
+        epsilon=spent.epsilon,
+        delta=delta,
+        accountant=spent.accountant,
+        adversary=_OWN_NOISE if row.unit == "client" and local else _ADVERSARY[row.unit],
+        holds_for=_holds_for(row, len(shards)),
+        clients=len(shards),
+        disjoint=row.disjoint,
+        mechanism=_mechanism(worst_off),
+        steps_reserved=reserved,
+        steps_settled=settled,
+        unfinished=unfinished,
+        site_epsilon=worst(site_cases(connection, row.dataset, row.unit), delta, accountant).epsilon,
+        site_runs=len(find_runs(connection, row.dataset, row.unit)),
+        caveats=_caveats(row, delta, accountant, spent.accountant, [key.records for key in shards.values()]),
+        not_covered=(*(_overlap(row)), *_NOT_COVERED),
+    )
+
+
+def _holds_for(row: RunRow, clients: int) -> str:
+    if row.unit == "client":
+        return f"every one of the {clients} clients"
+    if not row.disjoint:
+        return f"every record, even one held by all {clients} clients: their events are composed"
+    return f"every record of the {clients} clients: the maximum over clients, whose shards are disjoint"
+
+
+def _overlap(row: RunRow) -> tuple[str, ...]:
+    if row.unit == "example" and row.disjoint:
+        return ("a record that appears at several clients: it spends the sum of what they spend",)
+    return ()
+
+
+def _mechanism(exposure: Exposure) -> str:
+    words = []
+    for event in exposure:
+        if isinstance(event, SampledGaussian):
+            words.append(
+                f"{event.steps} Gaussian steps, noise multiplier {event.noise_multiplier:.4g}, "
+                f"sample rate {event.sample_rate:.4g}"
+            )
+        elif isinstance(event, NonPrivate):
+            words.append("a release without noise")
+    return "; ".join(words) or "nothing released yet"
+
+
+def _caveats(
+    row: RunRow, delta: float, asked: Accountant | None, used: Accountant, records: list[int]
+) -> tuple[str, ...]:
+    caveats = []
+    if used != (asked or used) or (asked is None and used != "pld"):
+        caveats.append(f"the accountant {asked or 'pld'} failed here; {used} gives a cruder upper bound")
+    population = min((n for n in records if n > 0), default=0) if row.unit == "example" else len(records)
+    if population and delta >= 1 / population:
+        caveats.append(
+            f"delta = {delta:g} is not below 1/{population}: it allows a whole {row.unit} to be released"
+        )
+    return tuple(caveats)
+
+
+def _number(epsilon: float) -> str:
+    return "infinity" if math.isinf(epsilon) else f"{epsilon:.4g}"
