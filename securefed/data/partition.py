@@ -28,7 +28,7 @@ def apportion(total: int, shares: Sequence[float] | NDArray[np.float64]) -> Rows
     whole = np.floor(exact).astype(np.int64)
     rest = total - int(whole.sum())
     whole[np.argsort(-(exact - whole), kind="stable")[:rest]] += 1
-    return whole
+    return np.asarray(whole, np.int64)
 
 
 def cut(rows: Rows, sizes: Rows) -> list[Rows]:

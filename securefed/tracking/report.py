@@ -65,7 +65,7 @@ def write_report(folder: Path) -> Path:
         _guarantee(facts, summary, config),
         _scores(summary, rounds, baselines, inline),
         _clients(summary, names, inline),
-        _data(facts, shards),
+        _data(facts, shards, folder),
         _cost(summary, rounds),
         _diagnostics(rounds, facts),
         _again(folder, facts, config, _read(folder, "environment.json") or {}),
@@ -209,7 +209,7 @@ def _clients(summary: Mapping[str, Any], names: Mapping[str, str], inline: Mappi
     return f"<h2>Client by client</h2><p>{line}</p>{inline.get('clients', '')}"
 
 
-def _data(facts: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> str:
+def _data(facts: Mapping[str, Any], shards: Sequence[Mapping[str, Any]], folder: Path) -> str:
     data = facts["dataset"]
     labels = [str(c) for c in data["classes"]]
     rows = [[s["name"], s["train"], s["test"], *(s.get("counts") or {}).values()] for s in shards]
@@ -220,7 +220,16 @@ def _data(facts: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> str:
         if len(shards) > 15
         else table
     )
-    return f"<h2>The data</h2><p>{escape(str(data['source']))}. Licence: {escape(str(data['licence']))}.</p>{wrapped}"
+    drawn = folder / "plots" / "shards.svg"
+    picture = f'<div class="picture">{_inline_svg(drawn)}</div>' if drawn.exists() else ""
+    origin = f"<p>{escape(str(data['source']))}. Licence: {escape(str(data['licence']))}.</p>"
+    return f"<h2>The data</h2>{origin}{picture}{wrapped}"
+
+
+def _inline_svg(path: Path) -> str:
+    """The picture's SVG element, without the XML prologue that HTML does not want."""
+    text = path.read_text(encoding="utf-8")
+    return text[text.index("<svg") :]
 
 
 def _cost(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> str:

@@ -198,9 +198,10 @@ def test_an_unfinished_attempt_stays_charged_and_is_drawn_anew(
             raise Crash
         return original(self, job)
 
-    with monkeypatch.context() as patched, pytest.raises(Crash):
+    with monkeypatch.context() as patched:
         patched.setattr(ClientRunner, "_train", crash_in_round_two)
-        run(PRIVATE, folder=tmp_path / "cut")
+        with pytest.raises(Crash):
+            run(PRIVATE, folder=tmp_path / "cut")
     result = resume(tmp_path / "cut")
     assert result.ledger is not None
     assert result.ledger.epsilon(1e-4, client=1) == pytest.approx(
@@ -318,9 +319,10 @@ def test_a_client_level_round_cut_after_its_release_applies_the_same_bytes(
             raise Crash
         return original(folder, state, identity)
 
-    with monkeypatch.context() as patched, pytest.raises(Crash):
+    with monkeypatch.context() as patched:
         patched.setattr(federation, "save_state", crash)
-        run(CLIENT, folder=tmp_path / "cut")
+        with pytest.raises(Crash):
+            run(CLIENT, folder=tmp_path / "cut")
     result = resume(tmp_path / "cut")
     assert result.ledger is not None
     expected = epsilon_of([SampledGaussian(1.5, 0.25, 6)], 1e-3)

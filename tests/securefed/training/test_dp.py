@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,7 +192,7 @@ def test_tied_trained_tensors_are_refused() -> None:
 
 
 @pytest.fixture
-def peft_bert(tmp_path: Path) -> Iterator[Any]:
+def peft_bert(tmp_path: Path) -> Any:
     from transformers import AutoModel
 
     from tests.securefed.models import tiny
@@ -205,7 +204,7 @@ def peft_bert(tmp_path: Path) -> Iterator[Any]:
         made: nn.Module = get_peft_model(base, LoraConfig(r=2, **options))
         return made
 
-    yield build
+    return build
 
 
 def test_dora_is_refused_with_the_reason(peft_bert: Any) -> None:
