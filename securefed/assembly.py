@@ -17,8 +17,10 @@ from securefed.config import Config, check_against_shards, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.data import load_dataset, make_shards
 from securefed.data.records import Dataset, Examples, Shard
+from securefed.privacy.budget import Budget
 from securefed.privacy.calibration import calibrate_noise
-from securefed.privacy.ledger import Budget, Ledger, ShardKey
+from securefed.privacy.ledger import Ledger
+from securefed.privacy.records import ShardKey
 from securefed.training.client import ClientRunner, Guarantee
 from securefed.types import SERVER
 

@@ -185,7 +185,13 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def _progress(args: argparse.Namespace) -> list[Any]:
+    import logging
+
     from securefed.tracking.progress import ProgressTracker
+
+    level = logging.WARNING if args.quiet else logging.INFO
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("securefed").setLevel(level)
 
     return [] if args.quiet else [ProgressTracker(sys.stderr if args.json else sys.stdout)]
 

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -29,6 +31,14 @@ from securefed.assembly import (
     register,
 )
 from securefed.checkpoint import State, load_state, save_state
+from securefed.chronicle import (
+    draw_shards,
+    is_evaluated,
+    round_record,
+    run_info,
+    run_summary,
+    stored_baselines,
+)
 from securefed.config import Config, load_config, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.engine.exchange import exchange
@@ -40,13 +50,14 @@ from securefed.privacy.ledger import Ledger
 from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
 from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
-from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary, Tracker
+from securefed.tracking.tracker import Tracker
 from securefed.training.client import ClientJob, ClientOutcome
 from securefed.types import Collected, RoundContext, RoundParameters, Vector
 
 if TYPE_CHECKING:
     from securefed.privacy.view import RunView
 
+logger = logging.getLogger(__name__)
 MIB = 2**20
 
 
@@ -98,6 +109,7 @@ def run(
     """
     job = load_config(config, overrides)
     path = new_folder(job, folder)
+    logger.info("reading data and model")
     assembly = assemble(job)
     path.mkdir(parents=True)
     run_id = secrets.token_hex(8)
@@ -167,7 +179,8 @@ def _play(
 ) -> Result:
     from securefed.tracking.group import TrackerGroup
 
-    with TrackerGroup.of(folder, assembly.config.tracking, trackers) as group:
+    threads = torch_threads(assembly.config.engine.threads)
+    with threads, TrackerGroup.of(folder, assembly.config.tracking, trackers) as group:
         federation = Federation(assembly, folder, run_id, entropy or SystemEntropy(), group)
         try:
             return federation.play(resumed, stop_flag)
@@ -233,7 +246,11 @@ class Federation:
         started = time.perf_counter()
         state = resumed or _first_state(self.assembly)
         before = state.seconds
-        self.tracker.start(self._info(None if resumed is None else state.round))
+        resumed_at = None if resumed is None else state.round
+        facts = run_info(
+            self.assembly, self.folder, self.run_id, self.guarantee, self._baselines(), resumed_at
+        )
+        self.tracker.start(facts)
         stopped = "rounds"
         while state.round < self.config.rounds:
             try:
@@ -281,7 +298,17 @@ class Federation:
             if self.ledger is not None:
                 self.ledger.clear_outbox(self.run_id, new.round)
         self.tracker.round(
-            self._record(new, plan, chosen, collected, outcomes, up, down, time.perf_counter() - begin)
+            round_record(
+                self.config,
+                new,
+                plan,
+                chosen,
+                collected,
+                outcomes,
+                epsilon=self._epsilon(),
+                mib=(up, down),
+                seconds=time.perf_counter() - begin,
+            )
         )
         return new
 
@@ -360,8 +387,7 @@ class Federation:
     # -------------------------------------------------------------------------------- judging and telling
 
     def _evaluate(self, state: State) -> State:
-        every, last = self.config.evaluate.every, state.round == self.config.rounds
-        if not last and (every == 0 or state.round % every):
+        if not is_evaluated(self.config, state.round):
             return state
         metrics, per_client = self.evaluator.evaluate(state.vector, state.local, self._local_layout())
         watched = metrics.get(self.config.stop.metric)
@@ -385,106 +411,15 @@ class Federation:
         mine = self.ledger.epsilon(p.delta, unit=unit, accountant=p.accountant, run=self.run_id)
         return mine, self.ledger.site_epsilon(p.delta, self.assembly.dataset.digest, unit)
 
-    def _record(
-        self,
-        state: State,
-        plan: RoundPlan,
-        chosen: tuple[int, ...],
-        collected: Collected,
-        outcomes: list[ClientOutcome],
-        up: float,
-        down: float,
-        seconds: float,
-    ) -> RoundRecord:
-        evaluated = state.round == self.config.rounds or (
-            self.config.evaluate.every and state.round % self.config.evaluate.every == 0
-        )
-        mine, site = self._epsilon()
-        return RoundRecord(
-            round=state.round - 1,
-            rounds=self.config.rounds,
-            phase=plan.phase,
-            metrics=dict(state.metrics) if evaluated else None,
-            client_metrics={k: dict(v) for k, v in state.client_metrics.items()}
-            if evaluated and state.client_metrics
-            else None,
-            epsilon=mine,
-            site_epsilon=site,
-            mib_up=up,
-            mib_down=down,
-            cohort=chosen,
-            survivors=collected.survivors,
-            refused=dict(collected.refused),
-            seconds=seconds,
-            train_seconds=sum(o.seconds for o in outcomes),
-            diagnostics=_mean_diagnostics(outcomes),
-        )
-
-    def _info(self, resumed_at: int | None) -> RunInfo:
-        from securefed.data import shard_table
-        from securefed.tracking.environment import environment
-
-        a, c, model = self.assembly, self.config, self.model
-        sizes = {
-            part: sum(model.parameters[n].numel() for n in model.part_of if model.part_of[n] == part)
-            for part in set(model.part_of.values())
-        }
-        return RunInfo(
-            name=c.name,
-            folder=self.folder,
-            run=self.run_id,
-            config=c,
-            model={
-                "name": c.model.name,
-                "parameters": sum(p.numel() for p in model.module.parameters()),
-                "trainable": model.layout.size,
-                "layout": model.layout.digest,
-                "parts": sizes,
-            },
-            dataset={
-                "name": a.dataset.name,
-                "source": a.dataset.source,
-                "licence": a.dataset.licence,
-                "classes": list(a.dataset.classes),
-                "train": len(a.dataset.train),
-                "test": len(a.dataset.test),
-                "digest": a.dataset.digest,
-            },
-            shards=shard_table(a.shards, a.dataset.classes),
-            baselines=self._baselines(),
-            privacy=self._privacy_facts(),
-            resumed_at=resumed_at,
-            environment=environment(),
-        )
-
     def _baselines(self) -> dict[str, dict[str, float]]:
         """What a reader compares with; computed once a run and read back on resumption."""
-        stored = self.folder / "baselines.json"
         if not self.config.evaluate.baselines:
             return {}
-        try:
-            tree: dict[str, dict[str, float]] = json.loads(stored.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        stored = stored_baselines(self.folder)
+        if stored is None:
+            logger.info("computing what to compare with, on the frozen model (once a run)")
             return self.evaluator.baselines()
-        return tree
-
-    def _privacy_facts(self) -> dict[str, Any] | None:
-        p = self.config.privacy
-        if self.guarantee is None:
-            return None
-        return {
-            "unit": p.unit,
-            "noise_multiplier": self.guarantee.noise_multiplier,
-            "max_grad_norm": p.max_grad_norm,
-            "sample_rate": p.sample_rate
-            if p.unit == "example"
-            else (self.config.clients_per_round or len(self.assembly.shards)) / len(self.assembly.shards),
-            "steps_per_round": self.config.train.steps if p.unit == "example" else 1,
-            "rounds": self.config.rounds,
-            "epsilon": p.epsilon,
-            "delta": p.delta,
-            "accountant": p.accountant,
-        }
+        return stored
 
     def _finish(self, state: State, stopped: str) -> Result:
         if stopped != "rounds":
@@ -496,39 +431,25 @@ class Federation:
         self.model.save_adapter(self.folder / "adapter")
         view = None if self.ledger is None else self.ledger.run_view(self.run_id)
         statement = None if view is None else view.statement(self.config.privacy.delta)
-        summary = RunSummary(
-            metrics=dict(state.metrics),
-            client_metrics={k: dict(v) for k, v in state.client_metrics.items()},
-            rounds=state.round,
-            stopped=stopped,
-            seconds=state.seconds,
-            statement=None if statement is None else json.loads(statement.to_json()),
-            statement_text="" if statement is None else statement.text(),
-            mib_up=state.mib_up,
-            mib_down=state.mib_down,
-            peak_mib=peak_mib(),
-        )
-        self.tracker.end(summary)
+        draw_shards(self.assembly, self.folder)
+        self.tracker.end(run_summary(state, stopped, statement))
         return Result(self.folder, dict(state.metrics), state.round, stopped, view)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within it torch uses `count` threads (0: as it is); sums depend on it in the last bit."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _nobody(size: int) -> Collected:
     """The outcome of a round in which no client was drawn: noise alone is released."""
     return Collected(survivors=(), total=np.zeros(size), weight=0.0, updates={})
-
-
-def _mean_diagnostics(outcomes: Sequence[ClientOutcome]) -> dict[str, float]:
-    """The clients' diagnostics averaged; computed on private data, for simulations only."""
-    told = [o.diagnostics for o in outcomes if o.diagnostics]
-    keys = sorted({k for d in told for k in d})
-    return {k: float(np.mean([d[k] for d in told if k in d])) for k in keys}
-
-
-def peak_mib() -> float:
-    """Peak resident memory of this process and its finished children, MiB."""
-    import resource
-    import sys
-
-    scale = 1024 if sys.platform != "darwin" else 1024 * 1024
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return peak / scale

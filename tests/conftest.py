@@ -142,7 +142,7 @@ def _load(name: str) -> Any:
     from securefed.errors import DataError
 
     try:
-        return load_dataset(DataConfig(name=name))
+        return load_dataset(DataConfig(name=name), offline=True)
     except DataError as error:
         return error
 

@@ -21,7 +21,8 @@ from securefed.types import SERVER, Collected, Vector
 if TYPE_CHECKING:
     from securefed.config import Config
     from securefed.crypto.entropy import Entropy
-    from securefed.privacy.ledger import Budget, Ledger
+    from securefed.privacy.budget import Budget
+    from securefed.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)

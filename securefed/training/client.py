@@ -20,11 +20,13 @@ from securefed.data.batch import Encoded
 from securefed.data.records import Shard
 from securefed.errors import BudgetExceeded
 from securefed.layout import Layout
+from securefed.privacy.budget import Budget
 from securefed.privacy.client_level import clip_update
 from securefed.privacy.events import SampledGaussian
-from securefed.privacy.ledger import Budget, Ledger
+from securefed.privacy.ledger import Ledger
+from securefed.training.dp import DPWork
 from securefed.training.frozen_cache import FrozenCache
-from securefed.training.local import DPWork, LocalWork, train_locally
+from securefed.training.local import LocalWork, train_locally
 from securefed.types import Update, Vector
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ class ClientRunner:
         self._entropy, self._ledger, self._guarantee = entropy, ledger, guarantee
         self._encoded: dict[int, Encoded] = {}
         self._checked: set[tuple[str, ...]] = set()
-        self.cache = FrozenCache(config.train.cache_mib * 2**20) if config.train.cache_frozen else None
+        self.cache = FrozenCache(config.train.cache_mib) if config.train.cache_frozen else None
 
     def encoded(self, client: int) -> Encoded:
         """The client's training records as the model reads them, encoded once."""
@@ -165,7 +167,11 @@ class ClientRunner:
             return None
         assert self._guarantee is not None
         return DPWork(
-            self._guarantee.noise_multiplier, p.max_grad_norm, p.sample_rate, p.sample_rate * records
+            self._guarantee.noise_multiplier,
+            p.max_grad_norm,
+            p.sample_rate,
+            p.sample_rate * records,
+            p.grad_sample_mode,
         )
 
     def _layouts(self, job: ClientJob) -> tuple[Layout, Layout, Layout]:

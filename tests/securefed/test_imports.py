@@ -23,9 +23,9 @@ STEPS = (
     {"layout", "crypto"},
     {"privacy", "protect", "data", "models", "aggregation"},
     {"training", "algorithms", "tracking"},
-    {"assembly", "evaluation", "checkpoint", "engine"},
+    {"assembly", "evaluation", "checkpoint", "chronicle", "engine"},
     {"federation"},
-    {"cli", "__main__", "__init__"},
+    {"cli", "doctor", "__main__", "__init__"},
 )
 """Rooms of `securefed`, lowest first. A room imports lower steps; rooms of one step, one way only."""
 

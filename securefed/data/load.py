@@ -1,0 +1,109 @@
+"""`load_dataset`: from the name in the job to a data set with its public test split."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from securefed.config import DataConfig
+from securefed.data import images, sentiment, spam
+from securefed.data.digest import records_digest
+from securefed.data.files import READERS, read_file
+from securefed.data.hub import read_hub
+from securefed.data.records import Dataset
+from securefed.data.sources import Source, fetch, find_source
+from securefed.data.split import split
+from securefed.data.table import table_examples
+from securefed.errors import DataError
+
+log = logging.getLogger("securefed.data")
+
+LIMIT_STREAM = 0x11417
+"""Separates the draw of `limit` from every other use of the seed."""
+
+
+def load_dataset(config: DataConfig, *, task: str = "classification", offline: bool = False) -> Dataset:
+    """The data set that `config.name` names, fetched and checked where that is needed.
+
+    `config.limit` > 0 keeps that many training records, drawn by `config.seed`. The digest is over all
+    records before that, so a run on a part is charged to the same data set. The test split depends on
+    `config.test_fraction` alone (Fashion-MNIST and hub data sets keep the one they publish).
+
+    Args:
+        task: "classification", "causal-lm" (texts without labels) or "seq2seq" (own files and hub).
+        offline: use only what is on this machine.
+
+    Raises:
+        DataError: unknown, missing, corrupt or badly labelled data, or data that cannot do the task.
+    """
+    if config.name.startswith("hub:"):
+        dataset = _from_hub(config, task, offline)
+    elif Path(config.name).suffix.lower() in READERS or "/" in config.name:
+        dataset = _from_file(config, task)
+    else:
+        dataset = _named(config, find_source(config.name), task, offline)
+    return _limited(dataset, config)
+
+
+def _named(config: DataConfig, source: Source, task: str, offline: bool) -> Dataset:
+    name = source.name
+    classes: tuple[str, ...]
+    if task not in ("classification", "causal-lm") or (
+        task == "causal-lm" and name in ("fashion-mnist", "digits")
+    ):
+        raise DataError(
+            f"{name} has no {'texts' if task == 'causal-lm' else 'targets'} for model.task={task!r}"
+        )
+    folder = fetch(name, offline=offline)
+    if name == "fashion-mnist":
+        train, test = images.read_fashion_mnist(folder)
+        classes = images.FASHION_CLASSES
+    else:
+        if name == "digits":
+            examples, classes = images.read_digits(), images.DIGIT_CLASSES
+        elif name == "spam":
+            examples, classes = spam.read_spam(folder, bodies_of_ham=task == "causal-lm"), spam.CLASSES
+        else:
+            examples, classes = sentiment.read_sentiment(folder), sentiment.CLASSES
+        train, test = split(examples, config.test_fraction)
+    if task == "causal-lm":
+        train, test = (dataclasses.replace(part, labels=None) for part in (train, test))
+        classes = ()
+    return Dataset(name, train, test, classes, records_digest(train, test), source.origin, source.licence)
+
+
+def _from_file(config: DataConfig, task: str) -> Dataset:
+    path = Path(config.name).expanduser()
+    examples, classes = table_examples(read_file(path), config, task)
+    train, test = split(examples, config.test_fraction)
+    digest = records_digest(train, test)
+    return Dataset(path.stem, train, test, classes, digest, f"own file {path.name}", "its owner's")
+
+
+def _from_hub(config: DataConfig, task: str, offline: bool) -> Dataset:
+    name = config.name.removeprefix("hub:")
+    train_table, test_table = read_hub(
+        name, config.label_column if task == "classification" else "", offline=offline
+    )
+    train, classes = table_examples(train_table, config, task)
+    if test_table is None:
+        train, test = split(train, config.test_fraction)
+    else:
+        test, _ = table_examples(test_table, config, task, classes)
+    digest = records_digest(train, test)
+    return Dataset(
+        config.name, train, test, classes, digest, f"Hugging Face hub, {name}", "see its page on the hub"
+    )
+
+
+def _limited(dataset: Dataset, config: DataConfig) -> Dataset:
+    """The data set with at most `config.limit` training records, in their old order."""
+    n = len(dataset.train)
+    if not 0 < config.limit < n:
+        return dataset
+    rows = np.random.default_rng([config.seed, LIMIT_STREAM]).permutation(n)[: config.limit]
+    log.info("data.limit keeps %d of %d training records of %s", config.limit, n, dataset.name)
+    return dataclasses.replace(dataset, train=dataset.train.take(np.sort(rows)))

@@ -1,0 +1,274 @@
+"""One client's local training in one round, private or not: a flat model in, a flat model out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from securefed.config import TrainConfig
+from securefed.crypto.entropy import Entropy
+from securefed.data.batch import Encoded
+from securefed.errors import ModelError, PrivacyError
+from securefed.training.dp import (
+    GRAD_SAMPLE,
+    DPWork,
+    KeyedDPOptimizer,
+    Seen,
+    check_mechanism,
+    draw,
+    empty_step,
+    per_sample_gradients,
+)
+from securefed.training.feed import Feed
+from securefed.training.frozen_cache import FrozenCache
+from securefed.training.optimizers import make_optimizer, rate_factor
+from securefed.training.self_check import check_gradients, check_step, snapshot
+from securefed.types import Vector
+
+if TYPE_CHECKING:
+    from securefed.models.task_model import TaskModel
+
+__all__ = ["DPWork", "LocalResult", "LocalWork", "train_locally"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWork:
+    """What one client does in one round; all fields are public.
+
+    Attributes:
+        train: names of the tensors trained. learning_rate_scale: on every rate of the job.
+    """
+
+    client: int
+    round: int
+    train: tuple[str, ...]
+    learning_rate_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalResult:
+    """The client's model after its steps.
+
+    Attributes:
+        vector: float32 (d,) over the model's whole layout.
+        steps: optimizer steps taken, empty batches included. examples: records seen.
+        diagnostics: from private data; for simulations, never sent.
+    """
+
+    vector: Vector = field(repr=False)
+    steps: int
+    examples: int
+    diagnostics: Mapping[str, float]
+    seconds: float
+
+
+def train_locally(
+    model: TaskModel,
+    data: Encoded,
+    start: Vector,
+    work: LocalWork,
+    config: TrainConfig,
+    *,
+    dp: DPWork | None,
+    entropy: Entropy | None,
+    seed: int,
+    cache: FrozenCache | None = None,
+    check: bool = False,
+) -> LocalResult:
+    """The model after this client's local steps from `start`.
+
+    Without DP the order of records depends on (seed, client, round) only. With DP, batches and noise come
+    from `entropy` and every record's influence on each step is bounded by `dp.max_grad_norm`: the result
+    is a function of `dp` and `config.steps` sampled Gaussian releases.
+
+    Args:
+        start: float32 (d,) over `model.layout`. dp: the mechanism, None for no privacy.
+        cache: hidden states of frozen layers, if they may be kept in memory.
+        check: compare per-sample gradients with autograd and see that the first step changes the model.
+
+    Raises:
+        SelfCheckError: `check` found that training does not do what its epsilon claims.
+        ModelError: a model that cannot be trained so, or a loss or weight that is no longer finite.
+        PrivacyError: a mechanism that bounds nothing, or DP without entropy.
+    """
+    began = time.perf_counter()
+    model.write(start, model.layout)
+    model.set_trainable(work.train)
+    model.module.train()
+    states = None
+    if cache is not None:
+        bounds = {"physical_tokens": config.physical_tokens, "physical_batch": config.physical_batch}
+        states = cache.states(model, data, work.train, **bounds)
+    steps = _Steps(model, Feed(data, model.device, states), work, config)
+    with _seeded_torch(model, seed, work):
+        if dp is None:
+            steps.play(seed)
+        else:
+            if entropy is None:
+                raise PrivacyError("DP needs entropy: pass SystemEntropy()")
+            check_mechanism(dp)
+            steps.play_private(dp, entropy, check)
+    vector = model.read(model.layout)
+    if not np.isfinite(vector).all():
+        raise ModelError(
+            f"client {work.client}, round {work.round}: the model is no longer finite; lower train.learning_rate"
+        )
+    return LocalResult(vector, steps.taken, steps.examples, steps.diagnostics(), time.perf_counter() - began)
+
+
+class _Steps:
+    """The loop's state: what is trained, what was seen."""
+
+    def __init__(self, model: TaskModel, feed: Feed, work: LocalWork, config: TrainConfig) -> None:
+        self.model, self.feed, self.work, self.config = model, feed, work, config
+        self.parameters: dict[str, nn.Parameter] = {n: model.parameters[n] for n in sorted(work.train)}
+        self.anchor = (
+            {n: p.detach().clone() for n, p in self.parameters.items()} if config.proximal_mu else {}
+        )
+        self.optimizer = make_optimizer(self.parameters, model.part_of, config, work)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.taken = self.examples = 0
+        self.loss = torch.zeros((), dtype=torch.float64)
+        self.seen = Seen()
+        self.max_grad_norm: float | None = None
+
+    # ----------------------------------------------------------------------------------- without DP
+
+    def play(self, seed: int) -> None:
+        """Epochs or steps over shuffled batches; the gradient is the mean over batch x accumulate."""
+        c, n = self.config, len(self.feed)
+        logical = c.batch_size * c.accumulate
+        steps = c.steps or c.epochs * -(-n // logical)
+        order = _shuffled(np.random.default_rng([seed, self.work.client, self.work.round]), n, logical)
+        for step in range(steps):
+            self._set_rates(step, steps)
+            rows = next(order)
+            self.optimizer.zero_grad(set_to_none=True)
+            for piece in self._pieces(rows):
+                losses = self.model.losses(self.feed.batch(piece), c.label_smoothing)
+                self._note(losses)
+                (losses.sum() / len(rows)).backward()
+            self._add_proximal()
+            self.optimizer.step()
+            self.taken += 1
+            self.examples += len(rows)
+        if not torch.isfinite(self.loss):
+            raise ModelError(
+                f"client {self.work.client}, round {self.work.round}: the loss is no longer finite; lower train.learning_rate"
+            )
+
+    def _pieces(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        if self.config.accumulate == 1:
+            return self.feed.pieces(rows, self.config.physical_tokens, self.config.physical_batch)
+        found = []
+        for i in range(0, len(rows), self.config.batch_size):
+            part = rows[i : i + self.config.batch_size]
+            found += self.feed.pieces(part, self.config.physical_tokens, self.config.physical_batch)
+        return found
+
+    # -------------------------------------------------------------------------------------- with DP
+
+    def play_private(self, dp: DPWork, entropy: Entropy, check: bool) -> None:
+        """Exactly `config.steps` Poisson-sampled, clipped, noised steps."""
+        self.max_grad_norm = dp.max_grad_norm
+        sampling = entropy.stream("sampling", self.work.client, self.work.round)
+        noise = entropy.stream("noise", self.work.client, self.work.round)
+        private = KeyedDPOptimizer(self.optimizer, dp, noise, self.seen)
+        with per_sample_gradients(self.model.module, dp.mode):
+            if check:
+                check_gradients(self.model, self.feed, self.parameters, self.config.label_smoothing)
+            for step in range(self.config.steps):
+                self._set_rates(step, self.config.steps)
+                rows = draw(sampling, len(self.feed), dp.sample_rate)
+                watch: AbstractContextManager[None] = nullcontext()
+                if check and step == 0:
+                    watch = check_step(
+                        self.model,
+                        self.feed,
+                        self.parameters,
+                        snapshot(self.model, self.feed, self.parameters),
+                    )
+                with watch:
+                    self._private_step(private, rows)
+                self.taken += 1
+                self.examples += len(rows)
+            private.zero_grad(set_to_none=True)
+
+    def _private_step(self, private: KeyedDPOptimizer, rows: NDArray[np.int64]) -> None:
+        private.zero_grad(set_to_none=True)
+        pieces = self.feed.pieces(rows, self.config.physical_tokens, self.config.physical_batch)
+        for piece in pieces:
+            for p in self.parameters.values():
+                setattr(p, GRAD_SAMPLE, None)
+            losses = self.model.losses(self.feed.batch(piece), self.config.label_smoothing)
+            self._note(losses)
+            losses.sum().backward()
+            private.clip_and_accumulate()
+        if not pieces:
+            self.seen.empty += 1
+            empty_step(self.parameters)
+            private.clip_and_accumulate()
+        private.add_noise()
+        private.scale_grad()
+        self._add_proximal()  # a function of the weights alone, so it needs no noise
+        private.original_optimizer.step()
+
+    # --------------------------------------------------------------------------------------- shared
+
+    def _set_rates(self, step: int, steps: int) -> None:
+        if self.config.schedule == "constant" and self.config.warmup_steps == 0:
+            return
+        factor = rate_factor(self.config.schedule, step, steps, self.config.warmup_steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _add_proximal(self) -> None:
+        """FedProx (Li et al. 2020, arXiv 1812.06127): the gradient of mu/2 |w - w_global|^2."""
+        for name, reference in self.anchor.items():
+            p = self.parameters[name]
+            if p.grad is not None:
+                p.grad.add_(p.detach() - reference, alpha=self.config.proximal_mu)
+
+    def _note(self, losses: torch.Tensor) -> None:
+        self.loss += losses.detach().sum().cpu().double()
+
+    def diagnostics(self) -> dict[str, float]:
+        """Mean loss and, under DP, how the clip met the gradients; private, for simulations only."""
+        found = {"loss": float(self.loss) / max(1, self.examples)}
+        if self.max_grad_norm is not None:
+            norms = torch.cat(self.seen.norms) if self.seen.norms else torch.zeros(1)
+            found |= {
+                "clipped_share": float((norms > self.max_grad_norm).double().mean()),
+                "median_gradient_norm": float(norms.median()),
+                "empty_batches": float(self.seen.empty),
+                "non_finite_gradients": float(self.seen.dropped),
+            }
+        return found
+
+
+def _shuffled(generator: np.random.Generator, n: int, size: int) -> Iterator[NDArray[np.int64]]:
+    """Batches of `size` over one permutation after another; the last one of each may be smaller."""
+    while True:
+        order = generator.permutation(n)
+        for i in range(0, n, size):
+            yield order[i : i + size]
+
+
+@contextmanager
+def _seeded_torch(model: TaskModel, seed: int, work: LocalWork) -> Iterator[None]:
+    """Where dropout draws from torch, its draws depend on (seed, client, round) and leave no trace."""
+    if not any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.module.modules()):
+        yield
+        return
+    state = np.random.SeedSequence([seed, work.client, work.round]).generate_state(1, np.uint64)
+    with torch.random.fork_rng():
+        torch.manual_seed(int(state[0] >> 1))
+        yield

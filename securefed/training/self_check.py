@@ -1,0 +1,132 @@
+"""Proof, at step one, that DP training does what its epsilon claims; a failure stops the run.
+
+Known failures look healthy from outside: loss falls, epsilon is right, and the adapter has learned
+nothing, or records are not clipped one by one. So three things are compared with plain autograd and
+with the model before the step. Nothing here is released, and the training that follows is unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from securefed.errors import SelfCheckError
+from securefed.training.dp import GRAD_SAMPLE
+from securefed.training.feed import Feed
+
+if TYPE_CHECKING:
+    from securefed.models.task_model import TaskModel
+
+TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2, torch.float64: 1e-6}
+"""Largest |difference| over the larger norm, by the dtype of the forward pass."""
+
+
+def check_gradients(
+    model: TaskModel, feed: Feed, parameters: Mapping[str, nn.Parameter], label_smoothing: float = 0.0
+) -> None:
+    """Compares two records' per-sample gradients with autograd on each alone. Hooks must be on.
+
+    Raises:
+        SelfCheckError: a trained tensor without per-sample gradients, with another batch size than the
+            batch, or with values that autograd does not give.
+    """
+    rows = np.arange(min(2, len(feed)))
+    _clear(parameters)
+    model.losses(feed.batch(rows), label_smoothing).sum().backward()
+    found: dict[str, torch.Tensor] = {}
+    for name, p in parameters.items():
+        sample = getattr(p, GRAD_SAMPLE, None)
+        if not isinstance(sample, torch.Tensor):
+            raise SelfCheckError(
+                f"{name} has no per-sample gradients, so it would be trained without a bound or not at all; "
+                "check that its module runs exactly once in the forward pass"
+            )
+        if sample.shape != (len(rows), *p.shape):
+            raise SelfCheckError(
+                f"{name}: per-sample gradients of shape {tuple(sample.shape)}, expected {(len(rows), *p.shape)}"
+            )
+        found[name] = sample.detach().clone()
+    for i, row in enumerate(rows):
+        _clear(parameters)
+        model.losses(feed.batch(np.array([row])), label_smoothing).sum().backward()
+        for name, p in parameters.items():
+            expected = torch.zeros_like(p) if p.grad is None else p.grad
+            _compare(name, found[name][i], expected)
+    _clear(parameters)
+
+
+def _compare(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    scale = max(float(found.norm()), float(expected.norm()))
+    difference = float((found - expected).norm())
+    bound = max(TOLERANCE.values()) if found.dtype not in TOLERANCE else TOLERANCE[found.dtype]
+    if not difference <= bound * scale + 1e-6:  # also true for NaN
+        raise SelfCheckError(
+            f"{name}: per-sample gradient differs from autograd by {difference / max(scale, 1e-30):.2g} relative (bound {bound:g}); "
+            "records would be clipped wrongly, so epsilon would not hold"
+        )
+
+
+def _clear(parameters: Mapping[str, nn.Parameter]) -> None:
+    for p in parameters.values():
+        p.grad = None
+        setattr(p, GRAD_SAMPLE, None)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The trained tensors and the model's answer on two records, before a step."""
+
+    values: Mapping[str, torch.Tensor] = field(repr=False)
+    answer: torch.Tensor = field(repr=False)
+
+
+def snapshot(model: TaskModel, feed: Feed, parameters: Mapping[str, nn.Parameter]) -> Snapshot:
+    """What `check_step` compares with."""
+    return Snapshot({n: p.detach().clone() for n, p in parameters.items()}, _answer(model, feed))
+
+
+def _answer(model: TaskModel, feed: Feed) -> torch.Tensor:
+    training = model.module.training
+    model.module.eval()
+    try:
+        with torch.no_grad():
+            return model.logits(feed.batch(np.arange(min(2, len(feed))))).detach().clone()
+    finally:
+        model.module.train(training)
+
+
+@contextmanager
+def check_step(
+    model: TaskModel, feed: Feed, parameters: Mapping[str, nn.Parameter], before: Snapshot
+) -> Iterator[None]:
+    """Around the first step: every released gradient must move its tensor, and the model's answer with it.
+
+    A factor A whose B is all zero moves without changing the answer; that is no failure.
+
+    Raises:
+        SelfCheckError: a tensor stayed although its released gradient was not zero, or the tensors
+            moved and the model answers as before: what is trained is not what is used.
+    """
+    yield
+    moved = {n for n, p in parameters.items() if not torch.equal(p.detach(), before.values[n])}
+    for name, p in parameters.items():
+        if name not in moved and p.grad is not None and bool(p.grad.any()):
+            raise SelfCheckError(
+                f"{name} did not change in a step that released a gradient for it; the optimizer does not hold this tensor"
+            )
+    effective = {n for n in moved if not (model.part_of[n] == "A" and _partner_is_zero(model, n))}
+    if effective and torch.equal(_answer(model, feed), before.answer):
+        raise SelfCheckError(
+            f"{len(effective)} tensors changed and the model answers as before; the adapter that is trained is not the one that is used"
+        )
+
+
+def _partner_is_zero(model: TaskModel, name: str) -> bool:
+    partner = model.parameters.get(name.replace("lora_A", "lora_B"))
+    return partner is not None and not bool(partner.detach().any())
