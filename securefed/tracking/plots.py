@@ -1,4 +1,4 @@
-"""The pictures of a run: scores and epsilon over rounds, every client beside the mean, the shards.
+"""The pictures of a run: scores and epsilon over rounds, every client beside the mean.
 
 Colours are Okabe and Ito's, which colour-blind eyes tell apart.
 """
@@ -126,34 +126,6 @@ def clients(per_client: Mapping[str, Mapping[str, Any]], names: Mapping[str, str
     return figure
 
 
-@_styled
-def shards(table: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Figure | None:
-    """Training records of each client, split by class; None without a table."""
-    if not table:
-        return None
-    figure = _figure(0.26 * min(len(table), 60) + 1.1)
-    axes = figure.axes[0]
-    labels = [f"{_plain_text(s['name'])} ({s['client']})" for s in table] if len(table) <= 60 else None
-    rows = list(range(len(table)))
-    left = [0.0] * len(table)
-    for i, (name, column) in enumerate(by_class(table, classes).items()):
-        axes.barh(
-            rows,
-            column,
-            left=left,
-            height=0.7 if labels else 1.0,
-            color=CLASSES[i % len(CLASSES)],
-            label=_plain_text(name),
-        )
-        left = [a + b for a, b in zip(left, column, strict=True)]
-    if labels:
-        axes.set_yticks(rows, labels)
-    axes.invert_yaxis()
-    axes.set(xlabel="training records", ylabel="" if labels else "client")
-    _finish(figure)
-    return figure
-
-
 def by_class(table: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, list[float]]:
     """Class -> its count at every client; one column of all records where there are no classes."""
     counts = [_counts(s) for s in table]
@@ -163,7 +135,7 @@ def by_class(table: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict
 
 
 def _counts(shard: Mapping[str, Any]) -> list[float]:
-    found = shard.get("counts") or ()
+    found = shard.get("classes") or ()
     return [float(v) for v in (found.values() if isinstance(found, Mapping) else found)]
 
 

@@ -48,7 +48,6 @@ def draw(run: RunFiles) -> dict[str, Figure]:
         "accuracy": plots.scores(run.rounds, run.baselines),
         "epsilon": plots.epsilon(run.rounds, (run.facts["mechanism"] or {}).get("epsilon")),
         "clients": plots.clients(run.client_metrics, names),
-        "shards": plots.shards(run.shards, run.facts["dataset"]["classes"]),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
