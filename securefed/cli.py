@@ -1,333 +1,139 @@
 """The command line: `securefed run | resume | report | epsilon | data | doctor`.
 
 A user's mistake is one line on standard error and exit code 2; an interrupted run exits with 130. Heavy
-libraries are imported inside the commands, so that `--help` answers at once.
+libraries are imported when a command is played, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import json
-import math
 import os
-import signal
+import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
-from securefed.errors import CheckpointError, SecureFedError
+from securefed.commands import data, doctor, epsilon, report, resume, run
+from securefed.commands.output import BAD_INPUT, INTERRUPTED, fail
+from securefed.errors import SecureFedError
 
-COMMANDS = ("run", "resume", "report", "epsilon", "data", "doctor")
-INTERRUPTED = 130
+COMMANDS: dict[str, Any] = {module.NAME: module for module in (run, resume, report, epsilon, data, doctor)}
+OPTIONS = (
+    "--help",
+    "--version",
+    "--json",
+    "--debug",
+    "--folder",
+    "--quiet",
+    "--delta",
+    "--client",
+    "--accountant",
+    "--force",
+)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with the house's one-line errors and the nearest command for a typo."""
+    """argparse, with the house's one-line errors and the nearest word for a typo."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        for word in sys.argv[1:2]:
-            near = difflib.get_close_matches(word, COMMANDS, 1)
-            if near and word not in COMMANDS:
-                message = f"no command {word!r}; did you mean {near[0]}?"
-        self.exit(2, f"securefed: {message}\n")
+        """Exits with 2 and one line."""
+        if message.endswith("required: COMMAND"):
+            message = f"give a command: {', '.join(COMMANDS)}; securefed --help says more"
+        choice = re.search(r"argument (\w+): invalid choice: '([^']*)'", message)
+        if choice is not None:
+            kind, word = choice.groups()
+            known = (
+                tuple(COMMANDS)
+                if kind == "COMMAND"
+                else tuple(re.findall(r"\w+", message.partition("choose from")[2]))
+            )
+            message = f"no {kind.lower()} {word!r}; {_nearest(word, known)}"
+        sys.exit(fail(message, BAD_INPUT))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def build_parser() -> Parser:
     """Every command with its arguments and an example."""
     from securefed import __version__
 
     parser = Parser(
         prog="securefed",
         description="Private and robust federated fine-tuning of foundation models.",
-        epilog="example: securefed run configs/quickstart.toml privacy.epsilon=3\nsecurefed COMMAND --help says more.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"example: {run.EXAMPLE}\nsecurefed COMMAND --help says more.",
     )
     parser.add_argument("--version", action="version", version=f"securefed {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-
-    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog=f"example: {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+    for name, module in COMMANDS.items():
+        summary = f"{module.SUMMARY[0].upper()}{module.SUMMARY[1:]}."
+        command = commands.add_parser(
+            name, help=module.SUMMARY, description=summary, epilog=f"example: {module.EXAMPLE}"
         )
-        added.add_argument("--json", action="store_true", help="print JSON on standard output, nothing else")
-        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        return added
-
-    run = command(
-        "run",
-        "play a job from its first round",
-        "securefed run configs/quickstart.toml privacy.epsilon=3 rounds=10",
-    )
-    run.add_argument("config", help="a TOML file")
-    run.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="change a field of the job, e.g. privacy.epsilon=3"
-    )
-    run.add_argument("--folder", type=Path, help="result folder; must not exist (default: runs/NAME-TIME)")
-    run.add_argument("--quiet", action="store_true", help="no progress")
-    resume = command("resume", "go on with a stopped run", "securefed resume runs/quickstart-20261121-101500")
-    resume.add_argument("folder", type=Path)
-    resume.add_argument("--quiet", action="store_true", help="no progress")
-    report = command(
-        "report",
-        "build report.html anew from a result folder",
-        "securefed report runs/quickstart-20261121-101500",
-    )
-    report.add_argument("folder", type=Path)
-    epsilon = command(
-        "epsilon",
-        "print what a run has spent and what that means",
-        "securefed epsilon runs/quickstart-20261121-101500 --delta 1e-6",
-    )
-    epsilon.add_argument("run", help="a result folder, or the run's id")
-    epsilon.add_argument("--delta", type=float, help="default: the job's")
-    epsilon.add_argument("--client", type=int, help="one client instead of the worst")
-    epsilon.add_argument("--accountant", choices=("pld", "prv", "rdp"), help="default: the one of the record")
-    data = command("data", "list the named data sets, or fetch one", "securefed data get sentiment")
-    data.add_argument("action", choices=("list", "get"))
-    data.add_argument("name", nargs="?", help="the data set to get")
-    data.add_argument("--force", action="store_true", help="fetch it again")
-    command("doctor", "check this machine: versions, models, data, ledger, disk", "securefed doctor")
+        module.add_arguments(command)
+        command.add_argument(
+            "--json", action="store_true", help="print JSON on standard output, nothing else"
+        )
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may also stand behind options, where argparse alone would refuse them."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if hasattr(args, "overrides"):
+        args.overrides = [*args.overrides, *(word for word in rest if _is_override(word))]
+        rest = [word for word in rest if not _is_override(word)]
+    if rest:
+        near = difflib.get_close_matches(rest[0], OPTIONS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"see securefed {args.command} --help"
+        parser.error(f"{args.command} does not take {rest[0]!r}; {hint}")
+    return args
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plays one command and returns its exit code."""
-    args = build_parser().parse_args(argv)
-    play = {
-        "run": _run,
-        "resume": _resume,
-        "report": _report,
-        "epsilon": _epsilon,
-        "data": _data,
-        "doctor": _doctor,
-    }
+    args = parse(argv)
     try:
-        return play[args.command](args)
-    except SecureFedError as error:
-        if args.debug:
-            raise
-        return _fail(str(error), error.exit_code)
+        code: int = COMMANDS[args.command].play(args)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # so that the interpreter's flush is silent
+        _silence_stdout()
         return 0
-    except OSError as error:
+    except KeyboardInterrupt:
+        return fail("stopped", INTERRUPTED)
+    except (SecureFedError, OSError) as error:
         if args.debug:
             raise
-        where = f": {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}", 2)
-    except KeyboardInterrupt:
-        return _fail("stopped at once; what was journaled can be resumed", INTERRUPTED)
+        return fail(*_line(error))
 
 
-def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    print(f"securefed: {line}", file=sys.stderr)
-    return code
+def _line(error: SecureFedError | OSError) -> tuple[str, int]:
+    """What to say and the exit code; a full disk and a folder without permission are no bugs."""
+    if isinstance(error, SecureFedError):
+        return str(error), error.exit_code
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{where}", BAD_INPUT
 
 
-def _print_json(tree: Any) -> None:
-    print(json.dumps(tree, indent=1, default=str))
-
-
-class StopOnInterrupt:
-    """The first Ctrl-C asks for a stop after the round; the second one stops at once."""
-
-    def __init__(self) -> None:
-        self._set = False
-        self._old: Any = None
-
-    def is_set(self) -> bool:
-        return self._set
-
-    def __enter__(self) -> StopOnInterrupt:
-        self._old = signal.signal(signal.SIGINT, self._on_interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._old)
-
-    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._set:
-            raise KeyboardInterrupt
-        self._set = True
-        print("securefed: stopping after this round; Ctrl-C again stops at once", file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------------------------------- run, resume
-
-
-def _run(args: argparse.Namespace) -> int:
-    from securefed.config import load_config
-
-    config = load_config(args.config, args.overrides)  # before torch is imported: a typo is told at once
-    from securefed.federation import run
-
-    with StopOnInterrupt() as flag:
-        result = run(config, folder=args.folder, trackers=_progress(args), stop_flag=flag)
-    return _tell(result, args)
-
-
-def _resume(args: argparse.Namespace) -> int:
-    from securefed.federation import resume
-
-    with StopOnInterrupt() as flag:
-        result = resume(args.folder, trackers=_progress(args), stop_flag=flag)
-    return _tell(result, args)
-
-
-def _progress(args: argparse.Namespace) -> list[Any]:
-    import logging
-
-    from securefed.tracking.progress import ProgressTracker
-
-    level = logging.WARNING if args.quiet else logging.INFO
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("securefed").setLevel(level)
-
-    return [] if args.quiet else [ProgressTracker(sys.stderr if args.json else sys.stdout)]
-
-
-def _tell(result: Any, args: argparse.Namespace) -> int:
-    summary = json.loads((result.folder / "summary.json").read_text(encoding="utf-8"))
-    statement = summary["statement"] or {}
-    if args.json:
-        facts = {key: statement.get(key) for key in ("epsilon", "delta", "unit")}
-        facts |= {
-            "folder": str(result.folder),
-            "metrics": dict(result.metrics),
-            "stopped": result.stopped,
-            "rounds": result.rounds,
-        }
-        _print_json({**facts, **{k: summary[k] for k in ("seconds", "mib_up", "mib_down", "peak_mib")}})
-    else:
-        if summary["statement_text"]:
-            print(summary["statement_text"])
-        print(f"report: {result.folder / 'report.html'}")
-        if result.stopped == "interrupted":
-            print(f"go on with: securefed resume {result.folder}")
-    return INTERRUPTED if result.stopped == "interrupted" else 0
-
-
-# -------------------------------------------------------------------------------------- report, epsilon
-
-
-def _report(args: argparse.Namespace) -> int:
-    from securefed.tracking.report import write_report
-
-    path = write_report(args.folder)
-    if args.json:
-        _print_json({"report": str(path)})
-    else:
-        print(path)
-    return 0
-
-
-def _epsilon(args: argparse.Namespace) -> int:
-    from securefed.privacy.ledger import Ledger
-
-    run, delta = args.run, args.delta
-    if Path(args.run).is_dir():
-        run, job_delta = _run_of(Path(args.run))
-        delta = job_delta if delta is None else delta
-    delta = 1e-5 if delta is None else delta
-    if not 0 < delta < 1:
-        raise CheckpointError(f"--delta must be in (0, 1), found {delta:g}")
-    with Ledger.site() as ledger:
-        view = ledger.run_view(run)
-        if args.client is not None:
-            spent = view.epsilon(delta, client=args.client, accountant=args.accountant)
-            facts = {
-                "run": run,
-                "client": args.client,
-                "epsilon": spent if math.isfinite(spent) else "infinity",
-                "delta": delta,
-                "unit": view.unit,
-            }
-            if args.json:
-                _print_json(facts)
-            else:
-                print(
-                    f"client {args.client} of run {run}: epsilon = {spent:.4g} at delta = {delta:g} ({view.unit} level)"
-                )
-            return 0
-        statement = view.statement(delta, args.accountant)
-    print(statement.to_json() if args.json else statement.text())
-    return 0
-
-
-def _run_of(folder: Path) -> tuple[str, float]:
-    """The run id and the job's delta of a result folder."""
-    from securefed.config import load_config
-
+def _silence_stdout() -> None:
+    """Whoever read our output has left (`securefed ... | head`); the interpreter's last flush must not fail."""
     try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))["run"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"{folder} is not the folder of a run; give the folder that securefed run printed"
-        ) from None
-    config = load_config(folder / "config.toml")
-    if not config.private:
-        raise CheckpointError(
-            f"run {run} was not private: it has no epsilon (nothing bounds what its updates tell)"
-        )
-    return run, config.privacy.delta
-
-
-# ----------------------------------------------------------------------------------------- data, doctor
-
-
-def _data(args: argparse.Namespace) -> int:
-    import logging
-
-    from securefed.data.sources import SOURCES, fetch
-
-    if args.action == "get":
-        if args.name is None:
-            raise CheckpointError(f"securefed data get needs a name: {', '.join(SOURCES)}")
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        path = fetch(args.name, force=args.force)
-        if args.json:
-            _print_json({"name": args.name, "folder": str(path)})
-        else:
-            print(f"{args.name} is ready in {path}")
-        return 0
-    rows = [
-        {
-            "name": s.name,
-            "cached": s.cached,
-            "size": s.size,
-            "licence": s.licence,
-            "description": s.description,
-        }
-        for s in SOURCES.values()
-    ]
-    if args.json:
-        _print_json(rows)
-    for row in rows if not args.json else ():
-        state = "ready" if row["cached"] else f"{row['size']}, securefed data get {row['name']}"
-        print(f"{row['name']:<14} {row['description']}\n{'':<14} {row['licence']}; {state}")
-    return 0
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    from securefed.doctor import examine
-
-    findings = examine()
-    if args.json:
-        _print_json([f.__dict__ for f in findings])
-    for found in findings if not args.json else ():
-        mark = "ok     " if found.ok else "MISSING" if found.needed else "absent "
-        print(f"{mark} {found.what}: {found.state}" + ("" if found.ok else f"\n        {found.mend}"))
-    return int(any(f.needed and not f.ok for f in findings))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return  # a stream without a file has nothing to flush
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -182,6 +183,7 @@ def to_svg(figure: Figure, name: str, described: str) -> str:
         )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
+    text = re.sub(r'((?<=\sid=")|(?<=href="#)|(?<=url\(#))', f"{name}-", text)
     for colour, variable in IN_PAGE.items():
         text = text.replace(colour, variable)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(described)}"', 1)

@@ -6,9 +6,10 @@ and training diagnostics are private and stay.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from securefed.config import to_tree
+from securefed.config import Config, to_tree
 from securefed.errors import SecureFedError
 from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary
 
@@ -28,7 +29,7 @@ class WandbTracker:
 
     def start(self, info: RunInfo) -> None:
         self._run = self._wandb.init(
-            project=self._project, name=info.name, id=info.run, resume="allow", config=to_tree(info.config)
+            project=self._project, name=info.name, id=info.run, resume="allow", config=_shared(info.config)
         )
 
     def round(self, record: RoundRecord) -> None:
@@ -43,3 +44,11 @@ class WandbTracker:
     def close(self) -> None:
         if self._run is not None:
             self._run.finish()
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    """The job without this machine's folders: of a path, only its last part."""
+    tree = to_tree(config)
+    for section, key in (("data", "name"), ("model", "name")):
+        tree[section][key] = Path(tree[section][key]).name
+    return {**tree, "output": Path(config.output).name}
