@@ -82,7 +82,8 @@ class ProgressTracker:
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
         else:
-            print(line, file=self._stream, flush=True)
+            self._stream.write(line + "\n")
+            self._stream.flush()
 
     def _start_bar(self, info: RunInfo) -> None:
         from rich.console import Console
