@@ -96,19 +96,23 @@ def _number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    def cell(value: Any, tag: str = "td") -> str:
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        text = _number(value) if numeric or value is None else escape(str(value))
-        return f'<{tag} class="n">{text}</{tag}>' if numeric or value is None else f"<{tag}>{text}</{tag}>"
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
-    lines = ["".join(cell(v) for v in row) for row in rows]
-    top = "".join(f"<th>{escape(h)}</th>" for h in head)
-    return (
-        f'<div class="scroll"><table><tr>{top}</tr>'
-        + "".join(f"<tr>{line}</tr>" for line in lines)
-        + "</table></div>"
-    )
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table whose columns of numbers, headings included, stand to the right."""
+    right = [all(_is_number(row[i]) for row in rows) for i in range(len(head))]
+
+    def line(values: Sequence[Any], tag: str) -> str:
+        cells = []
+        for value, numeric in zip(values, right, strict=True):
+            text = _number(value) if _is_number(value) else escape(str(value))
+            cells.append(f"<{tag}{' class="n"' if numeric else ''}>{text}</{tag}>")
+        return f"<tr>{''.join(cells)}</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f'<div class="scroll"><table>{line(head, "th")}{body}</table></div>'
 
 
 def _head(facts: Mapping[str, Any], summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> str:
@@ -242,7 +246,7 @@ def _cost(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> st
         ["wall-clock time", _time(summary["seconds"])],
         ["of it in local training", _time(sum(r["train_seconds"] for r in rounds))],
         ["peak memory", f"{summary['peak_mib']:.0f} MiB"],
-        ["refused updates", refused],
+        ["refused updates", f"{refused}"],
     ]
     return f"<h2>What it cost</h2>{_table(['', ''], rows)}"
 
