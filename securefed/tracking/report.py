@@ -6,7 +6,7 @@ No script, no network, no private text. Everything that comes from the job or th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
