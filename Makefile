@@ -77,5 +77,5 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP_INSTALL) -e ".[zoo,tensorboard,dev]"
+	$(PIP_INSTALL) -e ".[zoo,hub,parquet,tensorboard,dev]"
 	touch $@

@@ -108,7 +108,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         cells = []
         for value, numeric in zip(values, right, strict=True):
             text = _number(value) if _is_number(value) else escape(str(value))
-            cells.append(f"<{tag}{' class="n"' if numeric else ''}>{text}</{tag}>")
+            side = ' class="n"' if numeric else ""
+            cells.append(f"<{tag}{side}>{text}</{tag}>")
         return f"<tr>{''.join(cells)}</tr>"
 
     body = "".join(line(row, "td") for row in rows)
