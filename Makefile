@@ -35,7 +35,7 @@ install: $(VENV)/.installed  ## make .venv with SecureFed and the two small mode
 
 dev: $(VENV)/.dev  ## install, and the tools that test and check it
 
-data: install  ## fetch the quickstart's sentences (once; 1 MB)
+data: install  ## fetch the quickstart's sentences (once; 2.4 MiB)
 	$(BIN)/securefed data get sentiment
 
 test: dev data  ## the whole suite but the slow proofs
@@ -77,5 +77,5 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP_INSTALL) -e ".[zoo,tensorboard,dev]"
+	$(PIP_INSTALL) -e ".[zoo,hub,parquet,tensorboard,dev]"
 	touch $@

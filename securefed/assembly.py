@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from securefed.algorithms.fedavg import FedAvg
 from securefed.config import Config, check_against_shards, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.data import load_dataset, make_shards
@@ -21,6 +22,7 @@ from securefed.privacy.budget import Budget
 from securefed.privacy.calibration import calibrate_noise
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
+from securefed.registry import ALGORITHMS, make
 from securefed.training.client import ClientRunner, Guarantee
 from securefed.types import SERVER
 
@@ -73,6 +75,11 @@ def assemble(config: Config) -> Assembly:
         unit=config.privacy.unit,
         max_length=config.data.max_length,
     )
+    model.encode(
+        dataset.train.take([0]), config.data.max_length
+    )  # records and model must fit, before a folder is made
+    algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
+    algorithm.plan(config, model.part_of, 0)  # refuses head rounds that cannot be
     return Assembly(config, dataset, shards, model)
 
 

@@ -198,7 +198,6 @@ class Federation:
         self.config, self.assembly, self.folder, self.run_id = config, assembly, folder, run_id
         self.entropy, self.tracker, self.model = entropy, tracker, assembly.model
         self.algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
-        self.algorithm.plan(config, self.model.part_of, 0)  # refuses head rounds that cannot be
         self.rule = make_aggregator(config.aggregator)
         protection = make_protection(config.protection)
         if isinstance(protection, Plain) and self.rule.needs == "sum" and config.privacy.unit != "client":

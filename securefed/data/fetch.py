@@ -51,7 +51,7 @@ def pip_download(requirement: str, sha256: str, folder: Path) -> None:
 
 def npm_pack(package: str, folder: Path) -> None:
     """Puts the package's archive into `folder`; no script of it is run."""
-    run_client(["npm", "pack", package, "--ignore-scripts", "--silent"], folder)
+    run_client(["npm", "pack", package, "--ignore-scripts", "--loglevel=error"], folder)
 
 
 def apt_download(package: str, folder: Path) -> None:
@@ -65,30 +65,35 @@ def run_client(command: list[str], folder: Path) -> None:
     Raises:
         DownloadFailed: it is not installed, failed or took longer than `TIMEOUT_S`.
     """
-    if shutil.which(command[0]) is None:
+    program = shutil.which(command[0])
+    if program is None:
         raise DownloadFailed(f"{command[0]} is not installed")
     log.info("running %s", shlex.join(command))
     name = "pip" if command[1:3] == ["-m", "pip"] else command[0]
     try:
         done = subprocess.run(
-            command,
+            [program, *command[1:]],
             cwd=folder,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,  # a client that would ask fails instead of waiting
             capture_output=True,
             text=True,
             errors="replace",
             timeout=TIMEOUT_S,
         )
-    except subprocess.TimeoutExpired:
-        raise DownloadFailed(f"{name} took longer than {TIMEOUT_S} s") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = (
+            f"took longer than {TIMEOUT_S} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
+        )
+        raise DownloadFailed(f"{name} {reason}") from None
     if done.returncode:
-        raise DownloadFailed(f"{name} failed: {_last_line(done.stderr or done.stdout)}")
+        raise DownloadFailed(f"{name} failed: {_reason(done.stderr or done.stdout)}")
 
 
-def _last_line(output: str) -> str:
+def _reason(output: str) -> str:
+    """What a client says went wrong, on one line: its first lines marked as errors, else its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith(("error", "e:", "npm err", "npm error"))]
-    return (errors or lines or ["no output"])[0][:200]
+    errors = [line for line in lines if line.lower().startswith(("error", "e:", "npm err"))]
+    return "; ".join(errors[:2] or lines[-1:] or ["no output"])[:300]
 
 
 def unpack_deb(archive: Path, folder: Path) -> None:

@@ -25,7 +25,7 @@ def apportion(total: int, shares: Sequence[float] | NDArray[np.float64]) -> Rows
     if weights.sum() <= 0:
         weights = np.ones_like(weights)
     exact = total * weights / weights.sum()
-    whole = np.floor(exact).astype(np.int64)
+    whole: Rows = np.floor(exact).astype(np.int64)
     rest = total - int(whole.sum())
     whole[np.argsort(-(exact - whole), kind="stable")[:rest]] += 1
     return np.asarray(whole, np.int64)

@@ -78,12 +78,14 @@ def _sentences(folder: Path) -> Iterator[Sentence]:
             try:
                 identity, rating, text = line.rstrip("\r").split("\t", 2)
                 value = float(rating)
+                if not -4 <= value <= 4:  # also refuses what is no number
+                    raise ValueError
             except ValueError:
                 raise DataError(
-                    f"{name}, line {number}: expected id, rating and text between tabs; "
+                    f"{name}, line {number}: expected id, rating (-4 to 4) and text between tabs; "
                     "refetch it with `securefed data get sentiment --force`"
                 ) from None
             # `document_sentence` in products and news; films and tweets are documents of one sentence
-            yield Sentence(
-                domain, f"{domain}/{identity.partition('_')[0]}", value, html.unescape(text).strip()
-            )
+            document = f"{domain}/{identity.partition('_')[0]}"
+            words = html.unescape(html.unescape(text)).strip()  # some of the news was escaped twice
+            yield Sentence(domain, document, value, words)

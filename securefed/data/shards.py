@@ -85,7 +85,7 @@ def _dirichlet(
 
 
 def shard_table(shards: Sequence[Shard], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per client: client, name, train, test, and classes: name -> training records of it.
+    """One row per client: client, name, train, test, and counts: class -> training records of it.
 
     A diagnostic of simulations: sizes and label counts are private, and a real client never sends
     them. `classes` is empty where the records have no labels.
@@ -96,7 +96,7 @@ def shard_table(shards: Sequence[Shard], classes: Sequence[str]) -> list[dict[st
             "name": shard.name,
             "train": len(shard.train),
             "test": len(shard.test),
-            "classes": dict(zip(classes, class_counts(shard, len(classes)).tolist(), strict=True)),
+            "counts": dict(zip(classes, class_counts(shard, len(classes)).tolist(), strict=True)),
         }
         for shard in shards
     ]

@@ -14,7 +14,7 @@ from securefed.errors import DataError
 SALT = "securefed test split 1"
 
 
-def test_mask(documents: Sequence[str], fraction: float) -> NDArray[np.bool_]:
+def held_out(documents: Sequence[str], fraction: float) -> NDArray[np.bool_]:
     """Which records are for testing: those whose document hashes below `fraction`; bool (n,).
 
     Records of one document stay together. The split depends on neither seed nor order, and a record
@@ -36,6 +36,6 @@ def test_mask(documents: Sequence[str], fraction: float) -> NDArray[np.bool_]:
 
 
 def split(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
-    """(train, test) by `test_mask` over the records' documents."""
-    mask = test_mask(examples.documents, fraction)
+    """(train, test) by `held_out` over the records' documents."""
+    mask = held_out(examples.documents, fraction)
     return examples.take(np.flatnonzero(~mask)), examples.take(np.flatnonzero(mask))

@@ -127,7 +127,7 @@ def per_sample_gradients(module: nn.Module, mode: str = "hooks") -> Iterator[Non
     module.train()
     try:
         hooks = GradSampleHooks(module, loss_reduction="sum", force_functorch=mode == "functorch")
-    except NotImplementedError as error:
+    except RuntimeError as error:  # how Opacus says that it cannot follow a layer
         raise ModelError(f"per-sample gradients: {str(error).splitlines()[0]}") from None
     try:
         with warnings.catch_warnings():

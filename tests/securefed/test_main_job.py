@@ -1,0 +1,108 @@
+"""The main job on the real models: MiniLM and SmolLM2 train under DP and leave what PEFT opens."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from securefed.federation import run
+from securefed.privacy.accounting import epsilon_of
+from securefed.privacy.events import SampledGaussian
+
+GOOD = ("a fine film, warm and clever", "great phone, it works as promised", "I love this little book")
+BAD = ("a dull film, cold and slow", "poor phone, it broke in a week", "I regret buying this book")
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """Sixty short reviews at three clients."""
+    path = tmp_path / "reviews.csv"
+    with open(path, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label", "client"])
+        for i in range(60):
+            rows.writerow(
+                [
+                    f"{(GOOD if i % 2 else BAD)[i // 2 % 3]}, number {i}",
+                    "good" if i % 2 else "bad",
+                    f"c{i % 3}",
+                ]
+            )
+    return path
+
+
+def job(reviews: Path, **model: Any) -> dict[str, Any]:
+    return {
+        "name": "real",
+        "rounds": 2,
+        "data": {
+            "name": str(reviews),
+            "client_column": "client",
+            "clients": 3,
+            "min_examples": 5,
+            "max_length": 24,
+        },
+        "model": model,
+        "train": {"steps": 1, "learning_rate": 1.0, "physical_tokens": 256},
+        "privacy": {
+            "unit": "example",
+            "noise_multiplier": 0.8,
+            "delta": 1e-3,
+            "sample_rate": 0.4,
+            "max_grad_norm": 1.0,
+        },
+        "server": {"optimizer": "fedadam", "learning_rate": 0.01, "tau": 1e-6},
+        "evaluate": {"baselines": False, "every": 0},
+    }
+
+
+def check_folder(folder: Path, result: Any) -> dict[str, np.ndarray]:
+    assert result.ledger is not None
+    assert result.ledger.epsilon(1e-3) == pytest.approx(
+        epsilon_of([SampledGaussian(0.8, 0.4, 2)], 1e-3), rel=1e-9
+    )
+    assert json.loads((folder / "privacy.json").read_text())["statement"]["unit"] == "example"
+    tensors: dict[str, np.ndarray] = load_file(folder / "adapter" / "adapter_model.safetensors")
+    b = [t for name, t in tensors.items() if "lora_B" in name]
+    assert b
+    assert all(np.abs(t).max() > 0 for t in b), "B began at zero, so an adapter that learned has moved it"
+    return tensors
+
+
+@pytest.mark.model
+def test_minilm_trains_under_dp_and_peft_opens_its_adapter(
+    reviews: Path, tmp_path: Path, require_model: Callable[[str], str]
+) -> None:
+    require_model("minilm")
+    folder = tmp_path / "out"
+    result = run(job(reviews, name="minilm", layers=1, rank=2), folder=folder)
+    check_folder(folder, result)
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    from securefed.models import load_result
+    from securefed.models.zoo import find_model
+
+    base = AutoModel.from_pretrained(find_model("minilm").folder)
+    opened = PeftModel.from_pretrained(base, folder / "adapter")
+    assert any("lora" in name for name, _ in opened.named_parameters())
+    assert load_result(folder / "adapter").classes == 2
+
+
+@pytest.mark.model
+def test_smollm2_trains_under_dp_as_a_language_model(
+    reviews: Path, tmp_path: Path, require_model: Callable[[str], str]
+) -> None:
+    require_model("smollm2")
+    folder = tmp_path / "out"
+    result = run(job(reviews, name="smollm2", task="causal-lm", layers=2, rank=2), folder=folder)
+    tensors = check_folder(folder, result)
+    assert 1 < result.metrics["perplexity"] < 1e5
+    assert all("layers.28" in n or "layers.29" in n for n in tensors), "the top two layers, as asked"

@@ -1,0 +1,102 @@
+"""Cached frozen layers: the same training to float tolerance, never a stale state, never over the bound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from securefed.models import TaskModel
+from securefed.training.dp import DPWork
+from securefed.training.frozen_cache import FrozenCache, usable_cut
+from securefed.training.local import LocalWork, train_locally
+from securefed.training.metrics import predict
+from tests.entropy import SeededEntropy
+from tests.securefed.training.setups import bert, stirred, texts, train
+
+BOUNDS = {"physical_tokens": 64, "physical_batch": 4}
+
+
+def parts(model: TaskModel, *wanted: str) -> tuple[str, ...]:
+    return tuple(n for n, part in model.part_of.items() if part in wanted)
+
+
+def play(
+    model: TaskModel, data: Any, start: Any, names: tuple[str, ...], cache: FrozenCache | None, dp: bool
+) -> Any:
+    mechanism = DPWork(1.0, 1.0, 0.5, 6.0) if dp else None
+    entropy = SeededEntropy(2) if dp else None
+    return train_locally(
+        model,
+        data,
+        start,
+        LocalWork(0, 0, names),
+        train(steps=3),
+        dp=mechanism,
+        entropy=entropy,
+        seed=0,
+        cache=cache,
+    ).vector
+
+
+@pytest.mark.parametrize("dp", [False, True])
+@pytest.mark.parametrize("wanted", [("head",), ("B", "head"), ("A", "B", "head")])
+def test_training_with_the_cache_equals_training_without(
+    tmp_path: Path, wanted: tuple[str, ...], dp: bool
+) -> None:
+    model = bert(tmp_path, layers=1)
+    data, names = texts(model), parts(model, *wanted)
+    for start in (model.read(model.layout), stirred(model)):
+        cache = FrozenCache(64)
+        model.write(start, model.layout)
+        found = play(model, data, start, names, cache, dp)
+        np.testing.assert_allclose(found, play(model, data, start, names, None, dp), atol=1e-5)
+        assert cache.size_bytes > 0
+
+
+def test_head_rounds_start_from_features_while_b_is_zero_and_not_after(tmp_path: Path) -> None:
+    model = bert(tmp_path, layers=1)
+    assert usable_cut(model, parts(model, "head")) == model.depth
+    model.write(stirred(model), model.layout)
+    assert usable_cut(model, parts(model, "head")) < model.depth
+
+
+def test_a_changed_adapter_below_the_cut_is_never_answered_from_the_old_state(tmp_path: Path) -> None:
+    """Adapters in every layer and only the head trained: no state above them may outlive a change."""
+    model = bert(tmp_path, layers="all")
+    data, cache = texts(model), FrozenCache(64)
+    first = predict(model, data, **BOUNDS, cache=cache).losses
+    model.write(stirred(model), model.layout)
+    cached, plain = predict(model, data, **BOUNDS, cache=cache).losses, predict(model, data, **BOUNDS).losses
+    np.testing.assert_allclose(cached, plain, atol=1e-5)
+    assert not np.allclose(first, plain, atol=1e-4)
+
+
+def test_features_are_computed_on_top_of_hidden_states_that_stay_for_the_next_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bert(tmp_path, layers=1)
+    data, cache = texts(model), FrozenCache(64)
+    cache.states(model, data, parts(model, "head"), **BOUNDS)
+    monkeypatch.setattr(model, "prefix", lambda *_: pytest.fail("computed again"))
+    hidden = cache.states(model, data, parts(model, "B", "head"), **BOUNDS)
+    assert hidden is not None
+    assert len(hidden.hidden) == len(data)
+
+
+def test_nothing_is_cached_beyond_the_bound(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = bert(tmp_path, layers=1)
+    data, cache = texts(model), FrozenCache(0)
+    assert cache.states(model, data, parts(model, "B", "head"), **BOUNDS) is None
+    assert cache.states(model, data, parts(model, "B", "head"), **BOUNDS) is None
+    assert cache.size_bytes == 0
+    assert sum("cache_mib" in r.message for r in caplog.records) == 1
+
+
+def test_states_are_hidden_in_the_repr(tmp_path: Path) -> None:
+    model = bert(tmp_path, layers=1)
+    cache = FrozenCache(64)
+    states = cache.states(model, texts(model), parts(model, "head"), **BOUNDS)
+    assert "tensor" not in repr(cache) + repr(states)
