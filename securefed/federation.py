@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import secrets
@@ -151,16 +152,20 @@ def new_folder(config: Config, folder: Path | None) -> Path:
     Raises:
         CheckpointError: it exists; a run never writes over another.
     """
-    path = (
-        Path(folder)
-        if folder is not None
-        else Path(config.output) / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+    if folder is None:
+        return _unused(Path(config.output) / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    path = Path(folder)
     if path.exists():
         raise CheckpointError(
             f"{path} exists; choose another --folder, or go on with it: securefed resume {path}"
         )
     return path
+
+
+def _unused(path: Path) -> Path:
+    """The path, or with a number behind it where a run of the same second has taken it."""
+    names = itertools.chain([path.name], (f"{path.name}-{k}" for k in itertools.count(2)))
+    return next(found for name in names if not (found := path.with_name(name)).exists())
 
 
 def _first_state(assembly: Assembly) -> State:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from securefed.assembly import assemble
+from securefed import federation
 from securefed.config import load_config
 from securefed.errors import CheckpointError, ConfigError, PrivacyError
 from securefed.federation import Result, resume, run
@@ -122,6 +123,17 @@ def test_a_run_never_writes_over_another(folder: Path) -> None:
     run(DIGITS, folder=folder)
     with pytest.raises(CheckpointError, match="exists"):
         run(DIGITS, folder=folder)
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(federation.time, "strftime", lambda pattern: "20261121-101500")
+    config = load_config({**DIGITS, "output": str(tmp_path)})
+    names = []
+    for _ in range(3):
+        path = federation.new_folder(config, None)
+        path.mkdir()
+        names.append(path.name)
+    assert names == ["digits-20261121-101500", "digits-20261121-101500-2", "digits-20261121-101500-3"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
