@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from securefed.assembly import assemble
 from securefed import federation
+from securefed.assembly import assemble
 from securefed.config import load_config
 from securefed.errors import CheckpointError, ConfigError, PrivacyError
 from securefed.federation import Result, resume, run
