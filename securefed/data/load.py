@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from securefed.data import images, sentiment, spam
 from securefed.data.digest import records_digest
 from securefed.data.files import READERS, read_file
 from securefed.data.hub import read_hub
-from securefed.data.records import Dataset
+from securefed.data.records import Dataset, Examples
 from securefed.data.sources import Source, fetch, find_source
 from securefed.data.split import split
 from securefed.data.table import table_examples
@@ -72,7 +73,16 @@ def _named(config: DataConfig, source: Source, task: str, offline: bool) -> Data
     if task == "causal-lm":
         train, test = (dataclasses.replace(part, labels=None) for part in (train, test))
         classes = ()
-    return Dataset(name, train, test, classes, records_digest(train, test), source.origin, source.licence)
+    return Dataset(
+        name, train, test, classes, _source_digest(source, train, test), source.origin, source.licence
+    )
+
+
+def _source_digest(source: Source, train: Examples, test: Examples) -> str:
+    """One identity for a named set whatever the task: its records are spent by every task that reads them."""
+    if not source.files:
+        return records_digest(train, test)
+    return hashlib.sha256("".join(f"{n}:{d};" for n, d in sorted(source.files.items())).encode()).hexdigest()
 
 
 def _from_file(config: DataConfig, task: str) -> Dataset:

@@ -156,3 +156,15 @@ def test_the_real_clothes() -> None:
     assert labels(dataset) == ([6000] * 10, [1000] * 10)
     assert dataset.train.images is not None
     assert dataset.train.images.shape == (60000, 1, 28, 28)
+
+
+@pytest.mark.dataset
+def test_every_task_on_a_named_set_is_charged_to_the_same_data_set(
+    require_dataset: Callable[[str], Any],
+) -> None:
+    require_dataset("spam")
+    digests = {
+        load_dataset(DataConfig(name="spam"), task=task, offline=True).digest
+        for task in ("classification", "causal-lm")
+    }
+    assert len(digests) == 1, "the same mails under two names would be spent twice and counted once"
