@@ -14,8 +14,11 @@ def score(value: Any) -> str:
 
 
 def small(value: float) -> str:
-    """A delta: 1e-5 rather than 1e-05."""
-    return f"{value:g}".replace("e-0", "e-")
+    """A delta: 1e-5 rather than 1e-05 or 0.00001."""
+    if value >= 0.01:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def spent(value: Any) -> str:

@@ -136,7 +136,7 @@ def by_class(table: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict
 
 
 def _counts(shard: Mapping[str, Any]) -> list[float]:
-    found = shard.get("classes") or ()
+    found = shard.get("counts") or ()
     return [float(v) for v in (found.values() if isinstance(found, Mapping) else found)]
 
 

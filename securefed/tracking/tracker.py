@@ -19,7 +19,7 @@ class RunInfo:
     Attributes:
         model: name, parameters (all), trainable (d), layout digest, parts (part -> size).
         dataset: name, source, licence, classes, train and test counts, digest.
-        shards: one dict a client (client, name, train, test, classes): a simulation diagnostic.
+        shards: one dict a client (client, name, train, test, counts): a simulation diagnostic.
         baselines: name -> scores on the pooled data: a simulation diagnostic.
         privacy: unit, noise multiplier, sample rate, steps, target; None without DP.
         resumed_at: the round it goes on from, None for a fresh run.

@@ -59,7 +59,7 @@ def shard_table(clients: int) -> list[dict[str, Any]]:
         positive = int(train * rng.uniform(0.25, 0.8))
         counts = {"negative": train - positive, "positive": positive}
         name = f"{DOMAINS[k % 4]}/{k // 4 + 1}"
-        table.append({"client": k, "name": name, "train": train, "test": train // 4, "classes": counts})
+        table.append({"client": k, "name": name, "train": train, "test": train // 4, "counts": counts})
     return table
 
 

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from securefed.errors import CheckpointError
@@ -129,7 +130,7 @@ def test_names_from_jobs_and_data_are_escaped_everywhere(tmp_path: Path) -> None
         baselines={EVIL: {"accuracy": 0.5}},
         environment={**told.environment, "commit": EVIL, "packages": {EVIL: EVIL}},
     )
-    shards[0]["classes"] = {EVIL: 3, f"{EVIL}2": 4}
+    shards[0]["counts"] = {EVIL: 3, f"{EVIL}2": 4}
     text, page = report(tmp_path, told)
     assert "<script" not in text
     assert "script" not in page.tags
@@ -183,6 +184,19 @@ def test_a_folder_with_a_space_gives_commands_that_can_be_pasted(tmp_path: Path)
     assert "securefed epsilon 'my run'" in page.text
 
 
+def test_the_data_rooms_own_table_is_shown_class_by_class(tmp_path: Path) -> None:
+    from securefed.data import shard_table
+    from securefed.data.records import Examples, Shard
+
+    records = Examples(texts=("a", "b", "c", "d"), labels=np.array([0, 1, 1, 1]))
+    shard = Shard(client=0, name="one", train=records, test=records, digest="x")
+    text, page = report(tmp_path, fakes.info(tmp_path, shards=shard_table([shard], ["negative", "positive"])))
+    assert 'title="negative: 1"' in text
+    assert 'title="positive: 3"' in text
+    assert '<th class="n">positive</th>' in text
+    assert "positive" in page.text
+
+
 def test_many_clients_stay_readable(tmp_path: Path) -> None:
     text, page = report(tmp_path, fakes.info(tmp_path, clients=300))
     assert "The 24 worst of 300 clients" in page.text
@@ -204,7 +218,7 @@ def test_an_infinite_epsilon_is_called_infinite(tmp_path: Path) -> None:
 
 def test_a_language_model_without_classes_or_baselines_has_a_report(tmp_path: Path) -> None:
     told = fakes.info(tmp_path, fakes.job(rounds=4, private=False), clients=3)
-    shards = [{**s, "classes": {}} for s in told.shards]
+    shards = [{**s, "counts": {}} for s in told.shards]
     told = fakes.replace(told, baselines={}, shards=shards, dataset={**told.dataset, "classes": []})
     tracker = FolderTracker(tmp_path)
     tracker.start(told)
@@ -232,7 +246,13 @@ def test_a_folder_that_is_no_run_is_refused_in_one_line(tmp_path: Path, broken: 
 
 
 def test_numbers_are_written_for_people() -> None:
-    assert numbers.small(1e-5) == "1e-5"
+    assert [numbers.small(v) for v in (1e-5, 1e-4, 2.5e-6, 0.01, 0.0123)] == [
+        "1e-5",
+        "1e-4",
+        "2.5e-6",
+        "0.01",
+        "0.0123",
+    ]
     assert numbers.spent(7.981234) == "7.99"  # never less than what was spent
     assert numbers.spent("infinity") == "infinite"
     assert [numbers.mib(v) for v in (0.02, 0.5, 12.34, 2048)] == [
