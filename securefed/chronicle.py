@@ -157,10 +157,9 @@ def run_summary(state: State, stopped: str, statement: Statement | None) -> RunS
 
 
 def draw_shards(assembly: Assembly, folder: Path) -> None:
-    """A picture of who holds what, once for people and once for the report."""
+    """A picture of who holds what."""
     (folder / "plots").mkdir(exist_ok=True)
-    for kind in ("png", "svg"):
-        plot_shards(assembly.shards, assembly.dataset.classes, folder / "plots" / f"shards.{kind}")
+    plot_shards(assembly.shards, assembly.dataset.classes, folder / "plots" / "shards.png")
 
 
 def peak_mib() -> float:
