@@ -82,7 +82,7 @@ class TrainConfig:
     epochs: int = 0
     batch_size: int = 32
     accumulate: int = 1
-    physical_tokens: int = 2048
+    physical_tokens: int = 1024
     physical_batch: int = 256
     warmup_steps: int = 0
     schedule: Schedule = "constant"

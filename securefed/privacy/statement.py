@@ -100,6 +100,8 @@ def make_statement(
     spent = worst(met.values(), delta, accountant)
     worst_off = next((e for e in met.values() if worst([e], delta, accountant) == spent), ())
     shards = find_shards(connection, row.run)
+    # a server's own mechanism is one entry, whose records are the clients
+    clients = shards[SERVER].records if SERVER in shards else len(shards)
     reserved, settled, unfinished, local = connection.execute(
         "SELECT coalesce(sum(steps), 0), coalesce(sum(steps_taken), 0), coalesce(sum(settled_at IS NULL), 0),"
         " count(*) > 0 AND min(client) > ? FROM reservations WHERE run = ?",
@@ -114,8 +116,8 @@ def make_statement(
         delta=delta,
         accountant=spent.accountant,
         adversary=_OWN_NOISE if row.unit == "client" and local else _ADVERSARY[row.unit],
-        holds_for=_holds_for(row, len(shards)),
-        clients=len(shards),
+        holds_for=_holds_for(row, clients),
+        clients=clients,
         disjoint=row.disjoint,
         mechanism=_mechanism(worst_off),
         steps_reserved=reserved,

@@ -294,7 +294,9 @@ def test_client_level_dp_is_a_ledger_of_its_own(folder: Path) -> None:
     assert result.ledger.epsilon(1e-3, unit="client") == pytest.approx(expected, rel=1e-9)
     with pytest.raises(PrivacyError, match="client level"):
         result.ledger.epsilon(1e-3, unit="example")
-    assert "client" in result.ledger.statement(1e-3).text()
+    text = result.ledger.statement(1e-3).text()
+    assert "every one of the 40 clients" in text
+    assert "not against the server" in text
 
 
 def test_client_level_aggregate_moves_by_at_most_clip_over_denominator_when_a_client_lies(
