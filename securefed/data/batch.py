@@ -75,12 +75,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on this device."""
-        moved = {
-            name: value.to(device)
-            for name in ("input_ids", "attention_mask", "labels", "images", "hidden")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(self, **moved)
+        names = ("input_ids", "attention_mask", "labels", "images", "hidden")
+        held = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if all(value.device == device for value in held.values()):
+            return self
+        return replace(self, **{name: value.to(device) for name, value in held.items()})
 
 
 def collate(encoded: Encoded, rows: Sequence[int] | NDArray[np.int64]) -> Batch:
