@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -136,7 +137,7 @@ class _Steps:
         self.optimizer = make_optimizer(self.parameters, model.part_of, config, work)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.taken = self.examples = 0
-        self.loss = torch.zeros((), dtype=torch.float64)
+        self.losses: list[torch.Tensor] = []
         self.seen = Seen()
         self.max_grad_norm: float | None = None
 
@@ -155,12 +156,12 @@ class _Steps:
             for piece in self._pieces(rows):
                 losses = self.model.losses(self.feed.batch(piece), c.label_smoothing)
                 self._note(losses)
-                (losses.sum() / len(rows)).backward()
+                (losses.mean() if len(piece) == len(rows) else losses.sum() / len(rows)).backward()
             self._add_proximal()
             self.optimizer.step()
             self.taken += 1
             self.examples += len(rows)
-        if not torch.isfinite(self.loss):
+        if not math.isfinite(self._total_loss()):
             raise ModelError(
                 f"client {self.work.client}, round {self.work.round}: the loss is no longer finite; lower train.learning_rate"
             )
@@ -238,11 +239,16 @@ class _Steps:
                 p.grad.add_(p.detach() - reference, alpha=self.config.proximal_mu)
 
     def _note(self, losses: torch.Tensor) -> None:
-        self.loss += losses.detach().sum().cpu().double()
+        self.losses.append(
+            losses.detach()
+        )  # added up once at the end: a sum a step is time a small net feels
+
+    def _total_loss(self) -> float:
+        return float(torch.cat(self.losses).double().sum()) if self.losses else 0.0
 
     def diagnostics(self) -> dict[str, float]:
         """Mean loss and, under DP, how the clip met the gradients; private, for simulations only."""
-        found = {"loss": float(self.loss) / max(1, self.examples)}
+        found = {"loss": self._total_loss() / max(1, self.examples)}
         if self.max_grad_norm is not None:
             norms = torch.cat(self.seen.norms) if self.seen.norms else torch.zeros(1)
             found |= {
