@@ -65,7 +65,9 @@ def save_state(folder: Path, state: State, identity: Mapping[str, str]) -> Path:
 
     root = folder / "checkpoint"
     root.mkdir(parents=True, exist_ok=True)
-    tensors = {"vector": state.vector, "first": state.moments.first, "second": state.moments.second}
+    tensors = {"vector": state.vector}
+    moments = {"first": state.moments.first, "second": state.moments.second}
+    tensors |= {name: m for name, m in moments.items() if m.any()}  # FedAvg has none to keep
     tensors |= {f"local.{k}": v for k, v in state.local.items()}
     data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()})
     facts = {name: getattr(state, name) for name in _FACTS}
@@ -131,6 +133,6 @@ def _state(tree: dict[str, Any], data: bytes) -> State:
     local = {int(k.removeprefix("local.")): v for k, v in arrays.items() if k.startswith("local.")}
     facts = {name: tree[name] for name in _FACTS}
     facts["client_metrics"] = {int(k): v for k, v in facts["client_metrics"].items()}
-    return State(
-        vector=arrays["vector"], moments=Moments(arrays["first"], arrays["second"]), local=local, **facts
-    )
+    none = Moments.zeros(arrays["vector"].size)
+    moments = Moments(arrays.get("first", none.first), arrays.get("second", none.second))
+    return State(vector=arrays["vector"], moments=moments, local=local, **facts)

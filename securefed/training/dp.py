@@ -28,8 +28,9 @@ from securefed.errors import ModelError, PrivacyError
 GRAD_SAMPLE = "grad_sample"
 """Where Opacus keeps a tensor's gradients, one row per record."""
 
-MARGIN = 1 - 2.0**-16
-"""Records are clipped a hair below the norm: float32 rounding of norm, factor and sum stays inside the bound."""
+MARGIN = 1 - 2.0**-20
+"""Records are clipped a hair below the norm. Norms, factors and sums are float64, so that rounding stays inside
+the bound: a float32 sum over a few hundred records errs by more than one record's margin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +82,25 @@ class KeyedDPOptimizer(DPOptimizer):
         """
         rows = self.grad_samples
         if len(rows[0]):
-            squares = torch.stack([g.flatten(1).float().square().sum(1) for g in rows]).sum(0)
-            norms = squares.double().sqrt()
+            norms = torch.stack([g.flatten(1).double().square().sum(1) for g in rows]).sum(0).sqrt()
             finite = torch.isfinite(norms)
             factor = (self.max_grad_norm * MARGIN / norms.clamp(min=1e-30)).clamp(max=1.0)
-            factor = torch.where(finite, factor, torch.zeros_like(factor)).float()
+            factor = torch.where(finite, factor, torch.zeros_like(factor))
             self._seen.norms.append(norms[finite].detach().cpu())
             self._seen.dropped += int((~finite).sum())
         for p, g in zip(self.params, rows, strict=True):
             if len(g) and not bool(finite.all()):
                 g = torch.where(finite.view(-1, *[1] * (g.dim() - 1)), g, torch.zeros_like(g))
-            total = torch.tensordot(factor.to(g.dtype), g, 1) if len(g) else torch.zeros_like(p)
-            p.summed_grad = total.to(p.dtype) if p.summed_grad is None else p.summed_grad + total.to(p.dtype)
+            total = (
+                torch.tensordot(factor, g.double(), 1) if len(g) else torch.zeros_like(p, dtype=torch.float64)
+            )
+            p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
 
     def add_noise(self) -> None:
         """Gaussian noise of standard deviation noise_multiplier x max_grad_norm on every coordinate."""
         std = self.noise_multiplier * self.max_grad_norm
         for p in self.params:
-            released = p.summed_grad.double()
+            released = p.summed_grad
             if std > 0:
                 draw = torch.from_numpy(self._noise.normal(p.numel())).to(p.device).view_as(released)
                 released = released + std * draw
