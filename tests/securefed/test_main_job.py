@@ -106,3 +106,25 @@ def test_smollm2_trains_under_dp_as_a_language_model(
     tensors = check_folder(folder, result)
     assert 1 < result.metrics["perplexity"] < 1e5
     assert all("layers.28" in n or "layers.29" in n for n in tensors), "the top two layers, as asked"
+
+
+@pytest.mark.parametrize("adapter", ["rolora", "fedsa"])
+def test_a_seq2seq_model_trains_under_dp(tmp_path: Path, adapter: str) -> None:
+    """The loading code of the T5 family, on a tiny random T5; fedsa keeps each client's B in its checkpoint."""
+    from tests.securefed.models import tiny
+
+    path = tmp_path / "pairs.csv"
+    with open(path, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "target", "client"])
+        rows.writerows([[f"{(GOOD + BAD)[i % 6]} {i}", GOOD[i % 3], f"c{i % 3}"] for i in range(60)])
+    config = job(path, name=str(tiny.tiny_t5(tmp_path / "t5")), task="seq2seq", rank=2, adapter=adapter)
+    config["data"]["max_length"] = 12
+    folder = tmp_path / "out"
+    result = run(config, folder=folder)
+    check = json.loads((folder / "privacy.json").read_text())["statement"]
+    assert check["steps_settled"] == 3 * 2
+    assert result.metrics["perplexity"] > 1
+    newest = sorted((folder / "checkpoint").glob("round-*"))[-1]
+    kept = [n for n in load_file(newest / "state.safetensors") if n.startswith("local.")]
+    assert len(kept) == (3 if adapter == "fedsa" else 0)
