@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def oracle(key: bytes, n: int, bits: int, cipher: CipherName) -> np.ndarray:
     size = 2 if bits <= 16 else 4
     made = algorithms.AES(key) if cipher == "aes" else algorithms.ChaCha20(key, bytes(16))
     mode = modes.CTR(bytes(16)) if cipher == "aes" else None
-    raw = Cipher(made, mode).encryptor().update(bytes(size * n))  # type: ignore[arg-type]  # ChaCha20 has no mode
+    raw = Cipher(made, mode).encryptor().update(bytes(size * n))
     return np.frombuffer(raw, f"<u{size}").astype(np.uint32) & np.uint32((1 << bits) - 1)
 
 
@@ -105,7 +106,7 @@ def test_what_cannot_be_masked_is_refused() -> None:
 
 def test_the_processor_is_asked_for_aes(monkeypatch: pytest.MonkeyPatch) -> None:
     for text, expected in (("flags : fpu aes avx", True), ("flags : fpu avx", False)):
-        monkeypatch.setattr(prg.Path, "read_text", lambda self, text=text, **_: text)
+        monkeypatch.setattr(Path, "read_text", lambda self, text=text, **_: text)
         assert prg.has_aes() is expected
 
 

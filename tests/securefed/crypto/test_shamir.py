@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from fractions import Fraction
 
@@ -92,10 +93,8 @@ def test_a_wrong_share_changes_the_secret_and_its_commitment_names_it() -> None:
     shares = split(secret, 3, [1, 2, 3], stream())
     commitments = {x: commit(s, b"round 1") for x, s in shares.items()}
     wrong = shares | {2: (int.from_bytes(shares[2], "big") ^ 1).to_bytes(33, "big")}
-    try:
+    with contextlib.suppress(ProtocolError):  # it may be of no secret at all
         assert combine(wrong, 3) != secret
-    except ProtocolError:
-        pass  # or it is of no secret at all
     assert [x for x in wrong if commit(wrong[x], b"round 1") != commitments[x]] == [2]
     assert commit(shares[1], b"round 2") != commitments[1], "a share is committed to in its context"
 
