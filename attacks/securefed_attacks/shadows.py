@@ -31,7 +31,9 @@ class ShadowTraining:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0 or not 0 <= self.momentum < 1:
-            raise ValueError(f"shadow training needs positive epochs, batch size and rate, momentum in [0, 1); got {self}")
+            raise ValueError(
+                f"shadow training needs positive epochs, batch size and rate, momentum in [0, 1); got {self}"
+            )
 
 
 @dataclass(frozen=True, eq=False)

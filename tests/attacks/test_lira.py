@@ -74,7 +74,9 @@ def test_nobody_is_found_where_membership_is_a_coin(attacked: tuple) -> None:
 
 def test_a_model_that_does_not_overfit_gives_nobody_away() -> None:
     x, y = records(200, 1)
-    included = np.stack([_balanced(row, 100, k) for k, row in enumerate(halves(8, 200, np.random.default_rng(1)))])
+    included = np.stack(
+        [_balanced(row, 100, k) for k, row in enumerate(halves(8, 200, np.random.default_rng(1)))]
+    )
     models = train_shadows(net, x, y, included, ShadowTraining(epochs=1, batch_size=100, learning_rate=0.01))
     scores = confidence(models.logits(x), y)
     found = auc_interval(lira(scores[0], scores[1:], included[1:]), included[0])
@@ -83,7 +85,9 @@ def test_a_model_that_does_not_overfit_gives_nobody_away() -> None:
 
 def test_stacked_training_is_separate_training() -> None:
     x, y = records(60, 2)
-    included = np.stack([_balanced(row, 30, k) for k, row in enumerate(halves(4, 60, np.random.default_rng(2)))])
+    included = np.stack(
+        [_balanced(row, 30, k) for k, row in enumerate(halves(4, 60, np.random.default_rng(2)))]
+    )
     training = ShadowTraining(epochs=3, batch_size=8, learning_rate=0.1)
     together = train_shadows(net, x, y, included, training)
     with torch.random.fork_rng(devices=[]):
