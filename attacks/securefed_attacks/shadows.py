@@ -49,7 +49,7 @@ class Shadows:
         self.net.eval()
         call = vmap(lambda p, x: functional_call(self.net, p, (x,)), in_dims=(0, None))
         with torch.no_grad():
-            return torch.cat([call(self.parameters, x) for x in inputs.split(block)], dim=1)
+            return torch.cat([call(self.parameters, x) for x in torch.split(inputs, block)], dim=1)
 
 
 def train_shadows(
@@ -80,7 +80,7 @@ def train_shadows(
         models = [make() for _ in range(count)]
     _refuse_mixing(models[0])
     net = models[0]
-    stacked, _ = stack_module_state(models)  # type: ignore[arg-type]  # a list of modules, as it wants
+    stacked, _ = stack_module_state(models)
     parameters: Stack = {name: value.detach().clone() for name, value in stacked.items()}
     velocity = {name: torch.zeros_like(value) for name, value in parameters.items()}
     own = torch.from_numpy(np.stack([np.flatnonzero(row) for row in included]))
@@ -90,7 +90,7 @@ def train_shadows(
     for _ in range(training.epochs):
         order = torch.from_numpy(rng.random((count, size)).argsort(1))
         mine = own.gather(1, order)
-        for batch in mine.split(training.batch_size, dim=1):
+        for batch in torch.split(mine, training.batch_size, dim=1):
             gradient = step(parameters, inputs[batch], labels[batch])
             for name, value in parameters.items():
                 velocity[name].mul_(training.momentum).add_(gradient[name])

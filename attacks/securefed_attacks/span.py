@@ -132,7 +132,7 @@ def _residuals(
     """Share of each candidate's length that is outside the span of each rank, (ranks, v)."""
     basis, last = directions[: ranks[-1]].T, torch.tensor(ranks) - 1
     found = []
-    for piece in candidates.split(block):
+    for piece in torch.split(candidates, block):
         x = piece.double()
         x = x / x.norm(dim=1, keepdim=True).clamp_min(1e-300)
         inside = (x @ basis).square_().cumsum(1)[:, last]
@@ -190,7 +190,7 @@ def first_inputs(
     model.eval()
     try:
         with torch.no_grad():
-            for piece in tokens.split(block):
+            for piece in torch.split(tokens, block):
                 ids = piece[:, None]
                 extra = {} if position is None else {"position_ids": torch.full_like(ids, position)}
                 try:
