@@ -21,7 +21,7 @@ PACKAGES = {
 STEPS = (
     {"errors", "types", "paths"},
     {"layout", "crypto"},
-    {"privacy", "protect", "data", "models", "aggregation"},
+    {"privacy", "protect", "data", "models", "rows", "gram", "aggregation"},
     {"training", "algorithms", "tracking"},
     {"assembly", "evaluation", "checkpoint", "chronicle", "engine"},
     {"federation"},
