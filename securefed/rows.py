@@ -77,7 +77,8 @@ class MatrixRows(RowSource):
                 f"updates are a matrix (n, d), found shape {tuple(matrix.shape)}; flatten each one first"
             )
         self._matrix = matrix.detach()
-        self._describe(*matrix.shape, matrix.dtype, matrix.device)
+        n, d = matrix.shape
+        self._describe(n, d, matrix.dtype, matrix.device)
 
     def block(self, start: int, stop: int) -> torch.Tensor:
         return self._matrix[:, start:stop]
@@ -144,7 +145,7 @@ class FileRows(RowSource):
                 )
             if row.dtype not in DTYPES:
                 raise ValueError(f"updates must be float32 or float64, found {row.dtype}; use .float()")
-            file: BinaryIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # type: ignore[assignment]  # unbuffered files are raw ones
+            file: BinaryIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  # closed with the object
             _write_all(file, row.detach().cpu().contiguous())
             files.append(file)
         if first is None:
@@ -154,7 +155,7 @@ class FileRows(RowSource):
     def block(self, start: int, stop: int) -> torch.Tensor:
         out = torch.empty(self.n, stop - start, dtype=self.dtype)
         for file, row in zip(self._files, out, strict=True):
-            view = memoryview(row.numpy()).cast("B")
+            view = _bytes(row)
             file.seek(start * self.dtype.itemsize)
             while len(view):
                 got = file.readinto(view)  # type: ignore[attr-defined]  # raw files read into buffers
@@ -181,6 +182,30 @@ class TakenRows(RowSource):
 
     def block(self, start: int, stop: int) -> torch.Tensor:
         return self._source.block(start, stop).index_select(0, self._index)
+
+
+class MappedRows(RowSource):
+    """`matrix @ rows`, (m, d), worked out block by block when it is read."""
+
+    def __init__(self, matrix: torch.Tensor, source: RowSource) -> None:
+        self.coefficients = matrix.double()
+        self.source = source
+        self._matrix = matrix.to(dtype=source.dtype, device=source.device)
+        self._describe(len(matrix), source.d, source.dtype, source.device)
+
+    def block(self, start: int, stop: int) -> torch.Tensor:
+        return self._matrix @ self.source.block(start, stop)
+
+
+class AppendedRows(RowSource):
+    """The rows of another source, and one vector as the last row."""
+
+    def __init__(self, source: RowSource, last: torch.Tensor) -> None:
+        self._source, self._last = source, last.detach()
+        self._describe(source.n + 1, source.d, source.dtype, source.device)
+
+    def block(self, start: int, stop: int) -> torch.Tensor:
+        return torch.cat([self._source.block(start, stop), self._last[None, start:stop]])
 
 
 Rows: TypeAlias = torch.Tensor | Sequence[torch.Tensor] | Iterator[torch.Tensor] | RowSource
@@ -211,8 +236,13 @@ def bad_rows(source: RowSource) -> list[int]:
     return [int(i) for i in bad.nonzero()]
 
 
+def _bytes(row: torch.Tensor) -> memoryview:
+    """The memory of a contiguous vector on the CPU; writing to it writes to the vector."""
+    return memoryview(row.numpy()).cast("B")  # type: ignore[arg-type]  # arrays are buffers from Python 3.12's types on
+
+
 def _write_all(file: BinaryIO, row: torch.Tensor) -> None:
-    view = memoryview(row.numpy()).cast("B")
+    view = _bytes(row)
     while len(view):
         view = view[file.write(view) :]
 
@@ -222,6 +252,8 @@ def combine(weights: torch.Tensor, source: RowSource) -> torch.Tensor:
 
     A weight of exactly zero shuts its row out, whatever its numbers are.
     """
+    if isinstance(source, MappedRows):
+        return combine(weights.to(source.coefficients) @ source.coefficients, source.source)
     used = (weights != 0).reshape(-1, source.n).any(0).nonzero().flatten().tolist()
     shape = (*weights.shape[:-1], source.d)
     out = torch.zeros(shape, dtype=source.dtype, device=source.device)
