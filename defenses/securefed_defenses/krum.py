@@ -21,6 +21,16 @@ def scores(distances: torch.Tensor, f: int) -> torch.Tensor:
     return distances.sort(dim=1).values[:, 1 : 1 + near].sum(1)  # column 0 is the row itself
 
 
+def ranking(distances: torch.Tensor, f: int) -> torch.Tensor:
+    """Row indices from the best score to the worst.
+
+    Where one neighbour counts, two rows nearest to each other always tie; then the one nearer to all others
+    goes first, so that the order of the rows does not decide.
+    """
+    by_total = distances.sum(1).argsort(stable=True)
+    return by_total[scores(distances, f)[by_total].argsort(stable=True)]
+
+
 @dataclass(frozen=True)
 class _Krum(GramRule):
     f: int
@@ -41,7 +51,7 @@ class Krum(_Krum):
 
     Source: Blanchard et al., "Machine learning with adversaries", NeurIPS 2017, section 4.
 
-    >>> Krum(f=1)(torch.tensor([[0.0], [1.0], [1.5], [2.5], [99.0]]))
+    >>> Krum(f=1)(torch.tensor([[0.0], [1.0], [1.4], [2.5], [99.0]]))
     tensor([1.])
     """
 
@@ -49,7 +59,7 @@ class Krum(_Krum):
 
     def solve(self, gram: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         out = torch.zeros(len(gram), dtype=torch.float64)
-        out[scores(squared_distances(gram), self.f).argmin()] = 1
+        out[ranking(squared_distances(gram), self.f)[0]] = 1
         return out
 
 
@@ -61,8 +71,8 @@ class MultiKrum(_Krum):
 
     Source: Blanchard et al., NeurIPS 2017, section 4 ("m-Krum").
 
-    >>> MultiKrum(f=1, m=2)(torch.tensor([[0.0], [1.0], [1.5], [2.5], [99.0]]))
-    tensor([1.2500])
+    >>> MultiKrum(f=1, m=2)(torch.tensor([[0.0], [1.0], [1.4], [2.5], [99.0]]))
+    tensor([1.2000])
     """
 
     m: int | None = None
@@ -83,7 +93,7 @@ class MultiKrum(_Krum):
     def solve(self, gram: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         m = self.m or len(gram) - self.f
         out = torch.zeros(len(gram), dtype=torch.float64)
-        out[scores(squared_distances(gram), self.f).argsort(stable=True)[:m]] = 1 / m
+        out[ranking(squared_distances(gram), self.f)[:m]] = 1 / m
         return out
 
 
@@ -97,7 +107,7 @@ class Bulyan(_Krum):
     Source: El Mhamdi, Guerraoui and Rouault, "The hidden vulnerability of distributed learning in
     Byzantium", ICML 2018, section 4.
 
-    >>> Bulyan(f=1)(torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0], [99.0]]))
+    >>> Bulyan(f=1)(torch.tensor([[0.0], [1.0], [2.1], [3.3], [4.6], [6.0], [99.0]]))
     tensor([2.])
     """
 
@@ -113,10 +123,8 @@ class Bulyan(_Krum):
         n = len(gram)
         distances, left, out = squared_distances(gram), list(range(n)), torch.zeros(n, dtype=torch.float64)
         for _ in range(n - 2 * self.f):
-            index = torch.tensor(left)
-            best = (
-                left[int(scores(distances[index][:, index], self.f).argmin())] if len(left) > 1 else left[0]
-            )
+            among = torch.tensor(left)
+            best = left[int(ranking(distances[among][:, among], self.f)[0])]
             out[best] = 1 / (n - 2 * self.f)
             left.remove(best)
         return out

@@ -85,7 +85,8 @@ def largest_cluster(points: torch.Tensor) -> list[int]:
     included). Every point climbs to the mean of the points in its window until it rests; resting places
     closer than the radius to a fuller one join it.
     """
-    n = len(points)
+    order = sorted(range(len(points)), key=lambda i: points[i].tolist())  # so that ties ignore the rows' order
+    points, n = points[order], len(points)
     near = torch.cdist(points, points).sort(dim=1).values[:, max(1, n // 2) - 1]
     radius = float(near.mean()) * (1 + 1e-9) + 1e-12
     places = points.clone()
@@ -102,4 +103,4 @@ def largest_cluster(points: torch.Tensor) -> list[int]:
             centres.append(i)
     label = torch.cdist(points, places[centres]).argmin(1)
     sizes = torch.bincount(label, minlength=len(centres))
-    return [int(i) for i in (label == sizes.argmax()).nonzero()]
+    return sorted(order[int(i)] for i in (label == sizes.argmax()).nonzero())
