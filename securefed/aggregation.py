@@ -6,6 +6,8 @@ rule needs the single updates (or the sums of groups) and says so in `needs`.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,41 @@ class Mean:
         return weights @ updates / weights.sum(), state
 
 
+def round_generator(seed: int, round: int) -> torch.Generator:
+    """The seeded generator of one round's rule: the same whether the run was stopped in between or not."""
+    import torch
+
+    digest = hashlib.sha256(f"aggregator:{seed}:{round}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def pack_state(state: Any) -> dict[str, Vector]:
+    """A rule's memory as named float32 vectors, for a checkpoint.
+
+    Raises:
+        ProtocolError: it is something else than a mapping from text to vectors, so it could not be resumed.
+    """
+    import torch
+
+    if state is None:
+        return {}
+    if isinstance(state, Mapping) and all(
+        isinstance(v, torch.Tensor) and v.ndim == 1 for v in state.values()
+    ):
+        return {str(k): v.detach().cpu().numpy().astype("float32") for k, v in state.items()}
+    raise ProtocolError(
+        f"a rule's state is a mapping from text to vectors (d,), found {type(state).__name__}; "
+        "else a stopped run could not go on"
+    )
+
+
+def unpack_state(vectors: Mapping[str, Vector]) -> dict[str, torch.Tensor] | None:
+    """The memory that `pack_state` stored; None where there is none."""
+    import torch
+
+    return {k: torch.from_numpy(v.copy()) for k, v in vectors.items()} or None
+
+
 def aggregate(
     rule: Aggregator, collected: Collected, context: RoundContext, state: Any
 ) -> tuple[Vector, Any]:
@@ -50,7 +87,8 @@ def aggregate(
     it; any other gets the matrix of the survivors' updates.
 
     Raises:
-        ProtocolError: nobody's input survived, or the rule must see updates that were hidden.
+        ProtocolError: nobody's input survived, the rule must see updates that were hidden, or it refuses
+            what survived (too few for its f, say).
     """
     if not collected.survivors or collected.weight <= 0:
         raise ProtocolError(f"round {context.round}: no client's update survived; nothing to aggregate")
@@ -64,5 +102,8 @@ def aggregate(
     import torch
 
     rows = torch.from_numpy(np.stack([collected.updates[k] for k in collected.survivors]))
-    vector, state = rule.step(rows, context, state)
+    try:
+        vector, state = rule.step(rows, context, state)
+    except ValueError as error:
+        raise ProtocolError(f"round {context.round}: {error}") from error
     return vector.detach().cpu().numpy().astype("float32"), state

@@ -7,7 +7,6 @@ is a weighted sum of the rows, from `GramRule`; a map that is put before a rule 
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,51 +14,18 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 
-from securefed.gram import centred_gram, gram
-from securefed.rows import MappedRows, Rows, RowSource, as_rows, bad_rows, combine
+from securefed.rows import Rows, as_rows, bad_rows, combine
 from securefed.types import Reveals, RoundContext
-
-About = Literal["any", "origin"]
-"""The point that inner products are taken about: any in the midst of the rows (a rule that only looks at
-distances), or the origin (a rule that looks at lengths or angles)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Given:
-    """One call's input, checked.
-
-    Attributes:
-        rows: finite rows (n, d).
-        weights: the clients' public weights, float64 (n,) on the CPU, sum one; equal when called plainly.
-        generator: seeded randomness, for rules that draw.
-        context: the round's context; None when called plainly.
-    """
-
-    rows: RowSource
-    weights: torch.Tensor
-    generator: torch.Generator | None = None
-    context: RoundContext | None = None
-
-    def keep(self, index: Sequence[int]) -> Given:
-        """The same without the other rows."""
-        weights, context = self.weights[list(index)], self.context
-        if context is not None:
-            clients, public = context.clients, context.weights
-            context = dataclasses.replace(
-                context, clients=tuple(clients[i] for i in index), weights=tuple(public[i] for i in index)
-            )
-        if float(weights.sum()) <= 0:
-            raise ValueError(
-                "the rows that are left weigh nothing; give at least one client a weight above 0"
-            )
-        return Given(self.rows.take(index), weights / weights.sum(), self.generator, context)
-
-    def map(self, matrix: torch.Tensor) -> Given:
-        """`matrix @ rows`; clients keep their weight where each still has its own row, else all are equal."""
-        weights = self.weights
-        if matrix.shape[0] != matrix.shape[1]:
-            weights = torch.full((len(matrix),), 1 / len(matrix), dtype=torch.float64)
-        return Given(MappedRows(matrix, self.rows), weights, self.generator, self.context)
+from securefed_defenses.given import (
+    About,
+    Given,
+    Space,
+    check_space,
+    equal_weights,
+    measure,
+    public_weights,
+    unmeasured,
+)
 
 
 @dataclass(frozen=True)
@@ -174,7 +140,7 @@ class Rule(Part):
             ValueError: n too small for f, ragged or non-finite rows, integers, no rows.
         """
         rows = as_rows(updates)
-        return self.play(Given(rows, _equal(rows.n), generator), None)[0]
+        return self.play(Given(rows, equal_weights(rows.n), generator), None)[0]
 
     def step(self, updates: Rows, context: RoundContext, state: Any) -> tuple[torch.Tensor, Any]:
         """The aggregate of one round and the rule's new state.
@@ -184,7 +150,7 @@ class Rule(Part):
                 what the rule reads from it.
         """
         rows = as_rows(updates)
-        return self.play(Given(rows, _weights(rows.n, context), context.generator, context), state)
+        return self.play(Given(rows, public_weights(rows.n, context), context.generator, context), state)
 
     def play(self, given: Given, state: Any) -> tuple[torch.Tensor, Any]:
         """Checks, drops what is to be dropped, and combines."""
@@ -202,6 +168,13 @@ class GramRule(Rule):
     """
 
     about: ClassVar[About] = "any"
+    space: Space = field(default="factor", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_space(self.name, self.space)
+        if self.space == "product" and self.reads_more:
+            raise ValueError(f'{self.name} compares with more than the rows; it has no space = "product"')
 
     @property
     def reads_more(self) -> bool:
@@ -227,12 +200,12 @@ class GramRule(Rule):
         """
         _check_gram(self.name, gram)
         self.check(len(gram))
-        given = _equal(len(gram)) if weights is None else (weights / weights.sum()).double().cpu()
+        given = equal_weights(len(gram)) if weights is None else (weights / weights.sum()).double().cpu()
         return self.solve(gram.detach().double().cpu(), given).to(gram.device)
 
     def measure(self, given: Given, state: Any) -> torch.Tensor:
         """The inner products that `solve` reads."""
-        return measure(given.rows, self.about)
+        return measure(given, self.about, self.space)
 
     def play(self, given: Given, state: Any) -> tuple[torch.Tensor, Any]:
         self.check(given.rows.n)
@@ -258,6 +231,12 @@ class PreAggregator(Part):
     about: ClassVar[About | None] = "any"
     """None: the matrix does not depend on the rows at all."""
 
+    space: Space = field(default="factor", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_space(self.name, self.space)
+
     def rows_out(self, n: int) -> int:
         """m, the rows that n rows become."""
         return n
@@ -275,7 +254,7 @@ class PreAggregator(Part):
         _check_gram(self.name, gram)
         self.check(len(gram))
         n = len(gram)
-        given = Given(as_rows(torch.zeros(n, 1, dtype=torch.float64)), _equal(n), generator)
+        given = Given(as_rows(torch.zeros(n, 1, dtype=torch.float64)), equal_weights(n), generator)
         return self.mix(gram.detach().double().cpu(), given).to(gram.device)
 
     def __call__(self, updates: Rows, *, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -286,53 +265,13 @@ class PreAggregator(Part):
         """
         rows = as_rows(updates)
         self.check(rows.n)
-        given = Given(rows, _equal(rows.n), generator)
-        found = None if self.about is None else measure(rows, self.about)
+        given = Given(rows, equal_weights(rows.n), generator)
+        found = None if self.about is None else measure(given, self.about, self.space)
         bad = bad_rows(rows) if found is None else unmeasured(rows, found)
         part, given = self.settle(given, bad)
         if bad and self.about is not None:
-            found = measure(given.rows, self.about)
+            found = measure(given, self.about, self.space)
         return combine(part.mix(None if found is None else found.cpu(), given), given.rows)
-
-
-def measure(rows: RowSource, about: About) -> torch.Tensor:
-    """Inner products of the rows about the origin, or about a point in their midst."""
-    return centred_gram(rows) if about == "any" else gram(rows)
-
-
-def unmeasured(rows: RowSource, found: torch.Tensor) -> list[int]:
-    """Rows without a finite length: those that hold a NaN or an infinity, or are too long for float64.
-
-    Inner products show whether there are any; which they are takes another reading only then.
-    """
-    lengths = found.diagonal()
-    if bool(torch.isfinite(lengths).all()):
-        return []
-    bad = bad_rows(rows)
-    if bad:
-        return bad
-    lengths = gram(rows).diagonal()
-    return [int(i) for i in (~torch.isfinite(lengths)).nonzero()] or list(range(rows.n))
-
-
-def _equal(n: int) -> torch.Tensor:
-    return torch.full((n,), 1 / n, dtype=torch.float64)
-
-
-def _weights(n: int, context: RoundContext) -> torch.Tensor:
-    """The context's weights, checked with its clients, summing to one."""
-    clients, weights = context.clients, context.weights
-    if len(clients) != n or len(weights) != n:
-        raise ValueError(
-            f"n={n} rows, but the context names {len(clients)} clients and {len(weights)} weights; one each"
-        )
-    if len(set(clients)) != n:
-        twice = sorted({c for c in clients if clients.count(c) > 1})
-        raise ValueError(f"client {twice[0]} is there {clients.count(twice[0])} times; an update counts once")
-    total = math.fsum(weights)
-    if not math.isfinite(total) or total <= 0 or min(weights) < 0:
-        raise ValueError("weights must be finite, 0 or more, and not all 0")
-    return torch.tensor(weights, dtype=torch.float64) / total
 
 
 def _check_gram(name: str, gram: torch.Tensor) -> None:

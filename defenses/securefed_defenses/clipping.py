@@ -11,7 +11,8 @@ import torch
 
 from securefed.gram import gram
 from securefed.rows import combine
-from securefed_defenses.base import About, Given, GramRule
+from securefed_defenses.base import GramRule
+from securefed_defenses.given import About, Given
 
 
 def shrink(lengths: torch.Tensor, limit: float | torch.Tensor) -> torch.Tensor:

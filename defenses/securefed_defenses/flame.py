@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 
 from securefed.rows import combine
-from securefed_defenses.base import About, Given, GramRule
+from securefed_defenses.base import GramRule
 from securefed_defenses.clipping import shrink
+from securefed_defenses.given import About, Given
 from securefed_defenses.similarity import cosines
 
 

@@ -48,15 +48,20 @@ def network(n: int, ranks: tuple[int, ...]) -> tuple[Step, ...]:
 def select(block: torch.Tensor, ranks: Sequence[int]) -> list[torch.Tensor]:
     """The order statistics of these ranks of each column of (n, c); a list with one row (c,) for each rank.
 
-    The block is not written to. NaN is not ordered: refuse it first.
+    The block is not written to; a handful of buffers is passed round instead of a new one for each step.
+    NaN is not ordered: refuse it first.
     """
-    wires = list(block.unbind(0))
-    for i, j, low, high in network(len(wires), tuple(sorted(set(ranks)))):
+    n = len(block)
+    wires, ours = list(block.unbind(0)), [False] * n
+    spare = list(torch.empty(n + 2, block.shape[1], dtype=block.dtype, device=block.device).unbind(0))
+    for i, j, low, high in network(n, tuple(sorted(set(ranks)))):
         a, b = wires[i], wires[j]
         if low:
-            wires[i] = torch.minimum(a, b)
+            wires[i] = torch.minimum(a, b, out=spare.pop())
         if high:
-            wires[j] = torch.maximum(a, b)
+            wires[j] = torch.maximum(a, b, out=spare.pop())
+        spare += [row for row, own in ((a, ours[i]), (b, ours[j])) if own]
+        ours[i] = ours[j] = True
     return [wires[k] for k in ranks]
 
 

@@ -9,7 +9,8 @@ import torch
 
 from securefed.gram import squared_distances
 from securefed_defenses import kernels
-from securefed_defenses.base import Given, GramRule
+from securefed_defenses.base import GramRule
+from securefed_defenses.given import Given
 
 
 def scores(distances: torch.Tensor, f: int) -> torch.Tensor:
@@ -108,7 +109,7 @@ class Bulyan(_Krum):
     Byzantium", ICML 2018, section 4.
 
     >>> Bulyan(f=1)(torch.tensor([[0.0], [1.0], [2.1], [3.3], [4.6], [6.0], [99.0]]))
-    tensor([2.])
+    tensor([3.3333])
     """
 
     name: ClassVar[str] = "bulyan"

@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 
 from securefed.gram import squared_distances
-from securefed_defenses.base import About, Given, PreAggregator
+from securefed_defenses.base import PreAggregator
 from securefed_defenses.clipping import require_positive, shrink
+from securefed_defenses.given import About, Given
 
 
 def _gram(gram: torch.Tensor | None) -> torch.Tensor:

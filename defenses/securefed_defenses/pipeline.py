@@ -12,7 +12,8 @@ import torch
 from securefed.aggregation import Mean
 from securefed.gram import rows_about
 from securefed.rows import bad_rows, combine
-from securefed_defenses.base import About, Given, GramRule, PreAggregator, Rule, measure, unmeasured
+from securefed_defenses.base import GramRule, PreAggregator, Rule
+from securefed_defenses.given import About, Given, measure, unmeasured
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,13 @@ class Pipeline(Rule):
         wants += [self.rule.about if isinstance(self.rule, GramRule) else None]
         return "origin" if "origin" in wants else "any" if "any" in wants else None
 
+    @property
+    def in_product_space(self) -> bool:
+        """Whether any part measures there: products of mixed factors are no mixed products, so each part
+        then measures the rows that reach it."""
+        parts = [p for p in (*self.pre, self.rule) if isinstance(p, PreAggregator | GramRule)]
+        return any(p.space == "product" for p in parts)
+
     def check(self, n: int) -> None:
         for part in self.pre:
             part.check(n)
@@ -93,22 +101,28 @@ class Pipeline(Rule):
 
     def play(self, given: Given, state: Any) -> tuple[torch.Tensor, Any]:
         self.check(given.rows.n)
-        about = self.about
-        found = None if about is None else measure(given.rows, about)
+        found = self._measure(given)
         bad = bad_rows(given.rows) if found is None else unmeasured(given.rows, found)
         if not bad:
             return self._run(given, found, state)
         settled, given = self.settle(given, bad)
-        return settled._run(given, None if about is None else measure(given.rows, about), state)
+        return settled._run(given, settled._measure(given), state)
 
     def combine(self, given: Given, state: Any) -> tuple[torch.Tensor, Any]:
-        return self._run(given, None if self.about is None else measure(given.rows, self.about), state)
+        return self._run(given, self._measure(given), state)
+
+    def _measure(self, given: Given) -> torch.Tensor | None:
+        about = self.about
+        return None if about is None or self.in_product_space else measure(given, about, "factor")
 
     def matrix(self, gram: torch.Tensor | None, given: Given) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The product of all pre-aggregators' matrices, (m, n), and the inner products behind them, (m, m)."""
         total = torch.eye(given.rows.n, dtype=torch.float64)
         for part in self.pre:
-            step = part.mix(gram, given)
+            found = gram
+            if self.in_product_space and part.about is not None:
+                found = measure(given, part.about, part.space).cpu()
+            step = part.mix(found, given)
             total = step @ total
             gram = None if gram is None else rows_about(gram, step)
             given = given.map(step)

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 
 from securefed.rows import RowSource, combine
-from securefed_defenses.base import About, Given, GramRule
+from securefed_defenses.base import GramRule
 from securefed_defenses.clipping import shrink
 from securefed_defenses.flame import median_length
+from securefed_defenses.given import About, Given
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,9 @@ def largest_cluster(points: torch.Tensor) -> list[int]:
     included). Every point climbs to the mean of the points in its window until it rests; resting places
     closer than the radius to a fuller one join it.
     """
-    order = sorted(range(len(points)), key=lambda i: points[i].tolist())  # so that ties ignore the rows' order
+    order = sorted(
+        range(len(points)), key=lambda i: points[i].tolist()
+    )  # so that ties ignore the rows' order
     points, n = points[order], len(points)
     near = torch.cdist(points, points).sort(dim=1).values[:, max(1, n // 2) - 1]
     radius = float(near.mean()) * (1 + 1e-9) + 1e-12

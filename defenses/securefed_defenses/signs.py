@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from securefed_defenses import kernels
-from securefed_defenses.base import Given, Rule
+from securefed_defenses.base import Rule
+from securefed_defenses.given import Given
 
 
 @dataclass(frozen=True)

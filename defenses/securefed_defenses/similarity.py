@@ -11,7 +11,8 @@ import torch
 
 from securefed.gram import gram
 from securefed.rows import AppendedRows, VectorRows, combine
-from securefed_defenses.base import About, Given, GramRule
+from securefed_defenses.base import GramRule
+from securefed_defenses.given import About, Given
 
 logger = logging.getLogger(__name__)
 
@@ -75,21 +76,17 @@ class FoolsGold(GramRule):
         vector = combine(self.solve(found.cpu(), given.weights), given.rows)
         if given.context is None or not self.history:
             return vector, state
-        digest = given.context.layout_digest
-        known = {**(state or {}).get(digest, {}), **self._sums(given, state)}
-        return vector, {**(state or {}), digest: known}
+        return vector, {**(state or {}), **self._sums(given, state)}
 
-    def _sums(
-        self, given: Given, state: Mapping[str, Mapping[int, torch.Tensor]] | None
-    ) -> dict[int, torch.Tensor]:
-        """Client -> the sum of its updates, this round's included, in row order."""
+    def _sums(self, given: Given, state: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+        """layout/client -> the sum of that client's updates, this round's included, in row order."""
         assert given.context is not None
-        before = (state or {}).get(given.context.layout_digest, {})
-        rows = given.rows.matrix()
-        return {
-            c: row + before[c] if c in before else row.clone()
-            for c, row in zip(given.context.clients, rows, strict=True)
-        }
+        sums = {}
+        for client, row in zip(given.context.clients, given.rows.matrix(), strict=True):
+            key = f"{given.context.layout_digest}/{client}"
+            before = (state or {}).get(key)
+            sums[key] = row.clone() if before is None else row + before.to(row)
+        return sums
 
 
 @dataclass(frozen=True)

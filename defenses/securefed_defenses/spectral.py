@@ -13,7 +13,8 @@ import torch
 
 from securefed.gram import gram
 from securefed.rows import MatrixRows, RowSource, combine
-from securefed_defenses.base import Given, GramRule
+from securefed_defenses.base import GramRule
+from securefed_defenses.given import Given
 
 
 def main_spread(gram: torch.Tensor, weights: torch.Tensor) -> tuple[float, torch.Tensor]:

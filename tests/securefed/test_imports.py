@@ -21,7 +21,7 @@ PACKAGES = {
 STEPS = (
     {"errors", "types", "paths"},
     {"layout", "crypto"},
-    {"privacy", "protect", "data", "models", "rows", "gram", "aggregation"},
+    {"privacy", "protect", "data", "models", "rows", "gram", "factors", "aggregation"},
     {"training", "algorithms", "tracking"},
     {"assembly", "evaluation", "checkpoint", "chronicle", "engine"},
     {"federation"},
