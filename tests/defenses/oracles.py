@@ -104,7 +104,7 @@ def caf(rows: Rows, f: int) -> Rows:
         if values[-1] < smallest:
             best, smallest = mean, values[-1]
         parts = (away @ vectors[:, -1]) ** 2
-        c = c * (1 - parts / parts.max())
+        c = c * np.maximum(0, 1 - parts / parts[c > 0].max())
     return best
 
 
