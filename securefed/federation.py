@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from securefed.aggregation import aggregate
+from securefed.aggregation import aggregate, pack_state, round_generator, unpack_state
 from securefed.algorithms.fedavg import FedAvg
 from securefed.algorithms.plan import RoundPlan, local_names
 from securefed.algorithms.server_optimizer import Moments
@@ -58,6 +58,7 @@ from securefed.training.client import ClientJob, ClientOutcome
 from securefed.types import SERVER, Collected, RoundContext, RoundParameters, Vector
 
 if TYPE_CHECKING:
+    from securefed.factors import AdapterSpace
     from securefed.privacy.view import RunView
 
 logger = logging.getLogger(__name__)
@@ -292,6 +293,7 @@ class Federation:
     def _play(self, resumed: State | None, tracker: Tracker, stop_flag: StopFlag | None) -> Result:
         started = time.perf_counter()
         state = resumed or _first_state(self.assembly)
+        self.rule_state = unpack_state(state.rule)
         before = state.seconds
         resumed_at = None if resumed is None else state.round
         facts = run_info(
@@ -335,6 +337,7 @@ class Federation:
             vector=vector,
             moments=moments,
             local=local,
+            rule=pack_state(self.rule_state),
             mib_up=state.mib_up + up,
             mib_down=state.mib_down + down,
         )
@@ -405,9 +408,21 @@ class Federation:
             clients=collected.survivors,
             weights=tuple((collected.weights or {}).get(k, 1.0) for k in collected.survivors),
             layout_digest=shared.digest,
+            generator=round_generator(self.config.seed, state.round),
+            space=self._adapter_space(state, shared),
         )
         vector, self.rule_state = aggregate(self.rule, collected, context, self.rule_state)
         return vector, collected, outcomes
+
+    def _adapter_space(self, state: State, shared: Layout) -> AdapterSpace | None:
+        """How a rule may measure this round's updates in product space; fedsa's clients share no B to do so."""
+        m = self.config.model
+        if m.adapter not in ("lora", "rolora", "ffa") or self.rule.needs != "updates":
+            return None
+        from securefed.factors import AdapterSpace
+
+        base = {**self.model.layout.unflatten(state.vector), **self.model.frozen_adapter}
+        return AdapterSpace.of(shared, base, m.alpha / (m.rank**0.5 if m.rslora else m.rank))
 
     def _job(self, state: State, plan: RoundPlan, client: int) -> ClientJob:
         start = state.vector

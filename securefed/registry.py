@@ -30,10 +30,16 @@ ENGINES: dict[str, str] = {
     "inprocess": "securefed.engine.inprocess:InProcess",
 }
 PLAIN: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+PRE_AGGREGATORS: dict[str, str] = {}
 OUTER: dict[str, tuple[str, str]] = {
     "aggregator": ("securefed_defenses", "AGGREGATORS"),
+    "pre_aggregator": ("securefed_defenses", "PRE_AGGREGATORS"),
 }
 """Where a kind of component may also be found: package and the name of its dict."""
+
+
+TABLES: dict[str, dict[str, str]] = {"aggregator": AGGREGATORS, "pre_aggregator": PRE_AGGREGATORS}
+"""Kinds of components that may be parts of others."""
 
 
 def find_class(kind: str, name: str, table: Mapping[str, str]) -> type[Any]:
@@ -90,7 +96,7 @@ def make(kind: str, component: Component, table: Mapping[str, str]) -> Any:
                 raise ConfigError(f"{kind} {component.name} has no option {key!r}; {hint}")
         _check_types(kind, component, cls)
     try:
-        return cls(**component.options)
+        return cls(**_with_parts(cls, component.options))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{kind} {component.name}: {error}") from None
 
@@ -104,6 +110,27 @@ def _check_types(kind: str, component: Component, cls: type[Any]) -> None:
         fits = isinstance(value, (int, float) if hint is float else hint)
         if not fits or (isinstance(value, bool) and hint is not bool):
             raise ConfigError(f"{kind} {component.name}: {key} must be {PLAIN[hint]}, found {value!r}")
+
+
+def _with_parts(cls: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with those that name parts of a component (`cls.parts`: field -> kind) built."""
+    parts: Mapping[str, str] = getattr(cls, "parts", {})
+    return {key: _part(parts[key], value) if key in parts else value for key, value in options.items()}
+
+
+def _part(kind: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return make(kind, Component(value), TABLES[kind])
+    if isinstance(value, Mapping):
+        if not isinstance(value.get("name"), str):
+            raise ConfigError(
+                f'{kind} is a name or a table with a name, found {dict(value)!r}; add name = "..."'
+            )
+        options = {k: v for k, v in value.items() if k != "name"}
+        return make(kind, Component(value["name"], options), TABLES[kind])
+    if isinstance(value, list | tuple):
+        return tuple(_part(kind, one) for one in value)
+    return value  # built already, in Python
 
 
 def make_protection(component: Component) -> Protection:

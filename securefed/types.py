@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from securefed.crypto.entropy import Entropy
+    from securefed.factors import AdapterSpace
 
 Vector = NDArray[np.float32]
 """A flat model or update, float32, shape (d,)."""
@@ -157,6 +158,7 @@ class RoundContext:
         layout_digest: which coordinates the rows hold (a rule with memory keeps one state per layout).
         root_update: the server's own update on trusted data, for rules that need one.
         generator: seeded randomness of the experiment, for random rules.
+        space: how to read an update of adapters, for rules that measure distances in product space.
     """
 
     round: int
@@ -165,6 +167,7 @@ class RoundContext:
     layout_digest: str
     root_update: torch.Tensor | None = None
     generator: torch.Generator | None = None
+    space: AdapterSpace | None = None
 
 
 @runtime_checkable

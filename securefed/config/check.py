@@ -202,6 +202,8 @@ def _check_pairs(c: Config) -> None:
             f"aggregator {c.aggregator.name} must see single updates, protection {c.protection.name} reveals only their sum; "
             'use protection = "grouped" (a robust rule over sums of groups) or aggregator = "mean"'
         )
+    if c.clients_per_round or c.data.clients:
+        _check_cohort(c, c.clients_per_round or c.data.clients)
     _require(
         not (c.privacy.unit == "client" and c.weights == "size"),
         'client-level DP bounds what one client adds, so all weigh the same; set weights = "equal"',
@@ -210,6 +212,18 @@ def _check_pairs(c: Config) -> None:
         not (c.privacy.unit == "client" and rule.needs != "sum"),
         f'client-level noise is scaled for a sum; the sensitivity of {c.aggregator.name} is not proved, use aggregator = "mean"',
     )
+
+
+def _check_cohort(c: Config, n: int) -> None:
+    """A rule that states the smallest n it accepts (by a method `check`) is asked before anything runs."""
+    from securefed.registry import make_aggregator
+
+    check_n = getattr(make_aggregator(c.aggregator), "check", None)
+    try:
+        if check_n is not None:
+            check_n(n)
+    except ValueError as error:
+        raise ConfigError(f"a round has {n} clients: {error}") from None
 
 
 def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
@@ -227,6 +241,7 @@ def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
         config.clients_per_round <= len(sizes),
         f"clients_per_round={config.clients_per_round} but only {len(sizes)} clients have data",
     )
+    _check_cohort(config, config.clients_per_round or len(sizes))
     for named in config.train.client_learning_rate:
         _require(
             int(named) < len(sizes),

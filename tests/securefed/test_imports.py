@@ -21,7 +21,7 @@ PACKAGES = {
 STEPS = (
     {"errors", "types", "paths", "hub"},
     {"layout", "crypto"},
-    {"privacy", "protect", "data", "models", "aggregation"},
+    {"privacy", "protect", "data", "models", "rows", "gram", "factors", "aggregation"},
     {"training", "algorithms", "tracking"},
     {"assembly", "evaluation", "checkpoint", "chronicle", "engine"},
     {"federation"},
