@@ -80,8 +80,13 @@ def test_random_groups_are_the_same_in_both_ways() -> None:
 
 
 def test_inner_products_are_measured_once_for_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    monkeypatch.setattr(given_module, "gram", lambda r: calls.append(1) or gram(r))
+    calls: list[int] = []
+
+    def counted(given_rows: Any) -> torch.Tensor:
+        calls.append(1)
+        return gram(given_rows)
+
+    monkeypatch.setattr(given_module, "gram", counted)
     Pipeline((ARC(f=2), NNM(f=2)), MultiKrum(f=2))(rows())
     assert len(calls) == 1
 
