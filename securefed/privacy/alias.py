@@ -1,8 +1,8 @@
 """A table that draws integers with exactly stated probabilities, vectorised: Walker's alias method.
 
-The probabilities are integer counts over 2^128, so what is drawn is known to the last bit and can be
+The probabilities are integer counts over 2^192, so what is drawn is known to the last bit and can be
 compared with what was wanted. One 64-bit word decides almost every draw: its first bits choose a cell,
-the rest is compared with the cell's threshold; only a tie, about once in 2^50 draws, needs a second word.
+the rest is compared with the cell's threshold; only a tie, about once in 2^50 draws, needs more words.
 
 A. J. Walker 1977, "An efficient method for generating discrete random variables with general
 distributions" (ACM TOMS 3(3)), built as in M. D. Vose 1991, with integers in place of reals.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from securefed.crypto.entropy import Stream
 
-UNIT_BITS = 128
+UNIT_BITS = 192
 UNIT = 1 << UNIT_BITS
 """Counts add up to this."""
 
@@ -27,7 +27,7 @@ _WORD = 64
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class AliasTable:
-    """Draws value `first + stride x i` with probability counts[i] / 2^128, exactly.
+    """Draws value `first + stride x i` with probability counts[i] / 2^192, exactly.
 
     Memory is read at secret places, so the time of a draw may depend on it: no protection against
     somebody who measures the caches of this very machine.
@@ -35,7 +35,8 @@ class AliasTable:
     Attributes:
         bits: log2 of the number of cells.
         first, stride: value of cell i is first + stride x i.
-        high, low: threshold of each cell: the first 64 - bits bits (shifted up by `bits`) and 64 more.
+        high, low: threshold of each cell: its first 64 - bits bits (shifted up by `bits`), uint64 (cells,), and
+            128 more, uint64 (2, cells).
         detour: what is added to a cell's own index where the draw is at or above its threshold.
     """
 
@@ -56,7 +57,7 @@ class AliasTable:
         tied = fraction == thresholds
         if tied.any():
             where = np.flatnonzero(tied)
-            aside[where] = stream.words(len(where)) >= self.low[cells[where]]
+            aside[where] = self._at_or_above(cells[where], stream)
         drawn: NDArray[np.int64] = self.detour.take(cells, mode="clip")
         drawn *= aside
         drawn += cells
@@ -65,12 +66,21 @@ class AliasTable:
         drawn += self.first
         return drawn
 
+    def _at_or_above(self, cells: NDArray[np.int64], stream: Stream) -> NDArray[np.bool_]:
+        """The comparison of a tie's next 128 bits with the cells' thresholds."""
+        first, second = self.low[0, cells], self.low[1, cells]
+        words = stream.words(2 * len(cells)).reshape(2, -1)
+        above: NDArray[np.bool_] = (words[0] > first) | ((words[0] == first) & (words[1] >= second))
+        return above
+
     def counts(self) -> dict[int, int]:
-        """Value -> the exact number of outcomes out of 2^128 that draw it, read back from the table."""
+        """Value -> the exact number of outcomes out of 2^192 that draw it, read back from the table."""
         capacity = UNIT >> self.bits
         found: dict[int, int] = {}
         for i in range(1 << self.bits):
-            own = (int(self.high[i]) >> self.bits << _WORD) + int(self.low[i])
+            own = int(self.high[i]) >> self.bits
+            for part in self.low[:, i]:
+                own = own << _WORD | int(part)
             for cell, count in ((i, own), (i + int(self.detour[i]), capacity - own)):
                 value = self.first + self.stride * cell
                 found[value] = found.get(value, 0) + count
@@ -78,10 +88,10 @@ class AliasTable:
 
 
 def build(counts: Sequence[int], first: int, stride: int = 1) -> AliasTable:
-    """The table that draws first + stride x i with probability counts[i] / 2^128.
+    """The table that draws first + stride x i with probability counts[i] / 2^192.
 
     Raises:
-        ValueError: a count below zero, or counts that do not add up to 2^128.
+        ValueError: a count below zero, or counts that do not add up to 2^192.
     """
     if sum(counts) != UNIT or min(counts) < 0:
         raise ValueError(f"the counts of an alias table are >= 0 and add up to 2^{UNIT_BITS}")
@@ -106,7 +116,7 @@ def build(counts: Sequence[int], first: int, stride: int = 1) -> AliasTable:
         bits,
         first,
         stride,
-        np.array([own[i] >> _WORD << bits for i in range(size)], np.uint64),
-        np.array([own[i] & mask for i in range(size)], np.uint64),
+        np.array([count >> 2 * _WORD << bits for count in own], np.uint64),
+        np.array([[count >> _WORD & mask for count in own], [count & mask for count in own]], np.uint64),
         np.array([target[i] - i for i in range(size)], np.int64),
     )

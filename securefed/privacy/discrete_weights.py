@@ -1,7 +1,7 @@
-"""Probabilities of the discrete Gaussian and of Skellam on a coarse grid, to about sixty digits.
+"""Probabilities of the discrete Gaussian and of Skellam on a coarse grid, to about seventy digits.
 
 Weights are decimals, relative to each other; whoever uses them normalises. Everything is positive
-arithmetic or has its cancellation paid for with digits, so that no error reaches 2^-128.
+arithmetic or has its cancellation paid for with digits, so that no error reaches 2^-192.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Literal
 
 Family = Literal["gaussian", "skellam"]
 
-DIGITS = 80
-_LEAST = Decimal(2) ** -150
+DIGITS = 100
+_LEAST = Decimal(2) ** -220
 """Weights below this share of the middle's are left to the tail bound."""
 
 
@@ -58,12 +58,12 @@ def _skellam(variance: Fraction, stride: int) -> Iterator[Decimal]:
 def _by_recurrence(variance: Fraction) -> Iterator[Decimal]:
     """P(k) = exp(-mu) I_k(mu), by Miller's backward recurrence I_(k-1) = I_(k+1) + (2k/mu) I_k.
 
-    Started where the probability is below 2^-450: the start's error has died out long before the
+    Started where the probability is below 2^-700: the start's error has died out long before the
     weights that are kept, and everything added is positive.
     """
     mu = float(variance)
     start = 2
-    while mu * rate(start / mu) < 450 * math.log(2):
+    while mu * rate(start / mu) < 700 * math.log(2):
         start = math.ceil(start * 1.1)
     twice = 2 / _decimal(variance)
     after, here = Decimal(0), Decimal(1)
@@ -85,8 +85,8 @@ def rate(y: float) -> float:
     return y * math.asinh(y) - y * y / (math.hypot(1, y) + 1)
 
 
-_TERMS = 18
-_LEAST_VARIANCE = 10_000  # the last term is then below 10^-60
+_TERMS = 24
+_LEAST_VARIANCE = 10_000  # the last term is then below 10^-70
 
 
 def _by_expansion(variance: Fraction, stride: int) -> Iterator[Decimal]:
@@ -99,7 +99,7 @@ def _by_expansion(variance: Fraction, stride: int) -> Iterator[Decimal]:
         raise ValueError(f"the expansion needs a variance of at least {_LEAST_VARIANCE}, got {variance}")
     mu = _decimal(variance)
     terms = 1
-    while terms < _TERMS and float(variance) ** -terms * math.gamma(terms + 1) > 1e-60:
+    while terms < _TERMS and float(variance) ** -terms * math.gamma(terms + 1) > 1e-70:
         terms += 1
     polynomials = [[_decimal(c) for c in reversed(poly)] for poly in _debye(terms)]
     j = 0
@@ -107,7 +107,12 @@ def _by_expansion(variance: Fraction, stride: int) -> Iterator[Decimal]:
         x = Decimal(j * stride)
         radius = (mu * mu + x * x).sqrt()
         log = radius - mu - (x * ((x + radius) / mu).ln() if j else 0)
-        square, inverse, power, total = (x / radius) ** 2 if j else Decimal(0), 1 / radius, Decimal(1), Decimal(0)
+        square, inverse, power, total = (
+            (x / radius) ** 2 if j else Decimal(0),
+            1 / radius,
+            Decimal(1),
+            Decimal(0),
+        )
         for polynomial in polynomials:
             value = Decimal(0)
             for coefficient in polynomial:
@@ -124,7 +129,7 @@ def _debye(terms: int) -> tuple[tuple[Fraction, ...], ...]:
 
     U_(k+1)(p) = p^2 (1 - p^2) U_k'(p) / 2 + (1/8) integral_0^p (1 - 5 t^2) U_k(t) dt.
     """
-    rows = [(Fraction(1),)]
+    rows: list[tuple[Fraction, ...]] = [(Fraction(1),)]
     for k in range(terms - 1):
         following = [Fraction(0)] * (k + 2)
         for m, c in enumerate(rows[-1]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
@@ -29,6 +29,7 @@ class Relation(Enum):
 
     ADD_REMOVE = "add or remove one"
     REPLACE = "replace one"
+    ZERO_OUT = "replace one's contribution by zero"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,7 @@ class SampledGaussian:
             )
         if not 0 < self.sample_rate <= 1:
             raise PrivacyError(f"sample_rate must lie in (0, 1], got {self.sample_rate!r}")
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
-            raise PrivacyError(f"steps must be a whole number >= 0, got {self.steps!r}")
+        _check_steps(self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +73,111 @@ class NonPrivate:
     RELATION: ClassVar[Relation] = Relation.ADD_REMOVE
 
 
-Event = SampledGaussian | NonPrivate
+@dataclass(frozen=True, slots=True)
+class SkellamSum:
+    """`steps` releases of a sum of integer vectors plus Skellam noise, nobody's cohort sampled.
+
+    Relation: one client's vector is replaced by zero; it still takes part and adds its noise.
+
+    Attributes:
+        sensitivity: bound on one vector's L2 norm *after* rounding to integers, > 0.
+        sensitivity_l1: bound on its L1 norm, >= the L2 bound.
+        variance: of the whole honest noise in one coordinate, > 0 (the sum of the honest clients' shares).
+        steps: releases, >= 0.
+        slack: total-variation distance of one release's noise from exact Skellam noise, >= 0; it is
+            charged to delta.
+
+    Raises:
+        PrivacyError: a field outside its range.
+    """
+
+    sensitivity: float
+    sensitivity_l1: float
+    variance: float
+    steps: int
+    slack: float = 0.0
+
+    KIND: ClassVar[str] = "skellam-sum"
+    ACCOUNTANTS: ClassVar[tuple[Accountant, ...]] = ("rdp",)
+    RELATION: ClassVar[Relation] = Relation.ZERO_OUT
+
+    def __post_init__(self) -> None:
+        _check_positive(
+            sensitivity=self.sensitivity, sensitivity_l1=self.sensitivity_l1, variance=self.variance
+        )
+        _check_slack(self.slack)
+        _check_steps(self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class DiscreteGaussianSum:
+    """`steps` releases of a sum of integer vectors plus `shares` discrete Gaussians each.
+
+    Relation: one client's vector is replaced by zero; it still takes part and adds its noise.
+
+    Attributes:
+        sensitivity: bound on one vector's L2 norm *after* rounding to integers, > 0.
+        dimension: length of the vectors, >= 1.
+        variance: parameter of one honest client's N_Z(0, variance), >= 1/4.
+        shares: honest clients whose noise is in every sum, >= 1.
+        steps, slack: as for `SkellamSum`.
+
+    Raises:
+        PrivacyError: a field outside its range.
+    """
+
+    sensitivity: float
+    dimension: int
+    variance: float
+    shares: int
+    steps: int
+    slack: float = 0.0
+
+    KIND: ClassVar[str] = "discrete-gaussian-sum"
+    ACCOUNTANTS: ClassVar[tuple[Accountant, ...]] = ("rdp",)
+    RELATION: ClassVar[Relation] = Relation.ZERO_OUT
+
+    def __post_init__(self) -> None:
+        _check_positive(sensitivity=self.sensitivity, variance=self.variance)
+        if self.variance < 0.25:
+            raise PrivacyError(
+                f"shares of discrete Gaussian noise need a variance >= 1/4 each, got {self.variance!r}; "
+                "use a finer quantizer, or Skellam noise, which has no such floor"
+            )
+        for name, value in (("dimension", self.dimension), ("shares", self.shares)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise PrivacyError(f"{name} must be a whole number >= 1, got {value!r}")
+        _check_slack(self.slack)
+        _check_steps(self.steps)
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise PrivacyError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def _check_slack(slack: float) -> None:
+    if not 0 <= slack < 1:
+        raise PrivacyError(f"slack is a distance in [0, 1), got {slack!r}")
+
+
+def _check_steps(steps: object) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise PrivacyError(f"steps must be a whole number >= 0, got {steps!r}")
+
+
+Stepped = SampledGaussian | SkellamSum | DiscreteGaussianSum
+"""Events that are a number of equal releases."""
+
+Event = Stepped | NonPrivate
 
 
 def to_json(event: Event) -> str:
     """One line of JSON that `from_json` reads back to an equal event, in any later version."""
     tree: dict[str, Any] = {"version": VERSION, "kind": event.KIND}
-    if isinstance(event, SampledGaussian):
-        tree |= {
-            "noise_multiplier": float(event.noise_multiplier),
-            "sample_rate": float(event.sample_rate),
-            "steps": event.steps,
-        }
+    for name, value in asdict(event).items():
+        tree[name] = value if name in _WHOLE else float(value)
     return json.dumps(tree)
 
 
@@ -100,7 +193,7 @@ def from_json(text: str) -> Event:
     try:
         tree = json.loads(text)
         version, kind = tree.pop("version"), tree.pop("kind")
-        classes: dict[str, type[Event]] = {c.KIND: c for c in (SampledGaussian, NonPrivate)}
+        classes: dict[str, type[Event]] = {c.KIND: c for c in _CLASSES}
         if version != VERSION or kind not in classes:
             raise PrivacyError(
                 f"unknown privacy event {kind!r} of version {version!r}; update SecureFed to read it"
@@ -110,23 +203,48 @@ def from_json(text: str) -> Event:
         raise PrivacyError("a privacy event cannot be read; the ledger entry is damaged") from None
 
 
+_CLASSES: tuple[type[Event], ...] = (SampledGaussian, NonPrivate, SkellamSum, DiscreteGaussianSum)
+_WHOLE = ("steps", "dimension", "shares")
+
+
 def merge(events: Iterable[Event]) -> tuple[Event, ...]:
-    """The same composition with equal (noise_multiplier, sample_rate) added up, in a canonical order.
+    """The same composition with equal mechanisms' steps added up, in a canonical order.
 
     Events of no steps vanish. Composition does not depend on order, so equal multisets merge equal.
     """
-    steps: dict[tuple[float, float], int] = {}
+    steps: dict[Stepped, int] = {}
     exposed = False
     for event in events:
         if isinstance(event, NonPrivate):
             exposed = True
             continue
-        key = (float(event.noise_multiplier), float(event.sample_rate))
+        key = mechanism(event)
         steps[key] = steps.get(key, 0) + event.steps
-    merged = tuple(SampledGaussian(s, q, t) for (s, q), t in sorted(steps.items()) if t > 0)
+    kept = sorted((key for key, total in steps.items() if total > 0), key=_by_fields)
+    merged = tuple(replace(key, steps=steps[key]) for key in kept)
     return (NonPrivate(), *merged) if exposed else merged
+
+
+def mechanism(event: Stepped) -> Stepped:
+    """The event with no steps: equal for equal mechanisms, numbers as floats where they are real."""
+    fields: dict[str, Any] = {n: v if n in _WHOLE else float(v) for n, v in asdict(event).items()}
+    return replace(event, **(fields | {"steps": 0}))
+
+
+def _by_fields(event: Stepped) -> tuple[Any, ...]:
+    return (_CLASSES.index(type(event)), *asdict(event).values())
 
 
 def repeat(event: Event, times: int) -> Event:
     """The event happening `times` times, as one event."""
-    return replace(event, steps=event.steps * times) if isinstance(event, SampledGaussian) else event
+    return event if isinstance(event, NonPrivate) else replace(event, steps=event.steps * times)
+
+
+def steps_of(event: Event) -> int:
+    """Releases in the event; 0 for one that is not counted in steps."""
+    return 0 if isinstance(event, NonPrivate) else event.steps
+
+
+def covers(accountant: Accountant, events: Iterable[Event]) -> bool:
+    """Whether the accountant's theorem is valid for every one of these events."""
+    return all(accountant in event.ACCOUNTANTS for event in events)

@@ -1,13 +1,13 @@
 """Integer noise for distributed DP, from a secret stream: the discrete Gaussian and Skellam, vectorised.
 
-What is drawn follows a table of exact counts over 2^128 (`alias.py`), whose total-variation distance from
+What is drawn follows a table of exact counts over 2^192 (`alias.py`), whose total-variation distance from
 the law is bounded and carried along as `distance`, to be charged to delta: (epsilon, delta') for the law
 is (epsilon, delta' + (1 + e^epsilon) n distance) for n draws.
 
 A wide law does not fit one small table. It is then a sum of levels, each on a grid of its own:
 X = X_1 + s_2 X_2 + s_3 X_3, where X_i has the probabilities of the narrower law *of the same family* at the
 multiples of s_i. Multiplying characteristic functions shows that the sum has the wide law's, plus
-cross terms that are below 2^-128 once each level is wide against the next grid (the smoothing argument of
+cross terms that are below 2^-192 once each level is wide against the next grid (the smoothing argument of
 Micciancio and Walter 2017, ePrint 2017/259, section 4, here for both families).
 """
 
@@ -28,9 +28,11 @@ from securefed.privacy.alias import UNIT, UNIT_BITS, AliasTable, build
 from securefed.privacy.discrete_weights import DIGITS, Family, half_weights
 
 _BLOCK = 1 << 14  # draws at a time: all intermediate arrays stay in the cache
-_WIDEST = 300.0  # deviations of one level in units of its grid: at most 8,192 cells
-_OVERLAP = 2.7  # a level's deviation over the next level's grid: cross terms e^(-2 pi^2 2.7^2) = 2^-207
+_WIDEST = 230.0  # deviations of one level in units of its grid: at most 8,192 cells
+_OVERLAP = 3.0  # a level's deviation over the next level's grid: cross terms e^(-2 pi^2 3^2) = 2^-256
 LARGEST_DEVIATION = 1e7
+MOST_DISTANCE = 2.0**-170
+"""No sampler made here is further from its law; what events charge, so that they do not depend on tables."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +97,8 @@ def _sampler(family: Family, variance: float) -> Sampler:
         distance += error
     for lower in range(len(plan) - 1):
         distance += _merging(plan, lower)
+    if distance > MOST_DISTANCE:
+        raise PrivacyError(f"the {family} sampler of variance {variance:g} misses its law by {distance:.2g}")
     return Sampler(family, variance, distance, tuple(tables))
 
 
@@ -112,7 +116,7 @@ def _plan(variance: Fraction) -> list[tuple[int, Fraction]]:
 
 
 def _counts(family: Family, variance: Fraction, stride: int) -> tuple[list[int], int, float]:
-    """Counts over 2^128 of the values first, first + stride, ...; first; their distance from the law."""
+    """Counts over 2^192 of the values first, first + stride, ...; first; their distance from the law."""
     half, tail = half_weights(family, variance, stride)
     with localcontext(Context(prec=DIGITS)):
         total = half[0] + 2 * sum(half[1:], Decimal(0))
@@ -133,12 +137,12 @@ def _merging(plan: list[tuple[int, Fraction]], lower: int) -> float:
     2 pi / s. In a product of two such sums, the terms whose shifts differ are errors; with a the difference,
     |phi_v(t) phi_w(t + a)| <= exp(-E), E = (v + w) - sqrt((v + w)^2 - 2 v w (1 - cos a)) for Skellam, and less
     for the Gaussian. There are at most s_lower s_upper of them, each bounds an error of every probability,
-    and outside of 16 deviations both laws have mass below 2^-128.
+    and outside of 20 deviations both laws have mass below 2^-192.
     """
     grid, v = float(plan[lower][0]), float(plan[lower][1])
     upper = float(plan[lower + 1][0])
     w = float(sum(share for _, share in plan[lower + 1 :]))
     spread = 2 * v * w * 2 * math.sin(math.pi / upper) ** 2
     exponent = spread / (v + w + math.sqrt((v + w) ** 2 - spread))
-    points = 32 * math.sqrt(v + w) / grid + 2
+    points = 40 * math.sqrt(v + w) / grid + 2
     return 2 * points * grid * upper * math.exp(-exponent) + 2.0**-UNIT_BITS

@@ -1,0 +1,47 @@
+"""Events in plain words, for statements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from securefed.privacy.events import (
+    DiscreteGaussianSum,
+    Event,
+    NonPrivate,
+    Relation,
+    SampledGaussian,
+    SkellamSum,
+)
+
+DISTRIBUTED = (
+    "against everyone, the server included, who sees only sums over the agreed minimum of clients, as long "
+    "as no more clients than assumed pool what they know"
+)
+
+
+def describe(event: Event) -> str:
+    """What left, how often, and behind which noise."""
+    if isinstance(event, NonPrivate):
+        return "a release without noise"
+    if isinstance(event, SampledGaussian):
+        return (
+            f"{event.steps} Gaussian steps, noise multiplier {event.noise_multiplier:.4g}, "
+            f"sample rate {event.sample_rate:.4g}"
+        )
+    total = event.variance * (event.shares if isinstance(event, DiscreteGaussianSum) else 1)
+    name = "Skellam" if isinstance(event, SkellamSum) else "distributed discrete Gaussian"
+    return (
+        f"{event.steps} {name} sums, noise multiplier {total**0.5 / event.sensitivity:.4g} over the "
+        f"sensitivity after rounding, no amplification by sampling"
+    )
+
+
+def is_distributed(events: Sequence[Event]) -> bool:
+    """Whether the noise of any of these was added by clients inside a secure sum."""
+    return any(isinstance(event, SkellamSum | DiscreteGaussianSum) for event in events)
+
+
+def relation_of(events: Sequence[Event]) -> str:
+    """Which neighbours the composition of these events speaks about."""
+    met = dict.fromkeys(event.RELATION.value for event in events)
+    return "; for other releases ".join(met) or Relation.ADD_REMOVE.value
