@@ -60,6 +60,8 @@ def round_within(scaled: NDArray[np.float32], norm_squared: int, stream: Stream)
     Raises:
         PrivacyError: not finite, or longer than the bound allows even without rounding.
     """
+    if not bool(np.isfinite(scaled).all()):
+        raise PrivacyError("a vector with a value that is not finite cannot be rounded; clip it first")
     for _ in range(_TRIES):
         rounded = np.empty(len(scaled), np.int64)
         for start in range(0, len(scaled), _BLOCK):
@@ -70,7 +72,7 @@ def round_within(scaled: NDArray[np.float32], norm_squared: int, stream: Stream)
         if _norm_squared(rounded) <= norm_squared:
             return rounded
     rounded = np.trunc(scaled).astype(np.int64)
-    if not bool(np.isfinite(scaled).all()) or _norm_squared(rounded) > norm_squared:
+    if _norm_squared(rounded) > norm_squared:
         raise PrivacyError("a vector longer than its clipping norm cannot be rounded; clip it first")
     return rounded
 
