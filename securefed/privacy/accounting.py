@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import get_args
 
 from securefed.errors import PrivacyError
-from securefed.privacy.events import Accountant, Event, NonPrivate, SampledGaussian, covers, merge
+from securefed.privacy.events import Accountant, BestOf, Event, NonPrivate, SampledGaussian, covers, merge
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,10 @@ def _epsilon(merged: tuple[Event, ...], delta: float, accountant: Accountant) ->
 
 
 def _is_noisy(event: Event) -> bool:
-    return not isinstance(event, NonPrivate | SampledGaussian) or (
-        isinstance(event, SampledGaussian) and event.noise_multiplier > 0
-    )
+    """Whether there is noise in everything that left with this event."""
+    if isinstance(event, BestOf):
+        return all(_is_noisy(inner) for inner in event.trial)
+    return not isinstance(event, NonPrivate) and getattr(event, "noise_multiplier", 1.0) > 0
 
 
 def _ask(accountant: Accountant, events: tuple[Event, ...], delta: float) -> float:

@@ -94,7 +94,7 @@ def split_noise(noise_multiplier: float, count_std: float) -> float:
             f"noise of deviation {count_std:g} on the clip count costs all of noise multiplier "
             f"{noise_multiplier:g}; it must exceed {noise_multiplier / 2:g}"
         )
-    return (noise_multiplier**-2 - (2 * count_std) ** -2) ** -0.5
+    return float((noise_multiplier**-2 - (2 * count_std) ** -2) ** -0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
@@ -167,18 +167,77 @@ def _check_steps(steps: object) -> None:
         raise PrivacyError(f"steps must be a whole number >= 0, got {steps!r}")
 
 
-Stepped = SampledGaussian | SkellamSum | DiscreteGaussianSum
-"""Events that are a number of equal releases."""
+@dataclass(frozen=True, slots=True)
+class BestOf:
+    """`steps` times: a secret, random number of trial runs of which only the best one's output left.
+
+    The number of trials is drawn from a truncated negative binomial of this shape (0: logarithmic, 1:
+    geometric), or from a Poisson (shape infinity). `tuning.py` has the theorem, and what it asks for.
+
+    Attributes:
+        trial: what one trial spends, all hyper-parameters that may be tried included; merged, without
+            NonPrivate and without another BestOf.
+        mean: expected number of trials; >= 1 (Poisson: > 0).
+        shape: > -1, or infinity.
+        steps: how often such a search was run, >= 0.
+
+    Raises:
+        PrivacyError: a field outside its range.
+    """
+
+    trial: tuple[Release, ...]
+    mean: float
+    shape: float
+    steps: int
+
+    KIND: ClassVar[str] = "best-of"
+    ACCOUNTANTS: ClassVar[tuple[Accountant, ...]] = ("rdp",)
+    RELATION: ClassVar[Relation] = Relation.ADD_REMOVE
+
+    def __post_init__(self) -> None:
+        if not self.trial or not all(isinstance(event, Release) for event in self.trial):
+            raise PrivacyError(
+                "a trial is at least one noised release; releases without noise cannot be tuned"
+            )
+        _check_positive(mean=self.mean)
+        if not self.shape > -1 or (self.mean < 1 and self.shape != math.inf):
+            raise PrivacyError(
+                f"a number of trials has shape > -1 and, but for Poisson, mean >= 1, got shape={self.shape!r}, "
+                f"mean={self.mean!r}"
+            )
+        _check_steps(self.steps)
+
+    @property
+    def slack(self) -> float:
+        """Expected distance of all trials' noise from its law: a trial's, times the expected number of trials."""
+        return self.mean * sum(event.steps * getattr(event, "slack", 0.0) for event in self.trial)
+
+
+Release = SampledGaussian | SkellamSum | DiscreteGaussianSum
+"""Noised releases."""
+
+Stepped = Release | BestOf
+"""Events that are a number of equal mechanisms."""
 
 Event = Stepped | NonPrivate
 
 
 def to_json(event: Event) -> str:
     """One line of JSON that `from_json` reads back to an equal event, in any later version."""
-    tree: dict[str, Any] = {"version": VERSION, "kind": event.KIND}
-    for name, value in asdict(event).items():
-        tree[name] = value if name in _WHOLE else float(value)
-    return json.dumps(tree)
+    return json.dumps({"version": VERSION, **_tree(event)})
+
+
+def _tree(event: Event) -> dict[str, Any]:
+    tree: dict[str, Any] = {"kind": event.KIND}
+    for field in fields(event):
+        value = getattr(event, field.name)
+        if field.name == "trial":
+            tree[field.name] = [_tree(inner) for inner in value]
+        elif field.name in _WHOLE:
+            tree[field.name] = value
+        else:
+            tree[field.name] = float(value) if math.isfinite(value) else "infinity"
+    return tree
 
 
 def from_json(text: str) -> Event:
@@ -192,18 +251,27 @@ def from_json(text: str) -> Event:
     """
     try:
         tree = json.loads(text)
-        version, kind = tree.pop("version"), tree.pop("kind")
-        classes: dict[str, type[Event]] = {c.KIND: c for c in _CLASSES}
-        if version != VERSION or kind not in classes:
-            raise PrivacyError(
-                f"unknown privacy event {kind!r} of version {version!r}; update SecureFed to read it"
-            )
-        return classes[kind](**tree)
+        version = tree.pop("version")
+        if version != VERSION:
+            raise PrivacyError(f"unknown privacy event of version {version!r}; update SecureFed to read it")
+        return _event(tree)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise PrivacyError("a privacy event cannot be read; the ledger entry is damaged") from None
 
 
-_CLASSES: tuple[type[Event], ...] = (SampledGaussian, NonPrivate, SkellamSum, DiscreteGaussianSum)
+def _event(tree: dict[str, Any]) -> Event:
+    kind = tree.pop("kind")
+    classes: dict[str, type[Event]] = {c.KIND: c for c in _CLASSES}
+    if kind not in classes:
+        raise PrivacyError(f"unknown privacy event {kind!r}; update SecureFed to read it")
+    if "trial" in tree:
+        tree["trial"] = tuple(_event(inner) for inner in tree["trial"])
+    if tree.get("shape") == "infinity":
+        tree["shape"] = math.inf
+    return classes[kind](**tree)
+
+
+_CLASSES: tuple[type[Event], ...] = (SampledGaussian, NonPrivate, SkellamSum, DiscreteGaussianSum, BestOf)
 _WHOLE = ("steps", "dimension", "shares")
 
 
@@ -227,12 +295,18 @@ def merge(events: Iterable[Event]) -> tuple[Event, ...]:
 
 def mechanism(event: Stepped) -> Stepped:
     """The event with no steps: equal for equal mechanisms, numbers as floats where they are real."""
-    fields: dict[str, Any] = {n: v if n in _WHOLE else float(v) for n, v in asdict(event).items()}
-    return replace(event, **(fields | {"steps": 0}))
+    values: dict[str, Any] = {f.name: getattr(event, f.name) for f in fields(event)}
+    for name, value in values.items():
+        if name == "trial":
+            values[name] = merge(value)
+        elif name not in _WHOLE:
+            values[name] = float(value)
+    return replace(event, **(values | {"steps": 0}))
 
 
 def _by_fields(event: Stepped) -> tuple[Any, ...]:
-    return (_CLASSES.index(type(event)), *asdict(event).values())
+    values = [getattr(event, f.name) for f in fields(event) if f.name != "trial"]
+    return (_CLASSES.index(type(event)), *values, to_json(event))
 
 
 def repeat(event: Event, times: int) -> Event:

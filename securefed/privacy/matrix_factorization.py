@@ -12,6 +12,9 @@ not overlap: their sensitivity is exact.
 Central only: the server holds noise and sums. Unit: everything of one client; neighbours: one client's
 updates in all its rounds replaced by zero. Adversary: other clients and outsiders.
 
+The aggregates may depend on earlier releases: C is lower triangular and the noise Gaussian (Denisov, McMahan,
+Rush, Smith and Thakurta 2022, arXiv 2202.08312).
+
 Kairouz, McMahan, Song, Thakkar, Thakurta and Xu 2021 (arXiv 2103.00039); Choquette-Choo, Ganesh, McKenna,
 McMahan, Rush, Thakurta and Xu 2023 (arXiv 2306.08153): banded factors, (k, b)-participation; Kalinin and
 Lampert 2024 (arXiv 2405.13763): the banded square root.
@@ -19,6 +22,7 @@ Lampert 2024 (arXiv 2405.13763): the banded square root.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +86,7 @@ class BandedToeplitz:
 
     def __post_init__(self) -> None:
         c = self.coefficients
-        if not c or c[0] != 1 or c[-1] < 0 or any(a < b for a, b in zip(c, c[1:], strict=False)):
+        if not c or c[0] != 1 or c[-1] < 0 or any(a < b for a, b in itertools.pairwise(c)):
             raise PrivacyError("a banded factor's coefficients start at 1, fall, and are at least 0")
         if len(c) > max(1, min(self.participation.separation, self.participation.rounds)):
             raise PrivacyError(

@@ -7,13 +7,20 @@ the orders `ORDERS`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from securefed.privacy.events import DiscreteGaussianSum, SampledGaussian, SkellamSum, Stepped, mechanism
+from securefed.privacy.events import (
+    BestOf,
+    DiscreteGaussianSum,
+    SampledGaussian,
+    SkellamSum,
+    Stepped,
+    mechanism,
+)
 
 ORDERS: tuple[float, ...] = (
     *(1 + k / 20 for k in range(1, 20)),
@@ -38,7 +45,7 @@ def rdp_epsilon(events: Sequence[Stepped], delta: float) -> float:
     """
     if not events:
         return 0.0
-    curve = sum((event.steps * divergences(event) for event in events), np.zeros(len(ORDERS)))
+    curve = total_curve(events)
     slack = sum(event.steps * getattr(event, "slack", 0.0) for event in events)
     epsilon = to_epsilon(curve, delta)
     if slack == 0:
@@ -53,6 +60,11 @@ def rdp_epsilon(events: Sequence[Stepped], delta: float) -> float:
         if (1 + math.exp(min(epsilon, 700))) * slack <= charge:
             return epsilon
     return math.inf
+
+
+def total_curve(events: Iterable[Stepped]) -> Curve:
+    """The composition's divergences: their sum over all steps of all events."""
+    return sum((event.steps * divergences(event) for event in events), np.zeros(len(ORDERS)))
 
 
 def to_epsilon(curve: Curve, delta: float) -> float:
@@ -80,6 +92,10 @@ def _divergences(event: Stepped) -> Curve:
         values = skellam_curve(event.sensitivity, event.sensitivity_l1, event.variance)
     elif isinstance(event, DiscreteGaussianSum):
         values = discrete_gaussian_curve(event.sensitivity, event.dimension, event.variance, event.shares)
+    elif isinstance(event, BestOf):
+        from securefed.privacy.tuning import tuned_curve
+
+        values = tuned_curve(total_curve(event.trial), event.mean, event.shape)
     else:
         values = _sampled_gaussian(event)
     values.setflags(write=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from securefed.privacy.events import (
+    BestOf,
     DiscreteGaussianSum,
     Event,
     NonPrivate,
@@ -28,6 +29,9 @@ def describe(event: Event) -> str:
             f"{event.steps} Gaussian steps, noise multiplier {event.noise_multiplier:.4g}, "
             f"sample rate {event.sample_rate:.4g}"
         )
+    if isinstance(event, BestOf):
+        trials = "; ".join(describe(inner) for inner in event.trial)
+        return f"{event.steps} search(es) of about {event.mean:g} trials, only the best released ({trials})"
     total = event.variance * (event.shares if isinstance(event, DiscreteGaussianSum) else 1)
     name = "Skellam" if isinstance(event, SkellamSum) else "distributed discrete Gaussian"
     return (
@@ -38,10 +42,17 @@ def describe(event: Event) -> str:
 
 def is_distributed(events: Sequence[Event]) -> bool:
     """Whether the noise of any of these was added by clients inside a secure sum."""
-    return any(isinstance(event, SkellamSum | DiscreteGaussianSum) for event in events)
+    return any(
+        isinstance(event, SkellamSum | DiscreteGaussianSum)
+        or (isinstance(event, BestOf) and is_distributed(event.trial))
+        for event in events
+    )
 
 
 def relation_of(events: Sequence[Event]) -> str:
     """Which neighbours the composition of these events speaks about."""
-    met = dict.fromkeys(event.RELATION.value for event in events)
+    met: dict[str, None] = {}
+    for event in events:
+        inner = event.trial if isinstance(event, BestOf) else (event,)
+        met |= dict.fromkeys(one.RELATION.value for one in inner)
     return "; for other releases ".join(met) or Relation.ADD_REMOVE.value

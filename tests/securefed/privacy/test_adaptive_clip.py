@@ -65,7 +65,9 @@ def test_split_noise_composes_back_to_the_whole(z: float, factor: float) -> None
 def test_split_noise_costs_the_same_epsilon_by_an_accountant_that_knows_nothing_of_it() -> None:
     z, count_std = 1.1, 5.0
     together = [SampledGaussian(split_noise(z, count_std), 1.0, 30), SampledGaussian(2 * count_std, 1.0, 30)]
-    assert epsilon_of(together, 1e-6) == pytest.approx(epsilon_of([SampledGaussian(z, 1.0, 30)], 1e-6), rel=1e-3)
+    assert epsilon_of(together, 1e-6) == pytest.approx(
+        epsilon_of([SampledGaussian(z, 1.0, 30)], 1e-6), rel=1e-3
+    )
     # and forgetting the bit's share is noticed
     assert epsilon_of([SampledGaussian(z, 1.0, 30), together[1]], 1e-6) > 1.002 * epsilon_of(together, 1e-6)
 
@@ -92,7 +94,10 @@ def test_the_counts_honest_noise_has_the_stated_deviation_and_its_event_says_so(
 
 def test_a_client_replaced_by_zero_moves_the_count_by_at_most_the_scale() -> None:
     count = ClipCount(variance=1e-4, clients=4, min_survivors=4, scale=8)
-    values = {below: int(centred(count.encode(below, SeededEntropy(0).stream("b")), 16)[0]) for below in (True, False)}
+    values = {
+        below: int(centred(count.encode(below, SeededEntropy(0).stream("b")), 16)[0])
+        for below in (True, False)
+    }
     assert values == {True: 8, False: -8}  # noise of variance 1e-4 is zero here: centred, not 0 and 16
 
 
@@ -123,7 +128,14 @@ def test_the_bit_rides_along_as_one_more_coordinate_of_the_secure_sum() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"quantile": 0.0}, {"quantile": 1.0}, {"learning_rate": 0.0}, {"least": 0.0}, {"least": 2.0, "most": 1.0}]
+    "options",
+    [
+        {"quantile": 0.0},
+        {"quantile": 1.0},
+        {"learning_rate": 0.0},
+        {"least": 0.0},
+        {"least": 2.0, "most": 1.0},
+    ],
 )
 def test_rules_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(PrivacyError):

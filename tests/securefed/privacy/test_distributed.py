@@ -178,7 +178,9 @@ def test_bits_by_rule_are_the_fewest_with_little_rounding() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", [0.5, 3.0])
-def test_calibrated_noise_meets_the_target_from_below(kind: type[DistributedMechanism], target: float) -> None:
+def test_calibrated_noise_meets_the_target_from_below(
+    kind: type[DistributedMechanism], target: float
+) -> None:
     options: dict[str, Any] = {
         "delta": 1e-5,
         "rounds": 20,

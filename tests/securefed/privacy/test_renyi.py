@@ -103,7 +103,16 @@ def test_skellams_theorem_bounds_the_divergence_of_a_vector(parts: tuple[int, ..
 
 @pytest.mark.parametrize(
     ("variance", "shares", "shift"),
-    [(0.25, 2, 1), (0.25, 6, 1), (0.4, 3, 2), (0.5, 10, 1), (1.0, 4, 3), (2.0, 8, 4), (9.0, 3, 5), (4.0, 1, 2)],
+    [
+        (0.25, 2, 1),
+        (0.25, 6, 1),
+        (0.4, 3, 2),
+        (0.5, 10, 1),
+        (1.0, 4, 3),
+        (2.0, 8, 4),
+        (9.0, 3, 5),
+        (4.0, 1, 2),
+    ],
 )
 def test_the_discrete_gaussians_theorem_bounds_the_true_divergence_of_the_sum(
     variance: float, shares: int, shift: int
@@ -132,7 +141,8 @@ def test_the_mismatch_of_sums_is_counted_where_it_is_real() -> None:
 
 @pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-7])
 @pytest.mark.parametrize(
-    ("variance", "shift", "steps"), [(16.0, 4, 1), (100.0, 10, 10), (400.0, 20, 40), (9.0, 1, 25), (2.0, 1, 5)]
+    ("variance", "shift", "steps"),
+    [(16.0, 4, 1), (100.0, 10, 10), (400.0, 20, 40), (9.0, 1, 25), (2.0, 1, 5)],
 )
 def test_skellams_epsilon_is_above_the_numerical_truth(
     variance: float, shift: int, steps: int, delta: float
@@ -146,7 +156,8 @@ def test_skellams_epsilon_is_above_the_numerical_truth(
 
 @pytest.mark.parametrize("delta", [1e-3, 1e-6])
 @pytest.mark.parametrize(
-    ("variance", "shares", "shift", "steps"), [(4.0, 5, 4, 1), (1.0, 16, 4, 10), (0.5, 20, 3, 20), (30.0, 10, 17, 30)]
+    ("variance", "shares", "shift", "steps"),
+    [(4.0, 5, 4, 1), (1.0, 16, 4, 10), (0.5, 20, 3, 20), (30.0, 10, 17, 30)],
 )
 def test_the_discrete_gaussians_epsilon_is_above_the_numerical_truth(
     variance: float, shares: int, shift: int, steps: int, delta: float
@@ -163,7 +174,9 @@ def test_large_noise_costs_what_the_gaussian_costs() -> None:
         SkellamSum(1000.0, 1e5, 6.4e7, 30),
         DiscreteGaussianSum(1000.0, 100_000, 6.4e5, 100, 30),
     ):
-        assert gaussian <= epsilon_of([event], 1e-5) * (1 + 1e-9) <= gaussian * 1.005  # Skellam: chords between whole orders
+        assert (
+            gaussian <= epsilon_of([event], 1e-5) * (1 + 1e-9) <= gaussian * 1.005
+        )  # Skellam: chords between whole orders
 
 
 def test_mixed_ledgers_compose_by_rdp() -> None:
@@ -177,7 +190,9 @@ def test_mixed_ledgers_compose_by_rdp() -> None:
     assert together.accountant == "rdp"
     alone = [epsilon_of([e], 1e-5, "rdp") for e in events]
     assert max(alone) < together.epsilon < sum(alone)
-    curve = sum((e.steps * divergences(e) for e in events if not isinstance(e, NonPrivate)), np.zeros(len(ORDERS)))
+    curve = sum(
+        (e.steps * divergences(e) for e in events if not isinstance(e, NonPrivate)), np.zeros(len(ORDERS))
+    )
     assert together.epsilon == renyi.to_epsilon(curve, 1e-5)
     assert epsilon_of([*events, NonPrivate()], 1e-5) == math.inf
 
@@ -185,7 +200,9 @@ def test_mixed_ledgers_compose_by_rdp() -> None:
 @pytest.mark.parametrize("accountant", ["pld", "prv"])
 def test_an_accountant_without_a_theorem_for_the_event_is_refused(accountant: Any) -> None:
     for event in (SkellamSum(1.0, 1.0, 4.0, 1), DiscreteGaussianSum(1.0, 1, 4.0, 1, 1)):
-        with pytest.raises(PrivacyError, match=f"{accountant} is not valid for {event.KIND}; choose one of rdp"):
+        with pytest.raises(
+            PrivacyError, match=f"{accountant} is not valid for {event.KIND}; choose one of rdp"
+        ):
             epsilon([SampledGaussian(1.0, 0.1, 1), event], 1e-5, accountant)
 
 
@@ -216,7 +233,10 @@ EVENTS = [SkellamSum(10.5, 31.0, 100.25, 4, 1e-40), DiscreteGaussianSum(10.5, 7,
 @pytest.mark.parametrize("event", EVENTS)
 def test_events_survive_json_merging_and_repetition(event: Any) -> None:
     assert from_json(to_json(event)) == event
-    assert merge([event, SampledGaussian(1.0, 0.5, 2), event]) == (SampledGaussian(1.0, 0.5, 2), replace(event, steps=8))
+    assert merge([event, SampledGaussian(1.0, 0.5, 2), event]) == (
+        SampledGaussian(1.0, 0.5, 2),
+        replace(event, steps=8),
+    )
     assert merge([replace(event, steps=0)]) == ()
     assert repeat(event, 3) == replace(event, steps=12)
     assert epsilon_of([event, event], 1e-5) == epsilon_of([repeat(event, 2)], 1e-5)
@@ -259,4 +279,6 @@ def test_the_bessel_oracle_is_a_difference_of_poissons() -> None:
     rate, x = 3.0, 2
     k = np.arange(80)
     poisson = np.exp(k * math.log(rate) - rate - gammaln(k + 1))
-    assert math.exp(skellam_log_law(2 * rate, 10)[10 + x]) == pytest.approx(float((poisson[x:] * poisson[:-x]).sum()))
+    assert math.exp(skellam_log_law(2 * rate, 10)[10 + x]) == pytest.approx(
+        float((poisson[x:] * poisson[:-x]).sum())
+    )

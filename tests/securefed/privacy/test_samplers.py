@@ -141,7 +141,9 @@ def statistics(sampler: Sampler, n: int, seed: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("make", [discrete_gaussian, skellam])
 @pytest.mark.parametrize("deviation", [2.0, 40.0, 700.0, 3e4, 1e6])
-def test_mean_and_variance_are_right_and_five_percent_less_noise_is_noticed(make: object, deviation: float) -> None:
+def test_mean_and_variance_are_right_and_five_percent_less_noise_is_noticed(
+    make: object, deviation: float
+) -> None:
     assert callable(make)
     n = 200_000
     sampler = make(deviation**2)
@@ -156,7 +158,9 @@ def test_mean_and_variance_are_right_and_five_percent_less_noise_is_noticed(make
 
 @pytest.mark.parametrize("make", [discrete_gaussian, skellam])
 @pytest.mark.parametrize("deviation", [3.0, 1000.0, 1e6])
-def test_a_chi_square_test_against_the_law_passes_and_notices_a_skewed_one(make: object, deviation: float) -> None:
+def test_a_chi_square_test_against_the_law_passes_and_notices_a_skewed_one(
+    make: object, deviation: float
+) -> None:
     """Cells of equal probability; at large deviations both laws are a Gaussian to far below what n shows."""
     assert callable(make)
     n = 200_000
@@ -197,7 +201,7 @@ def test_the_sum_of_skellam_shares_is_one_skellam() -> None:
 def test_level_variances_add_up_and_every_table_is_small(variance: float, family: samplers.Family) -> None:
     plan = samplers._plan(Fraction(variance))
     assert sum(v for _, v in plan) == Fraction(variance)
-    assert all(0 < v and math.sqrt(v) <= 1.02 * samplers._WIDEST * s for s, v in plan)
+    assert all(v > 0 and math.sqrt(v) <= 1.02 * samplers._WIDEST * s for s, v in plan)
 
 
 def test_noise_is_drawn_from_the_stream_alone() -> None:
