@@ -35,6 +35,7 @@ def design(
     min_survivors: int,
     corrupt: int = 0,
     bits: int = 16,
+    vectors: int = 1,
     wrap: float = WRAP,
     most_inflation: float = MOST_INFLATION,
 ) -> M:
@@ -43,6 +44,7 @@ def design(
     Args:
         kind: DistributedGaussian or DistributedSkellam.
         noise_multiplier: of the honest noise, over the sensitivity after rounding; > 0.
+        vectors: most clipped vectors that one client adds up (1: client level).
         wrap: bound on the probability that one round's sum wraps around.
         most_inflation: sensitivity after rounding over the clipping norm, at most.
 
@@ -56,13 +58,13 @@ def design(
     True
     """
     levels, variance = _levels(
-        kind, noise_multiplier, dimension, clients, min_survivors - corrupt, bits, wrap
+        kind, noise_multiplier, dimension, clients, min_survivors - corrupt, bits, wrap, vectors
     )
     if levels == 0 or _inflation(levels, dimension) > most_inflation:
         raise PrivacyError(
             f"bits={bits} are too few for {clients} clients, dimension {dimension} and noise multiplier "
             f"{noise_multiplier:g}: rounding would drown the clipped update; use bits="
-            f"{enough_bits(kind, dimension, noise_multiplier, clients, min_survivors, corrupt, wrap)}"
+            f"{enough_bits(kind, dimension, noise_multiplier, clients, min_survivors, corrupt, wrap, vectors=vectors)}"
         )
     return kind(
         dimension=dimension,
@@ -73,6 +75,7 @@ def design(
         min_survivors=min_survivors,
         corrupt=corrupt,
         bits=bits,
+        vectors=vectors,
     )
 
 
@@ -85,6 +88,7 @@ def enough_bits(
     corrupt: int = 0,
     wrap: float = WRAP,
     inflation: float = 1.01,
+    vectors: int = 1,
 ) -> int:
     """The fewest bits with which rounding adds at most 1 % (`inflation`) to the sensitivity.
 
@@ -92,7 +96,9 @@ def enough_bits(
         PrivacyError: more than 32 would be needed.
     """
     for bits in range(2, 33):
-        levels, _ = _levels(kind, noise_multiplier, dimension, clients, min_survivors - corrupt, bits, wrap)
+        levels, _ = _levels(
+            kind, noise_multiplier, dimension, clients, min_survivors - corrupt, bits, wrap, vectors
+        )
         if levels and _inflation(levels, dimension) <= inflation:
             return bits
     raise PrivacyError(
@@ -113,11 +119,14 @@ def calibrate(
     min_survivors: int,
     corrupt: int = 0,
     bits: int = 16,
+    vectors: int = 1,
+    sample_rate: float = 1.0,
     wrap: float = WRAP,
 ) -> M:
     """The mechanism with the least noise, up to 0.1 %, whose `rounds` sums spend at most epsilon at delta.
 
-    No amplification by sampling is assumed: the server knows who takes part.
+    At client level sample_rate is 1: the server knows who takes part. At example level it is the rate of
+    the secret Poisson sampling inside each client.
 
     Raises:
         PrivacyError: a target out of range or out of reach with these bits.
@@ -137,12 +146,13 @@ def calibrate(
             min_survivors=min_survivors,
             corrupt=corrupt,
             bits=bits,
+            vectors=vectors,
             wrap=wrap,
             most_inflation=most_inflation,
         )
 
     def within(noise_multiplier: float) -> bool:
-        return epsilon_of([at(noise_multiplier).event(rounds)], delta) <= epsilon
+        return epsilon_of([at(noise_multiplier).event(rounds, sample_rate)], delta) <= epsilon
 
     enough = 1.0
     while not within(enough):
@@ -163,7 +173,14 @@ def _inflation(levels: float, dimension: int) -> float:
 
 
 def _levels(
-    kind: type[M], noise_multiplier: float, dimension: int, clients: int, honest: int, bits: int, wrap: float
+    kind: type[M],
+    noise_multiplier: float,
+    dimension: int,
+    clients: int,
+    honest: int,
+    bits: int,
+    wrap: float,
+    vectors: int,
 ) -> tuple[float, float]:
     """The most levels, and one client's variance with them, such that the ring holds; (0, 0) if none do."""
     if not (math.isfinite(noise_multiplier) and noise_multiplier > 0) or honest < 1:
@@ -176,7 +193,9 @@ def _levels(
         return noise_multiplier**2 * rounded_norm_squared(levels, dimension) / honest * (1 + 2.0**-40)
 
     def holds(levels: float) -> bool:
-        return wrap_probability(kind.FAMILY, levels, variance(levels), clients, dimension, bits) <= wrap
+        return (
+            wrap_probability(kind.FAMILY, levels, variance(levels), clients, dimension, bits, vectors) <= wrap
+        )
 
     low, high = 1e-3, MOST_LEVELS
     if not holds(low):

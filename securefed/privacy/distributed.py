@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -50,6 +51,8 @@ class DistributedMechanism(ABC):
         variance: of one client's noise in one coordinate, in steps squared.
         clients: most clients in one sum. min_survivors: fewest. corrupt: of those, assumed not to protect.
         bits: the ring is Z_(2^bits), at most 32.
+        vectors: most clipped vectors that one client adds up in a round: 1 for its update (client level);
+            more for per-example gradients (example level), each of which is clipped and rounded by itself.
         seed: the round's public rotation seed.
 
     Raises:
@@ -64,6 +67,7 @@ class DistributedMechanism(ABC):
     min_survivors: int
     corrupt: int = 0
     bits: int = 16
+    vectors: int = 1
     seed: bytes = bytes(16)
 
     FAMILY: ClassVar[Family]
@@ -74,9 +78,10 @@ class DistributedMechanism(ABC):
                 f"distributed noise needs 0 <= corrupt < min_survivors <= clients, got corrupt={self.corrupt}, "
                 f"min_survivors={self.min_survivors}, clients={self.clients}"
             )
-        if not (self.dimension >= 1 and 2 <= self.bits <= 32):
+        if not (self.dimension >= 1 and self.vectors >= 1 and 2 <= self.bits <= 32):
             raise PrivacyError(
-                f"dimension is at least 1 and bits lie in 2 .. 32, got {self.dimension} and {self.bits}"
+                f"dimension and vectors are at least 1 and bits lie in 2 .. 32, got {self.dimension}, "
+                f"{self.vectors} and {self.bits}"
             )
         if not (math.isfinite(self.clip) and self.clip > 0):
             raise PrivacyError(f"clip must be a finite number above 0, got {self.clip!r}")
@@ -107,13 +112,13 @@ class DistributedMechanism(ABC):
     @property
     def noise_std(self) -> float:
         """Standard deviation of a coordinate of the decoded sum, in the update's units, if all clients survive."""
-        return math.sqrt(self.clients * (self.variance + 0.25)) * self.clip / self.levels
+        return math.sqrt(self.clients * (self.variance + 0.25 * self.vectors)) * self.clip / self.levels
 
     @property
     def wrap_probability(self) -> float:
         """Bound on the probability that some coordinate of one round's sum wraps around."""
         return wrap_probability(
-            self.FAMILY, self.levels, self.variance, self.clients, self.dimension, self.bits
+            self.FAMILY, self.levels, self.variance, self.clients, self.dimension, self.bits, self.vectors
         )
 
     @abstractmethod
@@ -121,8 +126,13 @@ class DistributedMechanism(ABC):
         """Where one client's noise comes from."""
 
     @abstractmethod
-    def event(self, rounds: int = 1) -> SkellamSum | DiscreteGaussianSum:
-        """What `rounds` sums spend, for the ledger; the samplers' distance is in its slack."""
+    def event(self, rounds: int = 1, sample_rate: float = 1.0) -> SkellamSum | DiscreteGaussianSum:
+        """What `rounds` sums spend, for the ledger; the samplers' distance is in its slack.
+
+        Args:
+            sample_rate: with which each record joins a client's sum, independently and unknown to everybody
+                else (example level). Client level: 1, as everybody knows who takes part.
+        """
 
     @property
     def _slack(self) -> float:
@@ -143,15 +153,36 @@ class DistributedMechanism(ABC):
         Raises:
             PrivacyError: another shape, or values that are not finite.
         """
-        if update.shape != (self.dimension,):
-            raise PrivacyError(f"expected an update of shape ({self.dimension},), got {update.shape}")
-        work = clip_update(update, self.clip).vector.copy()
+        return self.encode_sum((update,), stream)
+
+    def encode_sum(self, vectors: Iterable[Vector], stream: Stream) -> Ring:
+        """One client's noised sum of several vectors, each clipped and rounded by itself; as `encode`.
+
+        For example level (FedSGD): the vectors are per-example gradients of a secretly sampled batch, none
+        included. They are taken one by one, so an iterator needs no room for all.
+
+        Raises:
+            PrivacyError: more than `vectors` of them, another shape, or values that are not finite.
+        """
+        total = np.zeros(self.dimension, np.int64)
+        for number, vector in enumerate(vectors, start=1):
+            if number > self.vectors:
+                raise PrivacyError(
+                    f"more than vectors={self.vectors} vectors in one client's sum; the ring is not made for it"
+                )
+            total += self._rounded(vector, stream)
+        total += self.sampler().draw(self.dimension, stream)
+        total &= (1 << self.bits) - 1
+        return total.astype(np.uint32)
+
+    def _rounded(self, vector: Vector, stream: Stream) -> NDArray[np.int64]:
+        """Integers of norm at most `sensitivity`, for certain."""
+        if vector.shape != (self.dimension,):
+            raise PrivacyError(f"expected a vector of shape ({self.dimension},), got {vector.shape}")
+        work = clip_update(vector, self.clip).vector.copy()
         rotate(work, self.seed)
         work *= np.float32(self.levels / self.clip)
-        noised = round_within(work, rounded_norm_squared(self.levels, self.dimension), stream)
-        noised += self.sampler().draw(self.dimension, stream)
-        noised &= (1 << self.bits) - 1
-        return noised.astype(np.uint32)
+        return round_within(work, rounded_norm_squared(self.levels, self.dimension), stream)
 
     # --------------------------------------------------------------------------------- server half
 
@@ -202,10 +233,10 @@ class DistributedGaussian(DistributedMechanism):
         """Discrete Gaussian, made once."""
         return discrete_gaussian(self.variance)
 
-    def event(self, rounds: int = 1) -> DiscreteGaussianSum:
+    def event(self, rounds: int = 1, sample_rate: float = 1.0) -> DiscreteGaussianSum:
         """`DiscreteGaussianSum` over the honest clients' shares."""
         return DiscreteGaussianSum(
-            self.sensitivity, self.dimension, self.variance, self.honest, rounds, self._slack
+            self.sensitivity, self.dimension, self.variance, self.honest, rounds, self._slack, sample_rate
         )
 
 
@@ -219,9 +250,9 @@ class DistributedSkellam(DistributedMechanism):
         """Skellam, made once."""
         return skellam(self.variance)
 
-    def event(self, rounds: int = 1) -> SkellamSum:
+    def event(self, rounds: int = 1, sample_rate: float = 1.0) -> SkellamSum:
         """`SkellamSum` over the honest clients' shares."""
         square = rounded_norm_squared(self.levels, self.dimension)
         l1 = l1_bound(square, self.dimension)
         variance = self.honest * self.variance * (1 - 2.0**-50)  # the product, rounded down
-        return SkellamSum(math.sqrt(square), l1, variance, rounds, self._slack)
+        return SkellamSum(math.sqrt(square), l1, variance, rounds, self._slack, sample_rate)

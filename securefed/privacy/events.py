@@ -59,8 +59,7 @@ class SampledGaussian:
             raise PrivacyError(
                 f"noise_multiplier must be a finite number >= 0, got {self.noise_multiplier!r}"
             )
-        if not 0 < self.sample_rate <= 1:
-            raise PrivacyError(f"sample_rate must lie in (0, 1], got {self.sample_rate!r}")
+        _check_rate(self.sample_rate)
         _check_steps(self.steps)
 
 
@@ -75,9 +74,9 @@ class NonPrivate:
 
 @dataclass(frozen=True, slots=True)
 class SkellamSum:
-    """`steps` releases of a sum of integer vectors plus Skellam noise, nobody's cohort sampled.
+    """`steps` releases of a sum of integer vectors plus Skellam noise.
 
-    Relation: one client's vector is replaced by zero; it still takes part and adds its noise.
+    Relation: one client's (or record's) vector is replaced by zero; clients still take part and add their noise.
 
     Attributes:
         sensitivity: bound on one vector's L2 norm *after* rounding to integers, > 0.
@@ -86,6 +85,8 @@ class SkellamSum:
         steps: releases, >= 0.
         slack: total-variation distance of one release's noise from exact Skellam noise, >= 0; it is
             charged to delta.
+        sample_rate: probability with which each record joins a release, independently and in secret, in
+            (0, 1]. Cohorts that the server picks are not sampled in secret: 1.
 
     Raises:
         PrivacyError: a field outside its range.
@@ -96,6 +97,7 @@ class SkellamSum:
     variance: float
     steps: int
     slack: float = 0.0
+    sample_rate: float = 1.0
 
     KIND: ClassVar[str] = "skellam-sum"
     ACCOUNTANTS: ClassVar[tuple[Accountant, ...]] = ("rdp",)
@@ -106,6 +108,7 @@ class SkellamSum:
             sensitivity=self.sensitivity, sensitivity_l1=self.sensitivity_l1, variance=self.variance
         )
         _check_slack(self.slack)
+        _check_rate(self.sample_rate)
         _check_steps(self.steps)
 
 
@@ -113,14 +116,14 @@ class SkellamSum:
 class DiscreteGaussianSum:
     """`steps` releases of a sum of integer vectors plus `shares` discrete Gaussians each.
 
-    Relation: one client's vector is replaced by zero; it still takes part and adds its noise.
+    Relation: one client's (or record's) vector is replaced by zero; clients still take part and add their noise.
 
     Attributes:
         sensitivity: bound on one vector's L2 norm *after* rounding to integers, > 0.
         dimension: length of the vectors, >= 1.
         variance: parameter of one honest client's N_Z(0, variance), >= 1/4.
         shares: honest clients whose noise is in every sum, >= 1.
-        steps, slack: as for `SkellamSum`.
+        steps, slack, sample_rate: as for `SkellamSum`.
 
     Raises:
         PrivacyError: a field outside its range.
@@ -132,6 +135,7 @@ class DiscreteGaussianSum:
     shares: int
     steps: int
     slack: float = 0.0
+    sample_rate: float = 1.0
 
     KIND: ClassVar[str] = "discrete-gaussian-sum"
     ACCOUNTANTS: ClassVar[tuple[Accountant, ...]] = ("rdp",)
@@ -148,6 +152,7 @@ class DiscreteGaussianSum:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise PrivacyError(f"{name} must be a whole number >= 1, got {value!r}")
         _check_slack(self.slack)
+        _check_rate(self.sample_rate)
         _check_steps(self.steps)
 
 
@@ -160,6 +165,11 @@ def _check_positive(**values: float) -> None:
 def _check_slack(slack: float) -> None:
     if not 0 <= slack < 1:
         raise PrivacyError(f"slack is a distance in [0, 1), got {slack!r}")
+
+
+def _check_rate(sample_rate: float) -> None:
+    if not 0 < sample_rate <= 1:
+        raise PrivacyError(f"sample_rate must lie in (0, 1], got {sample_rate!r}")
 
 
 def _check_steps(steps: object) -> None:

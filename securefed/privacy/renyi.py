@@ -88,10 +88,8 @@ def divergences(event: Stepped) -> Curve:
 
 @lru_cache(maxsize=1024)
 def _divergences(event: Stepped) -> Curve:
-    if isinstance(event, SkellamSum):
-        values = skellam_curve(event.sensitivity, event.sensitivity_l1, event.variance)
-    elif isinstance(event, DiscreteGaussianSum):
-        values = discrete_gaussian_curve(event.sensitivity, event.dimension, event.variance, event.shares)
+    if isinstance(event, SkellamSum | DiscreteGaussianSum):
+        values = discrete_curve(event)
     elif isinstance(event, BestOf):
         from securefed.privacy.tuning import tuned_curve
 
@@ -110,22 +108,61 @@ def _sampled_gaussian(event: SampledGaussian) -> Curve:
     return step_divergences(event.noise_multiplier, event.sample_rate)
 
 
-def skellam_curve(sensitivity: float, sensitivity_l1: float, variance: float) -> Curve:
-    """Divergences of the Skellam mechanism with integer inputs.
-
-    For whole orders a > 1, variance mu and sensitivities D2 (L2), D1 (L1):
-    a D2^2 / (2 mu) + min(((2a - 1) D2^2 + 6 D1) / (4 mu^2), 3 D1 / (2 mu))
-    (Agarwal, Kairouz and Liu 2021, arXiv 2110.04995v2, the theorem of section 3). Between whole orders the
-    bound is interpolated, see `_between_whole_orders`.
-    """
+def discrete_curve(event: SkellamSum | DiscreteGaussianSum) -> Curve:
+    """Divergences of a sum with integer noise at `ORDERS`, from whole orders, sampled if records are."""
+    whole = np.arange(2, int(max(ORDERS)) + 1, dtype=np.float64)
+    if isinstance(event, SkellamSum):
+        values = skellam(whole, event.sensitivity, event.sensitivity_l1, event.variance)
+    else:
+        values = discrete_gaussians(whole, event.sensitivity, event.dimension, event.variance, event.shares)
+        if event.sample_rate == 1:  # valid at every order
+            return discrete_gaussians(
+                np.array(ORDERS), event.sensitivity, event.dimension, event.variance, event.shares
+            )
+    if event.sample_rate == 1:
+        return np.array([_between_whole_orders(lambda a: float(values[a - 2]), order) for order in ORDERS])
+    sampled = {1: 0.0}
 
     def at(order: int) -> float:
-        square = sensitivity * sensitivity
-        first = ((2 * order - 1) * square + 6 * sensitivity_l1) / (4 * variance * variance)
-        second = 3 * sensitivity_l1 / (2 * variance)
-        return order * square / (2 * variance) + min(first, second)
+        if order not in sampled:
+            sampled[order] = poisson_sampled(values, event.sample_rate, order)
+        return sampled[order]
 
     return np.array([_between_whole_orders(at, order) for order in ORDERS])
+
+
+def skellam(orders: Curve, sensitivity: float, sensitivity_l1: float, variance: float) -> Curve:
+    """Divergences of the Skellam mechanism with integer inputs, at whole orders.
+
+    For a > 1, variance mu and sensitivities D2 (L2), D1 (L1):
+    a D2^2 / (2 mu) + min(((2a - 1) D2^2 + 6 D1) / (4 mu^2), 3 D1 / (2 mu))
+    (Agarwal, Kairouz and Liu 2021, arXiv 2110.04995v2, the theorem of section 3).
+    """
+    square = sensitivity * sensitivity
+    first = ((2 * orders - 1) * square + 6 * sensitivity_l1) / (4 * variance * variance)
+    second = 3 * sensitivity_l1 / (2 * variance)
+    values: Curve = orders * square / (2 * variance) + np.minimum(first, second)
+    return values
+
+
+def poisson_sampled(values: Curve, rate: float, order: int) -> float:
+    """A bound at a whole order when each record joins with this probability; for symmetric additive noise.
+
+    With P the noise and Q the noise moved by one record, expanding ((1-q) P + q Q)^a P^(1-a) gives
+    log(sum_(l=0)^a C(a, l) (1-q)^(a-l) q^l e^((l-1) D_l)) / (a - 1) in the direction "remove", D_l the unsampled
+    divergences, values[l - 2]. Reflecting about half of the move swaps P and Q, and then this direction bounds
+    both (Mironov, Talwar and Zhang 2019, arXiv 1908.10530, theorem 5).
+    """
+    ell = np.arange(order + 1)
+    binomial = np.array(
+        [math.lgamma(order + 1) - math.lgamma(k + 1) - math.lgamma(order - k + 1) for k in ell]
+    )
+    moments = np.concatenate([[0.0, 0.0], (ell[2:] - 1) * values[: order - 1]])
+    terms = binomial + (order - ell) * math.log1p(-rate) + ell * math.log(rate) + moments
+    highest = float(terms.max())
+    total = highest + math.log(float(np.exp(terms - highest).sum()))
+    # rounding near one, which many steps would multiply, is added
+    return min(float(values[order - 2]), max(total, 0.0) / (order - 1) + 1e-13 * order)
 
 
 def _between_whole_orders(at: Callable[[int], float], order: float) -> float:
@@ -137,15 +174,17 @@ def _between_whole_orders(at: Callable[[int], float], order: float) -> float:
     return (ends[0] * (high - order) + ends[1] * (order - low)) / (order - 1)
 
 
-def discrete_gaussian_curve(sensitivity: float, dimension: int, variance: float, shares: int) -> Curve:
-    """Divergences of the sum of `shares` discrete Gaussians N_Z(0, variance) in each coordinate.
+def discrete_gaussians(
+    orders: Curve, sensitivity: float, dimension: int, variance: float, shares: int
+) -> Curve:
+    """Divergences with the sum of `shares` discrete Gaussians N_Z(0, variance) in each coordinate.
 
     Concentrated DP with parameter e^2 / 2, e = D2 / sqrt(n variance) + tau sqrt(d), where
     tau = 10 sum_(k=1)^(n-1) exp(-2 pi^2 variance k / (k + 1)) is what the sum differs from one discrete
     Gaussian (Kairouz, Liu and Steinke 2021, arXiv 2102.06387v4, theorem 1 in section 1, its second bound).
     """
     root = sensitivity / math.sqrt(shares * variance) + mismatch(variance, shares) * math.sqrt(dimension)
-    return np.array(ORDERS) * root * root / 2
+    return orders * root * root / 2
 
 
 def mismatch(variance: float, shares: int) -> float:

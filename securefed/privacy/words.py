@@ -33,10 +33,13 @@ def describe(event: Event) -> str:
         trials = "; ".join(describe(inner) for inner in event.trial)
         return f"{event.steps} search(es) of about {event.mean:g} trials, only the best released ({trials})"
     total = event.variance * (event.shares if isinstance(event, DiscreteGaussianSum) else 1)
+    sampling = "no amplification by sampling"
+    if event.sample_rate < 1:
+        sampling = f"records sampled in secret at rate {event.sample_rate:.4g}"
     name = "Skellam" if isinstance(event, SkellamSum) else "distributed discrete Gaussian"
     return (
         f"{event.steps} {name} sums, noise multiplier {total**0.5 / event.sensitivity:.4g} over the "
-        f"sensitivity after rounding, no amplification by sampling"
+        f"sensitivity after rounding, {sampling}"
     )
 
 

@@ -261,3 +261,53 @@ def test_recentring_undoes_the_ring(values: list[int], lift: int) -> None:
     array = np.array(values, np.int64)
     words = ((array + (lift << 16)) & (2**32 - 1)).astype(np.uint32)
     assert (centred(words, 16) == array).all()
+
+
+def test_a_sum_of_per_example_gradients_has_one_examples_sensitivity() -> None:
+    """Example level (FedSGD): each vector is clipped and rounded by itself, so that one more or one less moves the
+    integers by at most one vector's bound, however long the sum is."""
+    mechanism = small(DistributedSkellam, vectors=32, bits=20)
+    rows = updates(30, 700, 5.0)  # all clipped to 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samplers.Sampler, "draw", lambda self, n, stream: np.zeros(n, np.int64))
+        whole = centred(mechanism.encode_sum(iter(rows), SeededEntropy(0).stream("n")), 20)
+        fewer = centred(mechanism.encode_sum(rows[:-1], SeededEntropy(0).stream("n")), 20)
+        nothing = mechanism.encode_sum([], SeededEntropy(0).stream("n"))
+    assert 0 < np.linalg.norm((whole - fewer).astype(float)) <= mechanism.sensitivity
+    assert np.linalg.norm(whole.astype(float)) > mechanism.sensitivity
+    assert not nothing.any()
+    clipped = rows * (2 / np.linalg.norm(rows, axis=1, keepdims=True))
+    decoded = mechanism.decode(mechanism.encode_sum(rows, SeededEntropy(1).stream("n")))
+    one_client = math.sqrt(mechanism.variance + 32 / 4) * mechanism.clip / mechanism.levels
+    assert (decoded - clipped.sum(0)).std() == pytest.approx(one_client, rel=0.15)
+
+
+def test_more_vectors_than_the_ring_is_made_for_are_refused() -> None:
+    mechanism = small(DistributedSkellam, vectors=2)
+    with pytest.raises(PrivacyError, match="vectors=2"):
+        mechanism.encode_sum(updates(3, 700, 1.0), SeededEntropy(0).stream("n"))
+    with pytest.raises(PrivacyError, match="vectors=1"):
+        small(DistributedSkellam).encode_sum(updates(2, 700, 1.0), SeededEntropy(0).stream("n"))
+
+
+def test_more_vectors_leave_fewer_levels() -> None:
+    one, many = small(DistributedSkellam), small(DistributedSkellam, vectors=64)
+    assert many.levels < one.levels
+    assert many.wrap_probability <= 2.0**-40
+
+
+def test_example_level_calibration_uses_the_secret_sampling() -> None:
+    options: dict[str, Any] = {
+        "epsilon": 3.0,
+        "delta": 1e-5,
+        "rounds": 100,
+        "dimension": 3000,
+        "clip": 1.0,
+        "clients": 10,
+        "min_survivors": 8,
+        "bits": 24,
+        "vectors": 40,
+    }
+    sampled = calibrate(DistributedSkellam, sample_rate=0.05, **options)
+    assert 0.99 * 3 < epsilon_of([sampled.event(100, sample_rate=0.05)], 1e-5) <= 3
+    assert sampled.noise_multiplier < calibrate(DistributedSkellam, **options).noise_multiplier / 5

@@ -282,3 +282,40 @@ def test_the_bessel_oracle_is_a_difference_of_poissons() -> None:
     assert math.exp(skellam_log_law(2 * rate, 10)[10 + x]) == pytest.approx(
         float((poisson[x:] * poisson[:-x]).sum())
     )
+
+
+def sampled_truth(log_p: Array, shift: int, rate: float, order: float) -> float:
+    """The larger of both directions between P and (1 - q) P + q (P moved by shift)."""
+    padded = np.concatenate([log_p, np.full(shift, -np.inf)])
+    moved = np.concatenate([np.full(shift, -np.inf), log_p])
+    mixture = np.logaddexp(math.log1p(-rate) + padded, math.log(rate) + moved)
+    kept = np.isfinite(padded) & np.isfinite(mixture) & (np.maximum(padded, mixture) > -600)
+    p, q = mixture[kept], padded[kept]
+    return max(float(logsumexp(order * a + (1 - order) * b)) / (order - 1) for a, b in ((p, q), (q, p)))
+
+
+@pytest.mark.parametrize(("variance", "shift"), [(9.0, 3), (100.0, 10), (400.0, 8), (4.0, 1)])
+@pytest.mark.parametrize("rate", [0.01, 0.2, 0.9])
+def test_secret_sampling_of_records_is_bounded_at_every_order(
+    variance: float, shift: int, rate: float
+) -> None:
+    log_p = skellam_log_law(variance, reach=int(40 * math.sqrt(variance) + 40 * shift))
+    event = SkellamSum(shift, shift, variance, 1, sample_rate=rate)
+    curve, whole = divergences(event), divergences(replace(event, sample_rate=1.0))
+    for order, bound, unsampled in zip(ORDERS, curve, whole, strict=True):
+        assert bound <= unsampled * (1 + 1e-9)
+        if order <= 64 and order * shift * shift / variance < 100:
+            assert sampled_truth(log_p, shift, rate, order) <= bound * (1 + 1e-9) + 1e-12
+
+
+def test_the_sampled_sums_cost_about_what_the_sampled_gaussian_costs() -> None:
+    """Chords between whole orders are what it costs more."""
+    for rate, steps, noise in ((0.01, 1000, 1.0), (0.05, 200, 1.3), (0.2, 50, 2.0)):
+        gaussian = epsilon_of([SampledGaussian(noise, rate, steps)], 1e-5, "rdp")
+        for event in (
+            SkellamSum(1000.0, 1e5, (1000 * noise) ** 2, steps, sample_rate=rate),
+            DiscreteGaussianSum(1000.0, 10_000, (1000 * noise) ** 2 / 10, 10, steps, sample_rate=rate),
+        ):
+            ours = epsilon_of([event], 1e-5)
+            assert gaussian * (1 - 1e-3) <= ours <= gaussian * 1.05
+            assert ours < 0.2 * epsilon_of([replace(event, sample_rate=1.0)], 1e-5)
