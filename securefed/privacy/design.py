@@ -8,6 +8,7 @@ probability allows, and bits are enough when rounding costs little.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from securefed.errors import PrivacyError
@@ -22,20 +23,34 @@ WRAP = 2.0**-40
 """Wrap-around probability a round that `design` aims at."""
 
 MOST_INFLATION = 1.25
+LITTLE_INFLATION = 1.01
 _TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """Who sums what in which ring; the fields are `DistributedMechanism`'s, all public.
+
+    Attributes:
+        dimension: of the update. clip: its L2 clipping norm.
+        clients: most in one sum. min_survivors: fewest. corrupt: of those, assumed not to protect.
+        bits: of the ring. vectors: most clipped vectors that one client adds up (1: client level).
+    """
+
+    dimension: int
+    clip: float
+    clients: int
+    min_survivors: int
+    corrupt: int = 0
+    bits: int = 16
+    vectors: int = 1
 
 
 def design(
     kind: type[M],
-    *,
-    dimension: int,
-    clip: float,
+    cohort: Cohort,
     noise_multiplier: float,
-    clients: int,
-    min_survivors: int,
-    corrupt: int = 0,
-    bits: int = 16,
-    vectors: int = 1,
+    *,
     wrap: float = WRAP,
     most_inflation: float = MOST_INFLATION,
 ) -> M:
@@ -44,7 +59,6 @@ def design(
     Args:
         kind: DistributedGaussian or DistributedSkellam.
         noise_multiplier: of the honest noise, over the sensitivity after rounding; > 0.
-        vectors: most clipped vectors that one client adds up (1: client level).
         wrap: bound on the probability that one round's sum wraps around.
         most_inflation: sensitivity after rounding over the clipping norm, at most.
 
@@ -53,80 +67,68 @@ def design(
             default a quarter) to the sensitivity; the message names how many bits would do.
 
     >>> from securefed.privacy.distributed import DistributedSkellam
-    >>> design(DistributedSkellam, dimension=1000, clip=1.0, noise_multiplier=1.0, clients=100,
-    ...        min_survivors=90, bits=16).wrap_probability <= 2**-40
+    >>> cohort = Cohort(dimension=1000, clip=1.0, clients=100, min_survivors=90)
+    >>> design(DistributedSkellam, cohort, 1.0).wrap_probability <= 2**-40
     True
     """
-    levels, variance = _levels(
-        kind, noise_multiplier, dimension, clients, min_survivors - corrupt, bits, wrap, vectors
-    )
-    if levels == 0 or _inflation(levels, dimension) > most_inflation:
+    levels, variance = _finest(kind, cohort, noise_multiplier, wrap)
+    if levels == 0 or _inflation(levels, cohort) > most_inflation:
         raise PrivacyError(
-            f"bits={bits} are too few for {clients} clients, dimension {dimension} and noise multiplier "
-            f"{noise_multiplier:g}: rounding would drown the clipped update; use bits="
-            f"{enough_bits(kind, dimension, noise_multiplier, clients, min_survivors, corrupt, wrap, vectors=vectors)}"
+            f"bits={cohort.bits} are too few for {cohort.clients} clients, dimension {cohort.dimension} and noise "
+            f"multiplier {noise_multiplier:g}: rounding would drown the clipped update; use bits="
+            f"{enough_bits(kind, cohort, noise_multiplier, wrap=wrap)}"
         )
     return kind(
-        dimension=dimension,
-        clip=clip,
+        dimension=cohort.dimension,
+        clip=cohort.clip,
         levels=levels,
         variance=variance,
-        clients=clients,
-        min_survivors=min_survivors,
-        corrupt=corrupt,
-        bits=bits,
-        vectors=vectors,
+        clients=cohort.clients,
+        min_survivors=cohort.min_survivors,
+        corrupt=cohort.corrupt,
+        bits=cohort.bits,
+        vectors=cohort.vectors,
     )
 
 
 def enough_bits(
     kind: type[M],
-    dimension: int,
+    cohort: Cohort,
     noise_multiplier: float,
-    clients: int,
-    min_survivors: int,
-    corrupt: int = 0,
+    *,
     wrap: float = WRAP,
-    inflation: float = 1.01,
-    vectors: int = 1,
+    inflation: float = LITTLE_INFLATION,
 ) -> int:
-    """The fewest bits with which rounding adds at most 1 % (`inflation`) to the sensitivity.
+    """The fewest bits with which rounding adds at most 1 % (`inflation`) to the sensitivity; cohort.bits is not read.
 
     Raises:
         PrivacyError: more than 32 would be needed.
     """
     for bits in range(2, 33):
-        levels, _ = _levels(
-            kind, noise_multiplier, dimension, clients, min_survivors - corrupt, bits, wrap, vectors
-        )
-        if levels and _inflation(levels, dimension) <= inflation:
+        levels, _ = _finest(kind, replace(cohort, bits=bits), noise_multiplier, wrap)
+        if levels and _inflation(levels, cohort) <= inflation:
             return bits
     raise PrivacyError(
-        f"no ring of up to 32 bits holds {clients} clients at dimension {dimension} with noise multiplier "
-        f"{noise_multiplier:g}; split the cohort or send fewer coordinates"
+        f"no ring of up to 32 bits holds {cohort.clients} clients at dimension {cohort.dimension} with noise "
+        f"multiplier {noise_multiplier:g}; split the cohort or send fewer coordinates"
     )
 
 
 def calibrate(
     kind: type[M],
+    cohort: Cohort,
     *,
     epsilon: float,
     delta: float,
     rounds: int,
-    dimension: int,
-    clip: float,
-    clients: int,
-    min_survivors: int,
-    corrupt: int = 0,
-    bits: int = 16,
-    vectors: int = 1,
     sample_rate: float = 1.0,
     wrap: float = WRAP,
 ) -> M:
     """The mechanism with the least noise, up to 0.1 %, whose `rounds` sums spend at most epsilon at delta.
 
-    At client level sample_rate is 1: the server knows who takes part. At example level it is the rate of
-    the secret Poisson sampling inside each client.
+    Args:
+        sample_rate: at example level, of the secret Poisson sampling inside each client. At client level 1:
+            the server knows who takes part.
 
     Raises:
         PrivacyError: a target out of range or out of reach with these bits.
@@ -136,23 +138,9 @@ def calibrate(
             f"calibration needs a finite epsilon > 0 and rounds >= 1, got {epsilon!r}, {rounds}"
         )
 
-    def at(noise_multiplier: float, most_inflation: float = math.inf) -> M:
-        return design(
-            kind,
-            dimension=dimension,
-            clip=clip,
-            noise_multiplier=noise_multiplier,
-            clients=clients,
-            min_survivors=min_survivors,
-            corrupt=corrupt,
-            bits=bits,
-            vectors=vectors,
-            wrap=wrap,
-            most_inflation=most_inflation,
-        )
-
     def within(noise_multiplier: float) -> bool:
-        return epsilon_of([at(noise_multiplier).event(rounds, sample_rate)], delta) <= epsilon
+        mechanism = design(kind, cohort, noise_multiplier, wrap=wrap, most_inflation=math.inf)
+        return epsilon_of([mechanism.event(rounds, sample_rate)], delta) <= epsilon
 
     enough = 1.0
     while not within(enough):
@@ -165,24 +153,16 @@ def calibrate(
     while enough > too_little * (1 + _TOLERANCE):
         middle = math.sqrt(too_little * enough)
         enough, too_little = (middle, too_little) if within(middle) else (enough, middle)
-    return at(enough, MOST_INFLATION)
+    return design(kind, cohort, enough, wrap=wrap)
 
 
-def _inflation(levels: float, dimension: int) -> float:
-    return math.sqrt(rounded_norm_squared(levels, dimension)) / levels
+def _inflation(levels: float, cohort: Cohort) -> float:
+    return math.sqrt(rounded_norm_squared(levels, cohort.dimension)) / levels
 
 
-def _levels(
-    kind: type[M],
-    noise_multiplier: float,
-    dimension: int,
-    clients: int,
-    honest: int,
-    bits: int,
-    wrap: float,
-    vectors: int,
-) -> tuple[float, float]:
+def _finest(kind: type[M], cohort: Cohort, noise_multiplier: float, wrap: float) -> tuple[float, float]:
     """The most levels, and one client's variance with them, such that the ring holds; (0, 0) if none do."""
+    honest = cohort.min_survivors - cohort.corrupt
     if not (math.isfinite(noise_multiplier) and noise_multiplier > 0) or honest < 1:
         raise PrivacyError(
             f"distributed noise needs noise_multiplier > 0 and corrupt < min_survivors, got {noise_multiplier!r} "
@@ -190,19 +170,27 @@ def _levels(
         )
 
     def variance(levels: float) -> float:
-        return noise_multiplier**2 * rounded_norm_squared(levels, dimension) / honest * (1 + 2.0**-40)
+        # a hair more, so that rounding leaves the honest noise no smaller than asked
+        return noise_multiplier**2 * rounded_norm_squared(levels, cohort.dimension) / honest * (1 + 2.0**-40)
 
     def holds(levels: float) -> bool:
-        return (
-            wrap_probability(kind.FAMILY, levels, variance(levels), clients, dimension, bits, vectors) <= wrap
+        bound = wrap_probability(
+            kind.FAMILY,
+            levels,
+            variance(levels),
+            cohort.clients,
+            cohort.dimension,
+            cohort.bits,
+            cohort.vectors,
         )
+        return bound <= wrap
 
     low, high = 1e-3, MOST_LEVELS
     if not holds(low):
         return 0.0, 0.0
-    if not holds(high):
-        while high > low * (1 + 1e-6):
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if holds(middle) else (low, middle)
-        high = low
-    return high, variance(high)
+    if holds(high):
+        return high, variance(high)
+    while high > low * (1 + 1e-6):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low, variance(low)

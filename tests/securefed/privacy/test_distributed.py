@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from securefed.errors import PrivacyError
 from securefed.privacy import samplers
 from securefed.privacy.accounting import epsilon_of
-from securefed.privacy.design import calibrate, design, enough_bits
+from securefed.privacy.design import Cohort, calibrate, design, enough_bits
 from securefed.privacy.distributed import (
     DistributedGaussian,
     DistributedMechanism,
@@ -33,13 +33,13 @@ def small(kind: type[DistributedMechanism], **changes: Any) -> DistributedMechan
     options: dict[str, Any] = {
         "dimension": 700,
         "clip": 2.0,
-        "noise_multiplier": 1.0,
         "clients": 12,
         "min_survivors": 10,
         "corrupt": 2,
         "bits": 18,
     }
-    return design(kind, **(options | changes))
+    noise_multiplier = changes.pop("noise_multiplier", 1.0)
+    return design(kind, Cohort(**(options | changes)), noise_multiplier)
 
 
 def updates(n: int, d: int, norm: float, seed: int = 0) -> np.ndarray:
@@ -136,7 +136,7 @@ def test_the_event_carries_the_sensitivity_after_rounding_and_the_honest_noise(
 
 def test_forgetting_the_rounding_would_understate_epsilon() -> None:
     event = small(DistributedSkellam, bits=10, clients=4, min_survivors=4, corrupt=0).event(5)
-    forgotten = dataclasses.replace(event, sensitivity=event.sensitivity * 0.9)
+    forgotten = replace(event, sensitivity=event.sensitivity * 0.9)
     assert epsilon_of([forgotten], 1e-5) < 0.95 * epsilon_of([event], 1e-5)
 
 
@@ -147,7 +147,7 @@ def test_wrap_around_stays_below_its_bound_and_a_ring_too_small_is_refused(
     mechanism = small(kind)
     assert mechanism.wrap_probability <= 2.0**-40
     with pytest.raises(PrivacyError, match="wraps around"):
-        dataclasses.replace(mechanism, bits=15)
+        replace(mechanism, bits=15)
 
 
 @pytest.mark.parametrize("family", ["gaussian", "skellam"])
@@ -167,13 +167,13 @@ def test_the_wrap_bound_is_above_the_frequency_of_wrapping(family: samplers.Fami
 
 
 def test_bits_by_rule_are_the_fewest_with_little_rounding() -> None:
-    options = {"dimension": 20_000, "noise_multiplier": 1.0, "clients": 100, "min_survivors": 90}
-    bits = enough_bits(DistributedSkellam, **options)  # type: ignore[arg-type]
-    best = design(DistributedSkellam, clip=1.0, bits=bits, **options)  # type: ignore[arg-type]
-    fewer = design(DistributedSkellam, clip=1.0, bits=bits - 1, **options)  # type: ignore[arg-type]
+    cohort = Cohort(dimension=20_000, clip=1.0, clients=100, min_survivors=90)
+    bits = enough_bits(DistributedSkellam, cohort, 1.0)
+    best = design(DistributedSkellam, replace(cohort, bits=bits), 1.0)
+    fewer = design(DistributedSkellam, replace(cohort, bits=bits - 1), 1.0)
     assert best.sensitivity / best.levels <= 1.01 < fewer.sensitivity / fewer.levels
     with pytest.raises(PrivacyError, match=f"use bits={bits}"):
-        design(DistributedSkellam, clip=1.0, bits=9, **options)  # type: ignore[arg-type]
+        design(DistributedSkellam, replace(cohort, bits=9), 1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,16 +181,8 @@ def test_bits_by_rule_are_the_fewest_with_little_rounding() -> None:
 def test_calibrated_noise_meets_the_target_from_below(
     kind: type[DistributedMechanism], target: float
 ) -> None:
-    options: dict[str, Any] = {
-        "delta": 1e-5,
-        "rounds": 20,
-        "dimension": 5000,
-        "clip": 1.0,
-        "clients": 50,
-        "min_survivors": 40,
-        "bits": 24,
-    }
-    mechanism = calibrate(kind, epsilon=target, **options)
+    cohort = Cohort(dimension=5000, clip=1.0, clients=50, min_survivors=40, bits=24)
+    mechanism = calibrate(kind, cohort, epsilon=target, delta=1e-5, rounds=20)
     spent = epsilon_of([mechanism.event(20)], 1e-5)
     assert 0.99 * target < spent <= target
 
@@ -297,17 +289,8 @@ def test_more_vectors_leave_fewer_levels() -> None:
 
 
 def test_example_level_calibration_uses_the_secret_sampling() -> None:
-    options: dict[str, Any] = {
-        "epsilon": 3.0,
-        "delta": 1e-5,
-        "rounds": 100,
-        "dimension": 3000,
-        "clip": 1.0,
-        "clients": 10,
-        "min_survivors": 8,
-        "bits": 24,
-        "vectors": 40,
-    }
-    sampled = calibrate(DistributedSkellam, sample_rate=0.05, **options)
+    cohort = Cohort(dimension=3000, clip=1.0, clients=10, min_survivors=8, bits=24, vectors=40)
+    target: dict[str, Any] = {"epsilon": 3.0, "delta": 1e-5, "rounds": 100}
+    sampled = calibrate(DistributedSkellam, cohort, sample_rate=0.05, **target)
     assert 0.99 * 3 < epsilon_of([sampled.event(100, sample_rate=0.05)], 1e-5) <= 3
-    assert sampled.noise_multiplier < calibrate(DistributedSkellam, **options).noise_multiplier / 5
+    assert sampled.noise_multiplier < calibrate(DistributedSkellam, cohort, **target).noise_multiplier / 5

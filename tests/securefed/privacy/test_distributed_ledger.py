@@ -18,7 +18,7 @@ from securefed.privacy import (
     TrialCount,
     epsilon_of,
 )
-from securefed.privacy.design import calibrate
+from securefed.privacy.design import Cohort, calibrate
 from securefed.privacy.matrix_factorization import square_root
 from securefed.types import SERVER
 
@@ -27,18 +27,8 @@ SHARDS = {client: ShardKey(f"shard {client}", 10) for client in range(20)}
 
 
 def mechanism(rounds: int = 10, epsilon: float = 4.0) -> DistributedSkellam:
-    return calibrate(
-        DistributedSkellam,
-        epsilon=epsilon,
-        delta=DELTA,
-        rounds=rounds,
-        dimension=1000,
-        clip=1.0,
-        clients=20,
-        min_survivors=15,
-        corrupt=3,
-        bits=20,
-    )
+    cohort = Cohort(dimension=1000, clip=1.0, clients=20, min_survivors=15, corrupt=3, bits=20)
+    return calibrate(DistributedSkellam, cohort, epsilon=epsilon, delta=DELTA, rounds=rounds)
 
 
 @pytest.fixture
