@@ -8,12 +8,14 @@ probability allows, and bits are enough when rounding costs little.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from securefed.errors import PrivacyError
 from securefed.privacy.accounting import epsilon_of
 from securefed.privacy.distributed import DistributedMechanism
+from securefed.privacy.events import Event
 from securefed.privacy.rounding import MOST_LEVELS, rounded_norm_squared
 from securefed.privacy.wraparound import wrap_probability
 
@@ -122,6 +124,7 @@ def calibrate(
     delta: float,
     rounds: int,
     sample_rate: float = 1.0,
+    beside: Sequence[Event] = (),
     wrap: float = WRAP,
 ) -> M:
     """The mechanism with the least noise, up to 0.1 %, whose `rounds` sums spend at most epsilon at delta.
@@ -129,6 +132,7 @@ def calibrate(
     Args:
         sample_rate: at example level, of the secret Poisson sampling inside each client. At client level 1:
             the server knows who takes part.
+        beside: what else the whole run spends, e.g. `ClipCount.event(rounds)`; composed with the sums.
 
     Raises:
         PrivacyError: a target out of range or out of reach with these bits.
@@ -140,8 +144,12 @@ def calibrate(
 
     def within(noise_multiplier: float) -> bool:
         mechanism = design(kind, cohort, noise_multiplier, wrap=wrap, most_inflation=math.inf)
-        return epsilon_of([mechanism.event(rounds, sample_rate)], delta) <= epsilon
+        return epsilon_of([mechanism.event(rounds, sample_rate), *beside], delta) <= epsilon
 
+    if beside and epsilon_of(beside, delta) >= epsilon:
+        raise PrivacyError(
+            f"what is released beside the sums spends all of epsilon={epsilon:g}; add noise there"
+        )
     enough = 1.0
     while not within(enough):
         enough *= 2

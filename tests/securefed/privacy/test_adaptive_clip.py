@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from securefed.errors import PrivacyError
 from securefed.privacy.accounting import epsilon_of
 from securefed.privacy.adaptive_clip import AdaptiveClip, ClipCount, clip_count, is_below, split_noise
+from securefed.privacy.design import Cohort, calibrate
 from securefed.privacy.distributed import DistributedSkellam, centred
 from securefed.privacy.events import SampledGaussian
 from tests.entropy import SeededEntropy
@@ -142,3 +143,17 @@ def test_rules_out_of_range_are_refused(options: dict[str, float]) -> None:
         AdaptiveClip(**options)
     with pytest.raises(PrivacyError):
         AdaptiveClip().step(1.0, math.nan)
+
+
+def test_calibration_leaves_room_for_the_bit() -> None:
+    cohort = Cohort(dimension=500, clip=1.0, clients=40, min_survivors=30, bits=20)
+    bit = clip_count(8.0, clients=40, min_survivors=30, bits=20).event(20)
+    mechanism = calibrate(DistributedSkellam, cohort, epsilon=3.0, delta=1e-5, rounds=20, beside=[bit])
+    assert 0.99 * 3 < epsilon_of([mechanism.event(20), bit], 1e-5) <= 3
+    alone = calibrate(DistributedSkellam, cohort, epsilon=3.0, delta=1e-5, rounds=20)
+    assert mechanism.noise_multiplier > 1.05 * alone.noise_multiplier
+    # Nearly what the formula for Gaussian noise says.
+    assert mechanism.noise_multiplier == pytest.approx(split_noise(alone.noise_multiplier, 8.0), rel=0.02)
+    loud = clip_count(0.1, clients=40, min_survivors=30, bits=20).event(20)
+    with pytest.raises(PrivacyError, match="add noise there"):
+        calibrate(DistributedSkellam, cohort, epsilon=3.0, delta=1e-5, rounds=20, beside=[loud])

@@ -106,7 +106,7 @@ def divergence(p: np.ndarray, q: np.ndarray, order: float) -> float:
 
 
 @pytest.mark.parametrize(("mean", "shape"), COUNTS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2**31))
 def test_the_exact_divergence_of_small_searches_is_below_the_bound(
     mean: float, shape: float, seed: int
