@@ -42,7 +42,7 @@ def rounded_norm_squared(levels: float, dimension: int, beta: float = BETA) -> i
         raise PrivacyError(f"levels must lie in (0, 2^30], got {levels!r}; change bits or the clipping norm")
     root = math.sqrt(dimension)
     likely = levels**2 + dimension / 4 + math.sqrt(2 * math.log(1 / beta)) * (levels + root / 2)
-    return math.floor(min(likely, (levels + root) ** 2))
+    return max(1, math.floor(min(likely, (levels + root) ** 2)))  # 0 would be no vector, and no noise
 
 
 def l1_bound(norm_squared: int, dimension: int) -> float:

@@ -47,7 +47,7 @@ def _exponent(family: Family, signal: float, noise: float, room: float) -> float
     if family == "gaussian":
         return room * room / (2 * (signal + noise))
     low, high = 0.0, room / (signal + noise)  # sinh t >= t, so the slope is negative from here on
-    for _ in range(100):
+    for _ in range(60):
         middle = (low + high) / 2
         if signal * middle + noise * math.sinh(min(middle, 700.0)) < room:
             low = middle

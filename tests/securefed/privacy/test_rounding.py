@@ -58,6 +58,7 @@ def test_the_bound_is_the_formula_with_floors() -> None:
     assert rounded_norm_squared(10.0, 1) == math.floor(
         min(100 + 0.25 + 1.0 * (10 + 0.5), 11.0**2)  # sqrt(2 log(1/beta)) = 1 for beta = e^-1/2
     )
+    assert rounded_norm_squared(0.01, 1) == 1  # never 0, to which no noise could be scaled
     assert rounded_norm_squared(0.5, 4) == math.floor(min(0.25 + 1 + 1.5, 2.5**2))
 
 
