@@ -8,10 +8,11 @@ import math
 import sqlite3
 from dataclasses import dataclass
 
-from securefed.privacy.events import Accountant, NonPrivate, Relation, SampledGaussian, Unit
+from securefed.privacy.events import Accountant, Unit, covers
 from securefed.privacy.exposure import exposures, site_cases, worst
 from securefed.privacy.records import RunRow, find_runs, find_shards
 from securefed.privacy.site import Exposure
+from securefed.privacy.words import DISTRIBUTED, describe, is_distributed, relation_of
 from securefed.types import SERVER
 
 _ADVERSARY: dict[Unit, str] = {
@@ -111,11 +112,11 @@ def make_statement(
         run=row.run,
         dataset=row.dataset,
         unit=row.unit,
-        relation=Relation.ZERO_OUT.value,
+        relation=relation_of(worst_off),
         epsilon=spent.epsilon,
         delta=delta,
         accountant=spent.accountant,
-        adversary=_OWN_NOISE if row.unit == "client" and local else _ADVERSARY[row.unit],
+        adversary=_adversary(row, bool(local), worst_off),
         holds_for=_holds_for(row, clients),
         clients=clients,
         disjoint=row.disjoint,
@@ -125,7 +126,13 @@ def make_statement(
         unfinished=unfinished,
         site_epsilon=worst(site_cases(connection, row.dataset, row.unit), delta, accountant).epsilon,
         site_runs=len(find_runs(connection, row.dataset, row.unit)),
-        caveats=_caveats(row, delta, accountant, spent.accountant, [key.records for key in shards.values()]),
+        caveats=_caveats(
+            row,
+            delta,
+            accountant or ("pld" if covers("pld", worst_off) else "rdp"),
+            spent.accountant,
+            [key.records for key in shards.values()],
+        ),
         not_covered=(*_other_unit(connection, row), *_overlap(row), *_NOT_COVERED),
     )
 
@@ -153,24 +160,21 @@ def _overlap(row: RunRow) -> tuple[str, ...]:
 
 
 def _mechanism(exposure: Exposure) -> str:
-    words = []
-    for event in exposure:
-        if isinstance(event, SampledGaussian):
-            words.append(
-                f"{event.steps} Gaussian steps, noise multiplier {event.noise_multiplier:.4g}, "
-                f"sample rate {event.sample_rate:.4g}"
-            )
-        elif isinstance(event, NonPrivate):
-            words.append("a release without noise")
-    return "; ".join(words) or "nothing released yet"
+    return "; ".join(describe(event) for event in exposure) or "nothing released yet"
+
+
+def _adversary(row: RunRow, local: bool, exposure: Exposure) -> str:
+    if is_distributed(exposure):
+        return DISTRIBUTED
+    return _OWN_NOISE if row.unit == "client" and local else _ADVERSARY[row.unit]
 
 
 def _caveats(
-    row: RunRow, delta: float, asked: Accountant | None, used: Accountant, records: list[int]
+    row: RunRow, delta: float, asked: Accountant, used: Accountant, records: list[int]
 ) -> tuple[str, ...]:
     caveats = []
-    if used != (asked or used) or (asked is None and used != "pld"):
-        caveats.append(f"the accountant {asked or 'pld'} failed here; {used} gives a cruder upper bound")
+    if used != asked:
+        caveats.append(f"the accountant {asked} failed here; {used} gives a cruder upper bound")
     population = min((n for n in records if n > 0), default=0) if row.unit == "example" else len(records)
     if population and delta >= 1 / population:
         caveats.append(
