@@ -69,7 +69,7 @@ def test_the_statement_says_against_whom_and_about_which_neighbours(ledger: Ledg
     assert statement.accountant == "rdp"
     assert "server included" in statement.adversary
     assert "no more clients than assumed" in statement.adversary
-    assert statement.relation == "replace one's contribution by zero"
+    assert statement.relation.startswith("replace one's contribution by zero")
     assert "Skellam" in statement.mechanism
     assert "no amplification" in statement.mechanism
     assert not any("failed" in caveat for caveat in statement.caveats)
@@ -77,12 +77,11 @@ def test_the_statement_says_against_whom_and_about_which_neighbours(ledger: Ledg
     assert statement.steps_reserved == 1
 
 
-def test_a_mixture_names_both_relations_and_asking_for_pld_is_refused(ledger: Ledger) -> None:
+def test_a_mixture_names_its_relation_once_and_asking_for_pld_is_refused(ledger: Ledger) -> None:
     ledger.reserve(run="run", client=SERVER, round=0, event=mechanism().event())
     ledger.reserve(run="run", client=SERVER, round=1, event=SampledGaussian(5.0, 1.0, 1))
     statement = ledger.statement(DELTA, "run")
-    assert "by zero" in statement.relation
-    assert "add or remove one" in statement.relation
+    assert statement.relation.count("by zero") == 1
     with pytest.raises(PrivacyError, match="pld is not valid for skellam-sum"):
         ledger.epsilon(DELTA, unit="client", accountant="pld")
 
