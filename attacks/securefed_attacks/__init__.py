@@ -29,6 +29,9 @@ from securefed_attacks.fang import FangKrum as FangKrum
 from securefed_attacks.fang import FangTrimmedMean as FangTrimmedMean
 from securefed_attacks.min_max import MinMax as MinMax
 from securefed_attacks.min_max import MinSum as MinSum
+from securefed_attacks.poison import BadNets as BadNets
+from securefed_attacks.poison import LabelFlip as LabelFlip
+from securefed_attacks.poison import Poison as Poison
 from securefed_attacks.rop import ROP as ROP
 
 BYZANTINE: dict[str, type[Any]] = {
@@ -49,10 +52,15 @@ BYZANTINE: dict[str, type[Any]] = {
 }
 """Name -> attack on the aggregate: honest (h, d) -> (f, d)."""
 
+POISONS: dict[str, type[Any]] = {"label_flip": LabelFlip, "badnets": BadNets}
+"""Name -> change of a liar's own records before it trains."""
+
 __all__ = [
     "BYZANTINE",
-    *sorted(c.__name__ for c in BYZANTINE.values()),
+    "POISONS",
+    *sorted(c.__name__ for c in [*BYZANTINE.values(), *POISONS.values()]),
     "Byzantine",
     "Knowledge",
     "Line",
+    "Poison",
 ]
