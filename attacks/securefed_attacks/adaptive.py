@@ -91,13 +91,24 @@ class Optimal(Byzantine):
         self.attack.check(h, f)
 
     def craft(self, seen: Seen) -> torch.Tensor:
-        found = self.search(seen)
-        return self.attack.at(seen, self.attack.direction(seen), found.strength)
+        place = self._field(seen)
+        return self.attack.at(seen, place.direction, self._search(place).strength)
 
-    def search(self, seen: Seen) -> Found:
-        """The best strength for these honest rows."""
+    def search(self, honest: torch.Tensor, f: int, generator: torch.Generator | None = None) -> Found:
+        """The best strength against these honest rows (h, d), and what it does.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        self.check(len(honest), f)
+        return self._search(self._field(Seen(honest.detach(), f, generator=generator)))
+
+    def _field(self, seen: Seen) -> Field:
         seed = 0 if seen.generator is None else int(seen.draw(1) * 2**24)
-        place = Field(self.attack, seen, self.aggregator, self.goal, seed)
+        return Field(self.attack, seen, self.aggregator, self.goal, seed)
+
+    def _search(self, place: Field) -> Found:
+        seen = place.seen
         own = self.attack.strength(seen, place.direction)
         score, cheap = scorer(place, probe=math.sqrt(self.low * self.high))
         tried = Tried(score)

@@ -27,10 +27,13 @@ import torch
 from securefed.config import Component
 from securefed.registry import make_aggregator
 from securefed_attacks import BYZANTINE, BadNets
-from securefed_benchmarks.fashion import Net, data, gradients, local_updates, split, tensors
+from securefed_benchmarks.fashion import CLASSES, Net, data, gradients, local_updates, split, tensors, whole
 
 QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t at 97.5 % for so many seeds (n - 1 degrees of freedom)."""
+
+DIVERGED = 1e6
+"""A coordinate this large is no model any more; the run ends and is scored as chance."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,7 @@ def momentum_sgd(
     setting: Mapping[str, Any], rule: Any, attack: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
     """Worker momentum: each worker sends an average of its gradients; the liars see all of them."""
-    train, test = data()
-    (x, y), (test_x, test_y) = tensors(train), tensors(test)
+    (x, y), (test_x, test_y) = whole()
     n, f, beta = setting["n"], setting["f"], setting["momentum"]
     shards = split(y.numpy(), n - f, setting["alpha"], setting["floor"], seed)
     net, rng = Net(setting["hidden"]), np.random.default_rng(seed)
@@ -88,6 +90,8 @@ def momentum_sgd(
         momenta = beta * momenta + (1 - beta) * gradients(net, model, x[rows], y[rows])
         sent = momenta if lie is None else torch.cat([momenta, lie(momenta, f, generator)])
         model = model - setting["rate"] * rule(sent)
+        if not float(model.abs().max()) < DIVERGED:
+            return {"final": 1 / CLASSES, "best": max([1 / CLASSES, *scores]), "diverged": step}
         if step % setting["every"] == 0:
             scores.append(net.accuracy(model, test_x, test_y))
     return {"final": scores[-1], "best": max(scores)}
@@ -105,7 +109,7 @@ def backdoor(setting: Mapping[str, Any], rule: Any, attack: Mapping[str, Any], s
     honest, spoiled = (tuple(torch.stack(c) for c in zip(*parts, strict=True)) for parts in (clean, bad))
     triggered = poison.triggered(test, 10)
     assert triggered is not None
-    (test_x, test_y), (trigger_x, trigger_y) = tensors(test), tensors(triggered)
+    (test_x, test_y), (trigger_x, trigger_y) = whole()[1], tensors(triggered)
     net = Net(setting["hidden"])
     model, generator = net.first(seed), torch.Generator().manual_seed(seed)
     lie = None if attack["name"] == "none" else BYZANTINE[attack["name"]](**_options(attack))
