@@ -17,6 +17,8 @@ from securefed.types import Aggregator, Collected, Reveals, RoundContext, Vector
 if TYPE_CHECKING:
     import torch
 
+    from securefed.rows import Rows
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -33,14 +35,29 @@ class Mean:
     def needs(self) -> Reveals:
         return "sum"
 
-    def __call__(self, updates: torch.Tensor) -> torch.Tensor:
-        return updates.mean(0)
+    def __call__(self, updates: Rows) -> torch.Tensor:
+        """The mean of n rows, (d,).
 
-    def step(self, updates: torch.Tensor, context: RoundContext, state: Any) -> tuple[torch.Tensor, Any]:
+        Raises:
+            ValueError: no matrix of floats, ragged rows, or a row with a NaN or an infinity.
+        """
+        return self._weighted(updates, None)
+
+    def step(self, updates: Rows, context: RoundContext, state: Any) -> tuple[torch.Tensor, Any]:
+        return self._weighted(updates, context.weights), state
+
+    def _weighted(self, updates: Rows, public: tuple[float, ...] | None) -> torch.Tensor:
         import torch
 
-        weights = torch.tensor(context.weights, dtype=updates.dtype, device=updates.device)
-        return weights @ updates / weights.sum(), state
+        from securefed.rows import as_rows, bad_rows, combine
+
+        rows = as_rows(updates)
+        if bad := bad_rows(rows):
+            raise ValueError(
+                f"mean: row {bad[0]} of n={rows.n} holds a NaN or an infinity; refuse that client"
+            )
+        weights = torch.tensor(public or (1.0,) * rows.n, dtype=torch.float64)
+        return combine(weights / weights.sum(), rows)
 
 
 def round_generator(seed: int, round: int) -> torch.Generator:

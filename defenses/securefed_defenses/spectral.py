@@ -40,7 +40,8 @@ class CAF(GramRule):
 
     Tolerates f < n/2 without being told a bound on the honest covariance. Weights of clients are not read.
     Each step takes the main direction of the weighted covariance, and multiplies every row's weight by
-    one minus its squared part along it over the largest such part, until the weights sum to n - 2f.
+    one minus its squared part along it over the largest such part of a row still in, until the weights sum
+    to n - 2f: at most n steps, since each puts a row out.
 
     Source: Allouah, Guerraoui and Stephan, "Towards trustworthy federated learning with untrusted
     participants", ICML 2025; the direction is exact here, not iterated.
@@ -67,10 +68,10 @@ class CAF(GramRule):
             spread, parts = main_spread(gram, now)
             if spread < smallest:
                 best, smallest = now, spread
-            top = parts.max()
+            top = parts[left > 0].max()  # a row that is out already, far away, would stop all fading
             if top <= 0:
                 return best
-            left = left * (1 - parts / top)
+            left = left * (1 - parts / top).clamp_min(0)
             if left.sum() <= n - 2 * self.f or self.f == 0:
                 return best
 
@@ -79,7 +80,9 @@ class CAF(GramRule):
 class DnC(GramRule):
     """The mean of the rows with the smallest parts along the main direction of the spread.
 
-    Tolerates f < n/2, with at least filter x f rows taken away. Weights of clients are not read.
+    Tolerates f < n/2 liars that push one way, which is what lies that hide in the crowd must do to add up.
+    Liars far out in several directions at once are more than one pass can see: put `arc` or `nnm` before
+    it. Weights of clients are not read.
 
     Attributes:
         f: liars. filter: rows taken away per pass, as a multiple of f (the paper's c).
