@@ -57,12 +57,13 @@ class Byzantine(ABC):
     Attributes:
         name: in the registry. knowledge: what it must see. colluding: whether the liars act together, so
             that one of them alone could not do the same.
-        finite: False where it sends rows that no honest client could encode.
+        remembers: whether it uses the last aggregate. finite: False where it sends rows that no honest client could encode.
     """
 
     name: ClassVar[str]
     knowledge: ClassVar[Knowledge]
     colluding: ClassVar[bool] = True
+    remembers: ClassVar[bool] = False
     finite: ClassVar[bool] = True
 
     @abstractmethod

@@ -37,6 +37,7 @@ class ROP(Byzantine):
     length: float | None = None
     name: ClassVar[str] = "rop"
     knowledge: ClassVar[Knowledge] = "omniscient"
+    remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.angle <= 180:
