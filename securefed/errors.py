@@ -25,6 +25,10 @@ class ModelError(SecureFedError, ValueError):
     """A model that cannot be loaded, adapted or trained in the way asked."""
 
 
+class SuspiciousModelError(ModelError):
+    """A client refuses the global model: it looks made to extract data. Nothing was trained or spent."""
+
+
 class PrivacyError(SecureFedError):
     """Something that would void a privacy guarantee."""
 

@@ -111,7 +111,7 @@ def test_a_rule_that_draws_is_searched_with_the_same_coins_each_time() -> None:
 
 
 def test_any_function_of_the_rows_can_be_attacked() -> None:
-    found = Optimal(ALIE(), lambda rows: rows.median(0).values).search(honest(), F)  # type: ignore[arg-type]  # a plain function is enough
+    found = Optimal(ALIE(), lambda rows: rows.median(0).values).search(honest(), F)
     assert 0.01 <= found.strength <= 100
 
 
