@@ -18,6 +18,7 @@ from securefed.config import Config, check_against_shards, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.data import load_dataset, make_shards
 from securefed.data.records import Dataset, Examples, Shard
+from securefed.engine.liars import poisoned
 from securefed.errors import ConfigError
 from securefed.privacy.budget import Budget
 from securefed.privacy.calibration import calibrate_noise
@@ -69,6 +70,7 @@ def assemble(config: Config) -> Assembly:
     dataset = load_dataset(config.data, task=config.model.task)
     shards = tuple(make_shards(dataset, config.data))
     check_against_shards(config, [len(s.train) for s in shards])
+    shards = poisoned(config, dataset, shards)
     images = dataset.train.images
     if config.stop.patience > 0 and config.stop.metric == "f1" and len(dataset.classes) != 2:
         raise ConfigError(

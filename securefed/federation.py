@@ -46,6 +46,7 @@ from securefed.config import Config, load_config, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.engine.exchange import exchange
 from securefed.engine.inprocess import Engine, InProcess, Pool
+from securefed.engine.liars import Liars, describe
 from securefed.errors import BudgetExceeded, CheckpointError
 from securefed.evaluation import Evaluator
 from securefed.layout import Layout, vector_digest
@@ -121,8 +122,9 @@ def run(
         federation.check_budget()
         path.mkdir(parents=True)
         (path / "config.toml").write_text(to_toml(job), encoding="utf-8")
+        facts = {"run": run_id, "version": 1, "attack": describe(job, len(federation.assembly.shards))}
         # Last, when the ledger knows the run: a folder with a run.json is one that can be resumed.
-        (path / "run.json").write_text(json.dumps({"run": run_id, "version": 1}), encoding="utf-8")
+        (path / "run.json").write_text(json.dumps(facts), encoding="utf-8")
         return federation.play(None, trackers, stop_flag)
 
 
@@ -230,6 +232,7 @@ class Federation:
         self.identity = {"run": run_id, **assembly.identity}
         self.rule_state: Any = None
         self._saved = -math.inf
+        self.liars = Liars.of(config, len(assembly.shards))
 
     def _make_mechanism(self) -> ServerMechanism | None:
         if self.config.privacy.unit != "client":
@@ -293,7 +296,7 @@ class Federation:
     def _play(self, resumed: State | None, tracker: Tracker, stop_flag: StopFlag | None) -> Result:
         started = time.perf_counter()
         state = resumed or _first_state(self.assembly)
-        self.rule_state = unpack_state(state.rule)
+        self.rule_state = unpack_state(self.liars.unpack(state.rule))
         before = state.seconds
         resumed_at = None if resumed is None else state.round
         facts = run_info(
@@ -337,7 +340,7 @@ class Federation:
             vector=vector,
             moments=moments,
             local=local,
-            rule=pack_state(self.rule_state),
+            rule={**pack_state(self.rule_state), **self.liars.pack()},
             mib_up=state.mib_up + up,
             mib_down=state.mib_down + down,
         )
@@ -395,6 +398,7 @@ class Federation:
         refusals = {o.client: o.refusal for o in outcomes if o.refusal is not None}
         if self.mechanism is None and refusals and len(refusals) == len(chosen):
             raise BudgetExceeded(next(iter(refusals.values())))
+        outcomes = self.liars.lie(outcomes, state.round, shared.digest)
         collected = self._collect(state, shared, chosen, outcomes)
         collected = replace(collected, refused={**collected.refused, **refusals})
         if self.mechanism is not None and reservation is not None:
@@ -412,6 +416,7 @@ class Federation:
             space=self._adapter_space(state, shared),
         )
         vector, self.rule_state = aggregate(self.rule, collected, context, self.rule_state)
+        self.liars.remember(vector, shared.digest)
         return vector, collected, outcomes
 
     def _adapter_space(self, state: State, shared: Layout) -> AdapterSpace | None:

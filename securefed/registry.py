@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from securefed.config import Component
+from securefed.config import AttackConfig, Component
 from securefed.errors import ConfigError
 from securefed.types import Aggregator, Protection
 
@@ -34,11 +34,17 @@ PRE_AGGREGATORS: dict[str, str] = {}
 OUTER: dict[str, tuple[str, str]] = {
     "aggregator": ("securefed_defenses", "AGGREGATORS"),
     "pre_aggregator": ("securefed_defenses", "PRE_AGGREGATORS"),
+    "attack": ("securefed_attacks", "BYZANTINE"),
+    "poison": ("securefed_attacks", "POISONS"),
 }
 """Where a kind of component may also be found: package and the name of its dict."""
 
 
-TABLES: dict[str, dict[str, str]] = {"aggregator": AGGREGATORS, "pre_aggregator": PRE_AGGREGATORS}
+TABLES: dict[str, dict[str, str]] = {
+    "aggregator": AGGREGATORS,
+    "pre_aggregator": PRE_AGGREGATORS,
+    "attack": {},
+}
 """Kinds of components that may be parts of others."""
 
 
@@ -143,3 +149,23 @@ def make_aggregator(component: Component) -> Aggregator:
     """The aggregation rule a job names."""
     rule: Aggregator = make("aggregator", component, AGGREGATORS)
     return rule
+
+
+def make_attack(attack: AttackConfig, aggregator: Component) -> Any:
+    """The attack on the aggregate that a job names; None where it names none.
+
+    An attack that is made against a rule gets the job's own where its options name no other.
+    """
+    if not attack.name:
+        return None
+    options = dict(attack.options)
+    parts: Mapping[str, str] = getattr(find_class("attack", attack.name, {}), "parts", {})
+    for key, kind in parts.items():
+        if kind == "aggregator":
+            options.setdefault(key, {"name": aggregator.name, **aggregator.options})
+    return make("attack", Component(attack.name, options), {})
+
+
+def make_poison(attack: AttackConfig) -> Any:
+    """The change of a liar's records that a job names; None where it names none."""
+    return None if attack.poison is None else make("poison", attack.poison, {})

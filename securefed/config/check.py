@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from securefed.config.attack import check_attack
 from securefed.config.schema import Config
 from securefed.errors import ConfigError
 
@@ -29,6 +30,7 @@ def check(config: Config) -> None:
     _check_privacy(config)
     _check_adapter(config)
     _check_pairs(config)
+    check_attack(config)
 
 
 def _check_ranges(c: Config) -> None:
