@@ -168,6 +168,25 @@ class PerRun(Protocol):
         ...
 
 
+@runtime_checkable
+class CohortBound(Protocol):
+    """A protection that cannot carry every cohort; the config asks before anything is read."""
+
+    def check_cohort(self, n: int, largest_weight: float | None) -> None:
+        """Raises ProtocolError where n clients, or a weight (None: 1 or public), do not fit."""
+        ...
+
+
+@runtime_checkable
+class Describable(Protocol):
+    """A protection that has more to say in a report than what it reveals."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Heading -> sentence: what it assumes, what it does not hide, how exact it is."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RoundContext:
     """What a robust rule may read beside the updates.

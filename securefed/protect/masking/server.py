@@ -89,7 +89,9 @@ class MaskingServer:
         """
         p = self.parameters
         if self.ended is not None:
-            raise ProtocolError(f"masking: round {p.base.round} has ended in {self.ended.value}; too late, client {sender}")
+            raise ProtocolError(
+                f"masking: round {p.base.round} has ended in {self.ended.value}; too late, client {sender}"
+            )
         if sender not in p.base.clients:
             return Output()  # a stranger's bytes change nothing
         try:
@@ -123,7 +125,11 @@ class MaskingServer:
             late = "late: this step is over" if step < self.step else "too early"
             raise ProtocolError(f"masking: a message of step {step.name.lower()} came {late}")
         if sender not in self._expected:
-            again = "duplicate submission; the first was kept" if sender in self._answered else "this client has dropped"
+            again = (
+                "duplicate submission; the first was kept"
+                if sender in self._answered
+                else "this client has dropped"
+            )
             raise ProtocolError(f"masking: {step.name.lower()}: {again}")
         if Step.ADVERTISE < step < Step.LEAVE and not envelope.tag_holds(self._tags(sender)[step]):
             raise ProtocolError(f"masking: {step.name.lower()}: garbled or forged, the tag does not hold")
@@ -172,7 +178,9 @@ class MaskingServer:
         words = p.base.size + p.tail
         expected = packed_size(words, p.bits)
         if len(envelope.attachment) != expected:
-            raise ProtocolError(f"masking: mask: a masked vector has {expected} bytes, found {len(envelope.attachment)}")
+            raise ProtocolError(
+                f"masking: mask: a masked vector has {expected} bytes, found {len(envelope.attachment)}"
+            )
         np.add(self._acc, unpack(envelope.attachment, words, p.bits), out=self._acc)
         self._digests[sender], self._statements[sender] = body[DIGEST:], envelope.signature
 
@@ -237,9 +245,7 @@ class MaskingServer:
         return self._broadcast(
             body,
             {
-                k: tuple(
-                    dealings[j].dealt[k] for j in self._topology.holders(k) if j != k and j in dealings
-                )
+                k: tuple(dealings[j].dealt[k] for j in self._topology.holders(k) if j != k and j in dealings)
                 for k in sharers
             },
         )
@@ -277,5 +283,3 @@ class MaskingServer:
             clipped_share=clipped_share,
         )
         return Output(result=result)
-
-
