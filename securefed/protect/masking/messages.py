@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -225,7 +226,7 @@ def decode_ids(
     if count > MAX_CLIENTS or len(view) != 4 + count * (4 + width):
         raise ProtocolError(f"masking: a list of {count} entries has the wrong length {len(view)}")
     ids: tuple[int, ...] = struct.unpack_from(f"<{count}I", view, 4)
-    if any(a >= b for a, b in zip(ids, ids[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(ids)):
         raise ProtocolError("masking: a list of clients is not ascending without repetition")
     at = 4 + 4 * count
     return ids, [view[at + i * width : at + (i + 1) * width] for i in range(count if width else 0)]

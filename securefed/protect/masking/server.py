@@ -25,7 +25,6 @@ from securefed.protect.masking.messages import (
     Dealing,
     Envelope,
     Header,
-    Kind,
     Quorum,
     Step,
     chain,
@@ -79,7 +78,7 @@ class MaskingServer:
         p.validate()
         self._expected: set[int] = set(p.base.clients)
         self._acc: Words = np.zeros(p.base.size + p.tail, np.uint32)
-        return self._broadcast(p.encode(), {k: () for k in p.base.clients})
+        return self._broadcast(p.encode(), dict.fromkeys(p.base.clients, ()))
 
     def receive(self, sender: int, payload: bytes) -> Output:
         """Takes one message; a bad one changes nothing and its sender is listed with the reason.
@@ -257,7 +256,7 @@ class MaskingServer:
         body = encode_ids(survivors, [self._digests[k] for k in survivors])
         self._transcript = chain(self._transcript, body)
         self.step = Step.AGREE
-        return self._broadcast(body, {k: () for k in survivors})
+        return self._broadcast(body, dict.fromkeys(survivors, ()))
 
     def _show_quorum(self) -> Output:
         p = self.parameters
@@ -265,7 +264,7 @@ class MaskingServer:
         signed = {k: self._signed[k] for k in sorted(self._signed)}
         stated = {k: self._statements[k] for k in sorted(self._statements) if k not in signed}
         self.step = Step.UNMASK
-        return self._broadcast(Quorum(signed, stated).encode(), {k: () for k in signed})
+        return self._broadcast(Quorum(signed, stated).encode(), dict.fromkeys(signed, ()))
 
     def _finish(self) -> Output:
         """Takes the masks off and decodes; the one place where the server learns something."""

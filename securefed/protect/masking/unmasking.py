@@ -61,7 +61,7 @@ class Opened:
                 the holder is to blame, since it checked the commitment when it took the share.
         """
         seen: set[int] = set()
-        for owner, kind, share in opened:
+        for owner, kind, _ in opened:
             if owner in seen or owner not in self.dealings or holder not in self.places(owner):
                 raise ProtocolError(f"masking: unmask: it holds no share of client {owner}, or sent it twice")
             if kind is not self.kind(owner):

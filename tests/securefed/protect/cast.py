@@ -15,7 +15,7 @@ from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.layout import vector_digest
 from securefed.protect.masking import Masking, MaskingClient, MaskingParameters, MaskingServer, OpenMasking
 from securefed.protect.masking.messages import Envelope, Header, Step, open_envelope, seal_envelope
-from securefed.types import SERVER, Collected, Message, Output, RoundParameters, Update
+from securefed.types import SERVER, Collected, Output, RoundParameters, Update
 
 D = 8
 LEVELS = 1 << 20
@@ -29,7 +29,9 @@ SPARSE = Masking(
 
 def base(n: int, round: int = 3, run: str = "run", model: float = 0.0, d: int = D) -> RoundParameters:
     digest = vector_digest(np.full(d, model, np.float32))
-    return RoundParameters(run, round, tuple(range(n)), d, vector_digest(np.ones(d, np.float32)), digest, (1.0,) * n)
+    return RoundParameters(
+        run, round, tuple(range(n)), d, vector_digest(np.ones(d, np.float32)), digest, (1.0,) * n
+    )
 
 
 def update(client: int, round: int = 3, d: int = D) -> Update:

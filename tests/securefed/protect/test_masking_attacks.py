@@ -20,7 +20,7 @@ from securefed.protect.masking.messages import Kind, Step, decode_opened
 from securefed.protect.masking.playing import Playing
 from securefed.protect.masking.topology import points
 from securefed.types import Update
-from tests.securefed.protect.cast import D, LEVELS, Play, by_receiver, parse, update
+from tests.securefed.protect.cast import LEVELS, D, Play, by_receiver, parse, update
 
 VICTIM = 1
 
@@ -43,7 +43,11 @@ def opened_secret(play: Play, owner: int, kind: Kind) -> bytes | None:
         for who, what, share in decode_opened(parse(payload, True).body)
         if who == owner and what is kind
     }
-    return combine(dict(list(shares.items())[: play.p.threshold]), play.p.threshold) if len(shares) >= play.p.threshold else None
+    return (
+        combine(dict(list(shares.items())[: play.p.threshold]), play.p.threshold)
+        if len(shares) >= play.p.threshold
+        else None
+    )
 
 
 def pairwise(play: Play, seed: bytes) -> list[tuple[bytes, int]]:
@@ -54,7 +58,7 @@ def pairwise(play: Play, seed: bytes) -> list[tuple[bytes, int]]:
         if j != VICTIM and j in play.server._dealings:
             low, high = sorted(((VICTIM, pair.public), (j, adverts[j].mask)))
             key = pair_key(pair.exchange(adverts[j].mask), play.p.context, low, high)
-            keys.append((key, -1 if VICTIM < j else 1))
+            keys.append((key, -1 if j > VICTIM else 1))
     return keys
 
 
@@ -163,14 +167,14 @@ def ask_twice(client_type: type[MaskingClient]) -> bool:
     from securefed.protect.masking.messages import Quorum, encode_ids
 
     listed = play.server._broadcast(
-        encode_ids(survivors, [play.server._digests[k] for k in survivors]), {k: () for k in survivors}
+        encode_ids(survivors, [play.server._digests[k] for k in survivors]), dict.fromkeys(survivors, ())
     )
     signatures = {}
     try:
         for k, payload in by_receiver(listed).items():
             signatures[k] = parse(play.clients[k].receive(payload).send[0].payload, True).signature
         play.server.step = Step.UNMASK
-        asked = play.server._broadcast(Quorum(signatures, {}).encode(), {k: () for k in survivors})
+        asked = play.server._broadcast(Quorum(signatures, {}).encode(), dict.fromkeys(survivors, ()))
         for k, payload in by_receiver(asked).items():
             play.said[Step.UNMASK, k] = play.clients[k].receive(payload).send[0].payload
     except (ProtocolError, IndexError):

@@ -66,7 +66,10 @@ def test_what_a_client_did_not_sign_or_cut_or_stretched_is_refused_and_the_hones
         (play.lie(said, LIAR, header=lambda h: replace(h, sender=1)), "another sender"),
         (play.lie(said, LIAR, header=lambda h: replace(h, round=9)), "another round"),
         (play.lie(said, LIAR, header=lambda h: replace(h, model=bytes(32))), "another global model"),
-        (play.lie(said, LIAR, header=lambda h: replace(h, parameters=bytes(32))), "another set of round parameters"),
+        (
+            play.lie(said, LIAR, header=lambda h: replace(h, parameters=bytes(32))),
+            "another set of round parameters",
+        ),
     ):
         assert play.server.receive(LIAR, bad).result is None
         assert re.search(why, play.server._refused[LIAR]), play.server._refused
@@ -126,7 +129,9 @@ def test_a_mask_key_of_low_order_is_blamed_on_its_owner() -> None:
     for k in (0, 1, 3, 4, 5):
         play.answer(k, cohort[k])
     play.clients[LIAR]._play._advert = play.server._adverts[LIAR].digest  # type: ignore[union-attr]  # it knows its lie
-    messages = by_receiver(play.server.receive(LIAR, play.clients[LIAR].receive(cohort[LIAR]).send[0].payload))
+    messages = by_receiver(
+        play.server.receive(LIAR, play.clients[LIAR].receive(cohort[LIAR]).send[0].payload)
+    )
     assert play.abort_of(0, messages[0]).startswith(f"client {LIAR}: ")
 
 
@@ -176,7 +181,10 @@ def test_a_dealt_share_unlike_its_commitment_is_blamed_on_the_dealer(kind: Kind)
     said = honest_but(play, play.up_to(Step.SHARE))
     bad = redeal(play, said, 0, {kind: bytes(SHARE)}, recommit=False)
     shown = by_receiver(play.server.receive(LIAR, play.lie(said, LIAR, body=bad.encode())))
-    assert play.abort_of(0, shown[0]) == f"client {LIAR}: a share it dealt to client 0 does not fit its commitment"
+    assert (
+        play.abort_of(0, shown[0])
+        == f"client {LIAR}: a share it dealt to client 0 does not fit its commitment"
+    )
     for k in (1, 3, 4, 5):
         assert play.clients[k].receive(shown[k]).abort is None
 
@@ -184,7 +192,7 @@ def test_a_dealt_share_unlike_its_commitment_is_blamed_on_the_dealer(kind: Kind)
 def deal_badly(play: Play) -> dict[int, bytes]:
     """The liar deals client 0 a share of nothing, with a commitment that fits it."""
     said = honest_but(play, play.up_to(Step.SHARE))
-    junk = {kind: b"\0" * (SHARE - 1) + b"\5" for kind in Kind}
+    junk = dict.fromkeys(Kind, b"\x00" * (SHARE - 1) + b"\x05")
     bad = redeal(play, said, 0, junk, recommit=True)
     return by_receiver(play.server.receive(LIAR, play.lie(said, LIAR, body=bad.encode())))
 
@@ -237,7 +245,8 @@ def test_a_holder_that_opens_wrongly_is_named_and_the_sum_is_exact_without_it(li
             play.answer(k, shown[k])
     outcome = play.server.advance().result
     assert_exact(outcome, tuple(range(6)))
-    assert outcome is not None and LIAR in outcome.refused
+    assert outcome is not None
+    assert LIAR in outcome.refused
 
 
 def test_a_signature_on_another_digest_does_not_count() -> None:
@@ -292,5 +301,7 @@ def test_a_client_speaks_of_itself_without_its_secrets() -> None:
     client = play.clients[0]
     text = repr(client) + repr(client._play) + repr(play.server) + repr(play.parties)
     assert repr(bytes(client._play._held[1][Kind.SELF])) not in text  # type: ignore[union-attr]
-    assert "secret" in repr(KeyPair.from_seed(bytes(32))).lower() or "KeyPair" in repr(KeyPair.from_seed(bytes(32)))
+    assert "secret" in repr(KeyPair.from_seed(bytes(32))).lower() or "KeyPair" in repr(
+        KeyPair.from_seed(bytes(32))
+    )
     assert len(text) < 3000

@@ -39,7 +39,11 @@ def assert_exact_or_named(transcript: Any) -> None:
     assert transcript.result.weight == len(transcript.result.survivors)
 
 
-FLOOR = max(CONFIG.parameters(base(N)).threshold, CONFIG.parameters(base(N)).quorum, CONFIG.parameters(base(N)).min_survivors)
+FLOOR = max(
+    CONFIG.parameters(base(N)).threshold,
+    CONFIG.parameters(base(N)).quorum,
+    CONFIG.parameters(base(N)).min_survivors,
+)
 drops = st.dictionaries(st.integers(0, N - 1), st.integers(0, STEPS - 1), max_size=N - FLOOR)
 
 
@@ -95,8 +99,13 @@ def test_every_width_of_the_ring_is_exact_on_its_grid(bits: int) -> None:
     n = 5
     config = Masking(value_range=1.0, bits=bits, levels=1 << (bits - 5))
     rng = np.random.default_rng(bits)
-    updates = {k: replace(update(k), vector=(rng.integers(-(2**11), 2**11, D) / 2**11).astype(np.float32)) for k in range(n)}
-    transcript = exchange_with_faults(config, base(n), updates, SystemEntropy(), Schedule(vanish={1: 2, 2: 3}))
+    updates = {
+        k: replace(update(k), vector=(rng.integers(-(2**11), 2**11, D) / 2**11).astype(np.float32))
+        for k in range(n)
+    }
+    transcript = exchange_with_faults(
+        config, base(n), updates, SystemEntropy(), Schedule(vanish={1: 2, 2: 3})
+    )
     assert transcript.result is not None, transcript.abort
     expected = np.sum([updates[k].vector.astype(np.float64) for k in (0, 2, 3, 4)], axis=0)
     np.testing.assert_array_equal(transcript.result.total, expected)

@@ -23,7 +23,17 @@ from securefed.protect.masking.messages import (
     encode_ids,
 )
 from securefed.types import SERVER
-from tests.securefed.protect.cast import CONFIG, SPARSE, Play, base, by_receiver, exact_sum, flip, parse, reworded
+from tests.securefed.protect.cast import (
+    CONFIG,
+    SPARSE,
+    Play,
+    base,
+    by_receiver,
+    exact_sum,
+    flip,
+    parse,
+    reworded,
+)
 
 LOW_ORDER = bytes(32)
 """The point of order four at u = 0 (RFC 7748, section 6.1, warns of the all-zero output)."""
@@ -224,11 +234,17 @@ def test_swapped_commitments_are_noticed_because_they_are_sealed_in() -> None:
     play = Play()
     shown = play.up_to(Step.MASK)
     altered = flip(bytes(parse(shown[0]).attachment), 3)
-    assert "client 1: its sealed shares for client 0 do not open" in play.abort_of(0, play.lie(shown[0], attachment=altered))
+    assert "client 1: its sealed shares for client 0 do not open" in play.abort_of(
+        0, play.lie(shown[0], attachment=altered)
+    )
 
 
 def test_a_list_of_sharers_without_the_client_or_with_a_stranger_is_noticed() -> None:
-    for ids, said in (((1, 2, 3, 4, 5), "leaves out"), ((0, 1, 2, 3, 4, 5, 9), "never advertised"), ((0, 1), "min_survivors")):
+    for ids, said in (
+        ((1, 2, 3, 4, 5), "leaves out"),
+        ((0, 1, 2, 3, 4, 5, 9), "never advertised"),
+        ((0, 1), "min_survivors"),
+    ):
         play = Play()
         shown = play.up_to(Step.MASK)
         assert said in play.abort_of(0, play.lie(shown[0], body=encode_ids(ids)))
@@ -240,7 +256,9 @@ def test_too_few_holders_of_the_clients_own_shares_are_noticed() -> None:
     holders = play.server._topology.holders(0)
     near = [j for j in holders if j != 0]
     rest = tuple(k for k in range(12) if k not in near[:3])
-    assert "holders of this client's shares are left" in play.abort_of(0, play.lie(shown[0], body=encode_ids(rest)))
+    assert "holders of this client's shares are left" in play.abort_of(
+        0, play.lie(shown[0], body=encode_ids(rest))
+    )
 
 
 # -------------------------------------------------------------------------------------- its survivors
@@ -256,7 +274,10 @@ def test_two_different_survivor_lists_to_one_client_are_noticed() -> None:
     play = Play()
     shown = play.up_to(Step.AGREE)
     play.answer(0, shown[0])
-    assert play.abort_of(0, survivors_without(play, shown[0], 5)) == "server: it signed two different messages of step agree"
+    assert (
+        play.abort_of(0, survivors_without(play, shown[0], 5))
+        == "server: it signed two different messages of step agree"
+    )
 
 
 def test_different_survivor_lists_to_different_clients_open_nothing() -> None:
@@ -264,11 +285,13 @@ def test_different_survivor_lists_to_different_clients_open_nothing() -> None:
     play = Play()
     shown = play.up_to(Step.AGREE)
     lied = {k: survivors_without(play, shown[k], 5) if k < 3 else shown[k] for k in range(6)}
-    signatures = {k: parse(play.clients[k].receive(m).send[0].payload, True).signature for k, m in lied.items()}
+    signatures = {
+        k: parse(play.clients[k].receive(m).send[0].payload, True).signature for k, m in lied.items()
+    }
     del signatures[5]
     play.server._signed, play.server.step = signatures, Step.UNMASK
     body = Quorum(signatures, {}).encode()
-    quorum = by_receiver(play.server._broadcast(body, {k: () for k in range(5)}))
+    quorum = by_receiver(play.server._broadcast(body, dict.fromkeys(range(5), ())))
     for k in range(5):
         reason = play.abort_of(k, quorum[k])
         assert reason.startswith("server: the signature it shows of client")
@@ -283,7 +306,9 @@ def test_asking_for_both_shares_of_one_peer_gets_one() -> None:
     opened = decode_opened(parse(said, True).body)
     assert [(owner, kind) for owner, kind, _ in opened] == [(k, Kind.SELF) for k in range(6)]
     with pytest.raises(ProtocolError, match="has ended"):
-        play.clients[0].receive(survivors_without(play, play.lie(shown[0], body=agree_body(play), header=at(Step.AGREE)), 5))
+        play.clients[0].receive(
+            survivors_without(play, play.lie(shown[0], body=agree_body(play), header=at(Step.AGREE)), 5)
+        )
     assert play.clients[0].receive(shown[0]).send == ()
 
 
@@ -320,9 +345,10 @@ def test_a_masked_step_closed_before_the_client_spoke_is_noticed() -> None:
     late._play, late._awaited, late._heard = play.clients[0]._play, Step.AGREE, {}
     assert shown
     body = encode_ids(range(6), [bytes(32)] * 6)
-    assert "before this client had sent its vector" in late.receive(
-        play.lie(shown[0], body=body, header=at(Step.AGREE))
-    ).abort  # type: ignore[operator]  # an abort, or the test fails here
+    assert (
+        "before this client had sent its vector"
+        in late.receive(play.lie(shown[0], body=body, header=at(Step.AGREE))).abort
+    )  # type: ignore[operator]  # an abort, or the test fails here
 
 
 # ------------------------------------------------------------------------------------------ its quorum
@@ -407,14 +433,18 @@ def test_a_client_whose_neighbours_are_all_declared_dead_is_not_unmasked() -> No
     shown = by_receiver(replay_survivors(play))
     for k in shown:
         play.answer(k, shown[k])
-    quorum = by_receiver(play.server.advance()) if play.server.step is Step.AGREE else by_receiver(play.server._show_quorum())
+    quorum = (
+        by_receiver(play.server.advance())
+        if play.server.step is Step.AGREE
+        else by_receiver(play.server._show_quorum())
+    )
     holder = next(j for j in play.server._topology.holders(victim) if j not in near and j != victim)
     assert f"it isolates client {victim}" in play.abort_of(holder, quorum[holder])
 
 
 def replay_survivors(play: Play):  # type: ignore[no-untyped-def]  # the server's last word, said again
     body = agree_body(play)
-    return play.server._broadcast(body, {k: () for k in sorted(play.server._digests)})
+    return play.server._broadcast(body, dict.fromkeys(sorted(play.server._digests), ()))
 
 
 # ------------------------------------------------------------------------------------ replays, garbage
@@ -460,7 +490,11 @@ def test_bytes_the_server_did_not_sign_change_nothing(step: Step) -> None:
 
 def test_a_step_out_of_order_changes_nothing() -> None:
     play = Play()
-    later = Play(parties=replace(play.parties, parties={k: replace(p, _rounds={}) for k, p in play.parties.parties.items()}))
+    later = Play(
+        parties=replace(
+            play.parties, parties={k: replace(p, _rounds={}) for k, p in play.parties.parties.items()}
+        )
+    )
     shown = later.up_to(Step.SHARE)
     with pytest.raises(ProtocolError, match="waits for advertise, found share"):
         play.clients[0].receive(shown[0])
