@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from securefed.privacy.ledger import Ledger as Ledger
     from securefed.types import Update as Update
     from securefed.types import View as View
+    from securefed.wrapping.private import Private as Private
+    from securefed.wrapping.private import make_private as make_private
 
 __version__ = "0.1.0"
 
@@ -46,6 +48,7 @@ __all__ = [
     "Ledger",
     "ModelError",
     "PrivacyError",
+    "Private",
     "ProtocolError",
     "Result",
     "SecureFedError",
@@ -54,6 +57,7 @@ __all__ = [
     "View",
     "__version__",
     "load_config",
+    "make_private",
     "resume",
     "run",
 ]
@@ -62,10 +66,12 @@ _HOME = {
     "Config": "securefed.config",
     "Layout": "securefed.layout",
     "Ledger": "securefed.privacy.ledger",
+    "Private": "securefed.wrapping.private",
     "Result": "securefed.federation",
     "Update": "securefed.types",
     "View": "securefed.types",
     "load_config": "securefed.config",
+    "make_private": "securefed.wrapping.private",
     "resume": "securefed.federation",
     "run": "securefed.federation",
 }

@@ -25,6 +25,7 @@ STEPS = (
     {"training", "algorithms", "tracking"},
     {"assembly", "evaluation", "checkpoint", "chronicle", "engine"},
     {"federation"},
+    {"wrapping"},
     {"commands", "doctor", "cli", "__main__", "__init__"},
 )
 """Rooms of `securefed`, lowest first. A room imports lower steps; rooms of one step, one way only."""
