@@ -35,7 +35,7 @@ class StepOneCheck:
         self._alone: dict[str, torch.Tensor] = {}
         self._before: dict[str, torch.Tensor] = {}
         self._buffers = {n: b.detach().clone() for n, b in module.state_dict().items() if n not in parameters}
-        self._quiet: list[nn.Module] = []
+        self._rates: list[tuple[nn.Module, str, float]] = []
         self._call: tuple[Any, Any] | None = None
         self._answer: torch.Tensor | None = None
         self._dtypes: set[torch.dtype] = set()
@@ -49,19 +49,20 @@ class StepOneCheck:
 
     def arm(self) -> None:
         """Before the lone record: dropout rests, so that two passes of one record are comparable."""
-        if self._hook is None:
-            self._hook = self._module.register_forward_hook(self._see_call, with_kwargs=True)
-        self._quiet = [m for m in self._module.modules() if m.training and _drops(m)]
-        for part in self._quiet:
-            part.training = False
+        if self._hook is not None:
+            return
+        self._hook = self._module.register_forward_hook(self._see_call, with_kwargs=True)
+        self._rates = list(_dropout_rates(self._module))
+        for part, name, _ in self._rates:
+            setattr(part, name, 0.0)
 
     def disarm(self) -> None:
         """Gives dropout back and forgets the record."""
-        for part in self._quiet:
-            part.training = self._module.training
+        for part, name, rate in self._rates:
+            setattr(part, name, rate)
         if self._hook is not None:
             self._hook.remove()
-        self._quiet, self._hook, self._call, self._answer, self._alone = [], None, None, None, {}
+        self._rates, self._hook, self._call, self._answer, self._alone = [], None, None, None, {}
 
     # -------------------------------------------------------------------------------- gradients
 
@@ -72,11 +73,8 @@ class StepOneCheck:
             SelfCheckError: its per-sample gradient is not autograd's gradient.
         """
         alone = {n: _rows(p)[0].detach().clone() for n, p in self._parameters.items()}
-        if all(bool(torch.isfinite(g).all()) for g in alone.values()) and any(
-            bool(g.any()) for g in alone.values()
-        ):
-            for name, p in self._parameters.items():
-                compare(name, alone[name], _grad(p), self._bound())
+        if _finite(alone):
+            self._compare_with_autograd({n: g.double() for n, g in alone.items()})
             self._alone = alone
         self._answer = self._ask()
 
@@ -90,37 +88,41 @@ class StepOneCheck:
         if rows < 2 or not self._alone:
             return  # nothing to tell from this record; the next batch is asked again
         sums = {n: _rows(p).double().sum(0) for n, p in self._parameters.items()}
-        if all(bool(torch.isfinite(s).all()) for s in sums.values()):
-            for name, p in self._parameters.items():
-                try:
-                    compare(name, sums[name], _grad(p).double(), self._bound())
-                except SelfCheckError as error:
-                    raise SelfCheckError(
-                        f"{error}. If the loop changes gradients between backward and step (clip_grad_norm_, GradScaler), "
-                        "take that out: records are clipped one by one here, and bf16 needs no scaler"
-                    ) from None
-        self._see_reduction(rows)
-        self.gradients_done = True
+        if _finite(sums):
+            self._compare_with_autograd(sums)
+        self.gradients_done = self._see_reduction(rows)
 
-    def _see_reduction(self, rows: int) -> None:
+    def _compare_with_autograd(self, found: Mapping[str, torch.Tensor]) -> None:
+        for name, p in self._parameters.items():
+            try:
+                compare(name, found[name], _grad(p).double(), self._bound())
+            except SelfCheckError as error:
+                raise SelfCheckError(
+                    f"{error}. If the loop changes gradients between backward and step (clip_grad_norm_, GradScaler), "
+                    "take that out: records are clipped one by one here, and bf16 needs no scaler"
+                ) from None
+
+    def _see_reduction(self, rows: int) -> bool:
+        """Whether this record could tell; zero gradients, alone and in company, tell nothing."""
         here = {n: _rows(p)[0].double() for n, p in self._parameters.items()}
         dot = sum(float((here[n] * g.double()).sum()) for n, g in self._alone.items())
         square = sum(float(g.double().square().sum()) for g in self._alone.values())
-        if dot / square > rows**-0.5:  # a mean gives 1 / rows, a sum gives 1
+        if square == 0 and not any(bool(g.any()) for g in here.values()):
+            return False
+        if dot > square * rows**-0.5:  # a mean gives square / rows, a sum gives square
             raise PrivacyError(
                 f"the loss sums over the {rows} records of a batch instead of averaging them (a record alone and in the batch "
                 'weigh alike); use reduction="mean", so that a record\'s gradient is known whatever the batch'
             )
-        if any(part.training for part in self._quiet):
-            return  # the loop switched dropout on again: equal gradients cannot be expected
         for name, g in self._alone.items():
             try:
-                compare(name, here[name] * rows, g.double(), max(self._bound(), 2e-3))
+                compare(name, here[name] * rows, g.double(), self._bound())
             except SelfCheckError:
                 raise PrivacyError(
                     f"{name}: a record's gradient depends on the other records of its batch (class weights, a mean over all tokens, "
-                    "contrastive pairs?), so clipping it bounds nothing; average each record's own loss over the batch"
+                    "contrastive pairs, dropout at a fixed rate?), so clipping it bounds nothing; average each record's own loss over the batch"
                 ) from None
+        return True
 
     def _bound(self) -> float:
         dtypes = {getattr(p, GRAD_SAMPLE).dtype for p in self._parameters.values()}
@@ -204,12 +206,18 @@ def _grad(p: nn.Parameter) -> torch.Tensor:
     return torch.zeros_like(p) if p.grad is None else p.grad
 
 
-def _drops(module: nn.Module) -> bool:
-    """Whether the module drops values at random and trains nothing of its own (whose hooks need its mode)."""
-    if any(p.requires_grad for p in module.parameters(recurse=False)):
-        return False
-    facts = ((k, v) for k, v in vars(module).items() if "drop" in k or k == "p")
-    return any(isinstance(v, float) and 0 < v <= 1 for _, v in facts)
+def _finite(tensors: Mapping[str, torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in tensors.values())
+
+
+def _dropout_rates(module: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
+    """Module, attribute and rate of everything that drops values at random."""
+    for part in module.modules():
+        own = isinstance(part, nn.modules.dropout._DropoutNd)
+        for name, value in list(vars(part).items()):
+            named = name == "p" if own else "drop" in name
+            if named and isinstance(value, float) and 0 < value <= 1:
+                yield part, name, value
 
 
 def _floats(output: Any) -> Iterator[torch.Tensor]:

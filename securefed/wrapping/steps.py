@@ -138,8 +138,11 @@ class PrivateSteps:
                 "optimizer.step() without a batch of private.loader before it; its data was not Poisson sampled. "
                 "Iterate over private.loader, one step a batch"
             )
-        self._check_rows(piece.rows)
         self.released, self._piece = False, None
+        if piece.rows == 0:
+            self._answer_empty()
+            return
+        self._check_rows(piece.rows)
         if piece.probe:
             assert self.check is not None
             self.check.see_alone()
@@ -154,14 +157,17 @@ class PrivateSteps:
             self._release()
 
     def empty(self) -> None:
-        """A step over no record: noise alone is released, and it counts (Poisson batches may be empty)."""
-        self.account.before_step()
-        self.optimizer.clear()
+        """A step over no record that the loop does not see; schedules are told."""
+        self.hand_out(Piece(0))
+        self.after_backward()
+        for step in self.on_empty:
+            step()
+
+    def _answer_empty(self) -> None:
+        """Noise alone is released, and it counts: Poisson batches may be empty."""
         empty_step(self.parameters)
         self.optimizer.clip_and_accumulate()
         self._release()
-        for step in self.on_empty:
-            step()
 
     def _release(self) -> None:
         check = self.check if self.check is not None and not self.check.step_done else None
