@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from securefed.privacy.ledger import Ledger as Ledger
     from securefed.types import Update as Update
     from securefed.types import View as View
+    from securefed.wrapping.federate import federate as federate
     from securefed.wrapping.private import Private as Private
     from securefed.wrapping.private import make_private as make_private
 
@@ -56,6 +57,7 @@ __all__ = [
     "Update",
     "View",
     "__version__",
+    "federate",
     "load_config",
     "make_private",
     "resume",
@@ -70,6 +72,7 @@ _HOME = {
     "Result": "securefed.federation",
     "Update": "securefed.types",
     "View": "securefed.types",
+    "federate": "securefed.wrapping.federate",
     "load_config": "securefed.config",
     "make_private": "securefed.wrapping.private",
     "resume": "securefed.federation",

@@ -17,9 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-
-from securefed.aggregation import aggregate
 from securefed.algorithms.fedavg import FedAvg
 from securefed.algorithms.plan import RoundPlan, local_names
 from securefed.algorithms.server_optimizer import Moments
@@ -43,18 +40,18 @@ from securefed.chronicle import (
 )
 from securefed.config import Config, load_config, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
-from securefed.engine.exchange import exchange
 from securefed.engine.inprocess import Engine, InProcess, Pool
 from securefed.errors import BudgetExceeded, CheckpointError
 from securefed.evaluation import Evaluator
-from securefed.layout import Layout, vector_digest
+from securefed.layout import Layout
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
 from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
+from securefed.rounds import Rounds
 from securefed.tracking.tracker import Tracker
 from securefed.training.client import ClientJob, ClientOutcome
-from securefed.types import SERVER, Collected, RoundContext, RoundParameters, Vector
+from securefed.types import SERVER, Collected, Vector
 
 if TYPE_CHECKING:
     from securefed.privacy.view import RunView
@@ -223,7 +220,7 @@ class Federation:
         self.mechanism = self._make_mechanism()
         self.engine: Engine = self._make_engine()
         self.identity = {"run": run_id, **assembly.identity}
-        self.rule_state: Any = None
+        self.server = Rounds(run_id, self.protection, self.rule, self.mechanism, entropy)
         self._saved = -math.inf
 
     def _make_mechanism(self) -> ServerMechanism | None:
@@ -381,29 +378,11 @@ class Federation:
             BudgetExceeded: every client (or the server's own mechanism) refused to spend more.
         """
         shared = self.model.layout.select(set(plan.share).__contains__)
-        if self.mechanism is not None and (stored := self.mechanism.stored(state.round)) is not None:
-            return stored, _nobody(shared.size), []
-        reservation = None if self.mechanism is None else self.mechanism.reserve(state.round)
-        outcomes = self.engine.train([self._job(state, plan, client) for client in chosen])
-        refusals = {o.client: o.refusal for o in outcomes if o.refusal is not None}
-        if refusals and len(refusals) == len(chosen):
-            raise BudgetExceeded(next(iter(refusals.values())))
-        collected = self._collect(state, shared, chosen, outcomes)
-        collected = replace(collected, refused={**collected.refused, **refusals})
-        if self.mechanism is not None and reservation is not None:
-            return (
-                self.mechanism.release(reservation, state.round, collected, self.entropy),
-                collected,
-                outcomes,
-            )
-        context = RoundContext(
-            round=state.round,
-            clients=collected.survivors,
-            weights=tuple((collected.weights or {}).get(k, 1.0) for k in collected.survivors),
-            layout_digest=shared.digest,
-        )
-        vector, self.rule_state = aggregate(self.rule, collected, context, self.rule_state)
-        return vector, collected, outcomes
+
+        def train() -> list[ClientOutcome]:
+            return self.engine.train([self._job(state, plan, client) for client in chosen])
+
+        return self.server.play(state.round, shared, state.vector, chosen, train)
 
     def _job(self, state: State, plan: RoundPlan, client: int) -> ClientJob:
         start = state.vector
@@ -420,22 +399,6 @@ class Federation:
         """n_k without DP; 1 under DP, unless the job declares the sizes public (`weights = "size"`)."""
         by_size = self.config.weights == "size" or (self.config.weights == "auto" and not self.config.private)
         return float(len(self.assembly.shards[client].train)) if by_size else 1.0
-
-    def _collect(
-        self, state: State, shared: Layout, chosen: tuple[int, ...], outcomes: list[ClientOutcome]
-    ) -> Collected:
-        if not chosen:
-            return _nobody(shared.size)
-        parameters = RoundParameters(
-            run=self.run_id,
-            round=state.round,
-            clients=chosen,
-            size=shared.size,
-            layout_digest=shared.digest,
-            model_digest=vector_digest(state.vector),
-        )
-        updates = {o.client: o.update for o in outcomes if o.update is not None}
-        return exchange(self.protection, parameters, updates, self.entropy)
 
     def _bytes_down(self, clients: int) -> int:
         """The global model goes to each client of the cohort as float32."""
@@ -511,8 +474,3 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _nobody(size: int) -> Collected:
-    """The outcome of a round in which no client was drawn: noise alone is released."""
-    return Collected(survivors=(), total=np.zeros(size), weight=0.0, updates={})

@@ -23,7 +23,7 @@ STEPS = (
     {"layout", "crypto"},
     {"privacy", "protect", "data", "models", "aggregation"},
     {"training", "algorithms", "tracking"},
-    {"assembly", "evaluation", "checkpoint", "chronicle", "engine"},
+    {"assembly", "evaluation", "checkpoint", "chronicle", "engine", "rounds"},
     {"federation"},
     {"wrapping"},
     {"commands", "doctor", "cli", "__main__", "__init__"},
