@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from securefed.wrapping.federate import federate as federate
     from securefed.wrapping.private import Private as Private
     from securefed.wrapping.private import make_private as make_private
+    from securefed.wrapping.trainer import PrivateTrainer as PrivateTrainer
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "ModelError",
     "PrivacyError",
     "Private",
+    "PrivateTrainer",
     "ProtocolError",
     "Result",
     "SecureFedError",
@@ -69,6 +71,7 @@ _HOME = {
     "Layout": "securefed.layout",
     "Ledger": "securefed.privacy.ledger",
     "Private": "securefed.wrapping.private",
+    "PrivateTrainer": "securefed.wrapping.trainer",
     "Result": "securefed.federation",
     "Update": "securefed.types",
     "View": "securefed.types",

@@ -116,6 +116,11 @@ class Account:
         self._closed = True
         self.settle()
 
+    def charges(self) -> int:
+        """Reservations of the run so far, which a checkpoint holds the ledger to."""
+        self._register()
+        return self.ledger.charges(self.run)
+
     def epsilon(self, delta: float) -> float:
         """What the run has spent, everything reserved included; 0 before its first step."""
         self._register()

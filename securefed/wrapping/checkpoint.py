@@ -40,10 +40,8 @@ def save(folder: Path, private: Private, schedules: Sequence[PrivateSchedule]) -
                 numbers.setdefault(str(index), {})[key] = value
     data = pack(tensors)
     facts = {
+        **private.position(),
         "version": VERSION,
-        "run": private.run,
-        "taken": private.steps_taken,
-        "identity": identity(private),
         "sha256": hashlib.sha256(data).hexdigest(),
         "groups": state["param_groups"],
         "numbers": numbers,
@@ -55,7 +53,9 @@ def save(folder: Path, private: Private, schedules: Sequence[PrivateSchedule]) -
         raise CheckpointError(
             f"an optimizer or scheduler holds something that is not plain data: {error}"
         ) from None
-    return _write(folder, private.steps_taken, data, text)
+    final = _write(folder, private.steps_taken, data, text)
+    private.write_position(folder / "run.json")  # so that `securefed epsilon FOLDER` finds the run
+    return final
 
 
 def _write(folder: Path, step: int, data: bytes, text: str) -> Path:
@@ -75,35 +75,14 @@ def _write(folder: Path, step: int, data: bytes, text: str) -> Path:
     return final
 
 
-def identity(private: Private) -> dict[str, Any]:
-    """What must be equal when it is resumed: data set, mechanism, plan, and the trained tensors' shapes."""
-    terms = private.account.terms
-    shapes = sorted((n, list(p.shape)) for n, p in private.parameters.items())
-    return {
-        "data set": terms.dataset,
-        "records": terms.shard.records,
-        "noise multiplier": terms.noise_multiplier,
-        "sample rate": terms.sample_rate,
-        "clipping norm": private.optimizer.max_grad_norm,
-        "plan": terms.steps,
-        "model": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
-    }
-
-
 def load(folder: Path, private: Private, schedules: Sequence[PrivateSchedule]) -> None:
     """Puts the newest whole checkpoint into model, optimizer, schedules and account.
 
     Raises:
         CheckpointError: none is there or whole, it does not belong to this training, or steps were taken.
     """
-    if private.steps_taken or private.account.started:
-        raise CheckpointError("resume before the first step; this run has already spent")
     facts, tensors = _newest(folder)
-    for key, value in identity(private).items():
-        if facts["identity"].get(key) != value:
-            raise CheckpointError(
-                f"the checkpoint has another {key} ({facts['identity'].get(key)}, now {value}); resume with the arguments it was started with"
-            )
+    private.read_position(facts)
     if len(facts["schedules"]) != len(schedules):
         raise CheckpointError(
             f"the checkpoint has {len(facts['schedules'])} schedules, now {len(schedules)}; call private.schedule before private.resume"
@@ -114,7 +93,6 @@ def load(folder: Path, private: Private, schedules: Sequence[PrivateSchedule]) -
     private.optimizer.load_state_dict(_optimizer_state(facts, tensors))
     for schedule, stored in zip(schedules, facts["schedules"], strict=True):
         schedule.load_state_dict(stored)
-    private.continue_run(facts["run"], facts["taken"])
 
 
 def _optimizer_state(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -129,24 +129,22 @@ class PrivateLoader:
             logger.warning("the epoch ends here: %s", end)
 
     def _epoch(self) -> Iterator[Any]:
-        sampler = PoissonBatches(
-            self._sampling,
-            self.records,
-            self.sample_rate,
-            min(len(self), self._steps.account.left),
-            self._steps,
-        )
-        for batch in self._loader(sampler):
-            self._play_empty(sampler.pieces)
-            self._steps.hand_out(sampler.pieces.popleft())
+        for piece, batch in self.parts():
+            if piece.rows == 0:
+                self._steps.empty()
+                continue
+            self._steps.hand_out(piece)
             yield batch
             self._steps.require_used()
-        self._play_empty(sampler.pieces)
 
-    def _play_empty(self, pieces: deque[Piece]) -> None:
-        while pieces and pieces[0].rows == 0:
-            pieces.popleft()
-            self._steps.empty()
+    def parts(self) -> Iterator[tuple[Piece, Any]]:
+        """The parts of one epoch's batches in order, empty batches as (Piece(0), None); nothing is charged."""
+        left = min(len(self), self._steps.account.left)
+        sampler = PoissonBatches(self._sampling, self.records, self.sample_rate, left, self._steps)
+        for batch in self._loader(sampler):
+            yield from _empty(sampler.pieces)
+            yield sampler.pieces.popleft(), batch
+        yield from _empty(sampler.pieces)
 
     def _loader(self, sampler: PoissonBatches) -> DataLoader[Any]:
         base = self._base
@@ -162,3 +160,8 @@ class PrivateLoader:
             multiprocessing_context=base.multiprocessing_context,
             **extra,
         )
+
+
+def _empty(pieces: deque[Piece]) -> Iterator[tuple[Piece, None]]:
+    while pieces and pieces[0].rows == 0:
+        yield pieces.popleft(), None

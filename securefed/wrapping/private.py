@@ -9,6 +9,7 @@ sampling and the public denominator sample_rate x records.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import secrets
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 from securefed.crypto.entropy import Entropy, SystemEntropy
-from securefed.errors import ModelError, PrivacyError
+from securefed.errors import CheckpointError, ModelError, PrivacyError
 from securefed.privacy.budget import Budget
 from securefed.privacy.calibration import calibrate_noise, max_steps
 from securefed.privacy.ledger import Ledger
@@ -152,10 +153,45 @@ class Private:
         load(Path(folder), self, self._schedules)
         return self
 
-    def continue_run(self, run: str, taken: int) -> None:
-        """Goes on in the account of a run that took `taken` steps before."""
-        old = self.account
-        self._steps.account = Account(old.ledger, run, old.terms, taken)
+    @property
+    def machine(self) -> PrivateSteps:
+        """The steps, for code that drives them itself (the Trainer)."""
+        return self._steps
+
+    def position(self) -> dict[str, Any]:
+        """Which run this is, how far it has come, and what must be equal to go on; plain data."""
+        return {
+            "run": self.run,
+            "version": 1,
+            "unit": "example",
+            "delta": self.delta,
+            "accountant": self.account.terms.budget.accountant,
+            "taken": self.steps_taken,
+            "charges": self.account.charges(),
+            "identity": identity(self),
+        }
+
+    def write_position(self, path: Path) -> None:
+        """Stores `position` as JSON."""
+        path.write_text(json.dumps(self.position()), encoding="utf-8")
+
+    def read_position(self, facts: Mapping[str, Any]) -> None:
+        """Goes on in the account of the run that wrote `facts`, before the first step.
+
+        Raises:
+            CheckpointError: of another training, or steps were taken already.
+            PrivacyError: the ledger does not hold what that run had spent.
+        """
+        if self.steps_taken or self.account.started:
+            raise CheckpointError("resume before the first step; this run has already spent")
+        for key, value in identity(self).items():
+            found = facts["identity"].get(key)
+            if found != value:
+                raise CheckpointError(
+                    f"the checkpoint has another {key} ({found}, now {value}); resume with the arguments it was started with"
+                )
+        self.ledger.require(str(facts["run"]), int(facts["charges"]))
+        self._steps.account = Account(self.ledger, str(facts["run"]), self.account.terms, int(facts["taken"]))
 
     def close(self) -> None:
         """Settles the account and takes the hooks off; the model is plain again. Twice is once."""
@@ -264,6 +300,21 @@ def make_private(
         mode=grad_sample_mode,
         entropy=entropy,
     )
+
+
+def identity(private: Private) -> dict[str, Any]:
+    """What must be equal when a run goes on: data set, mechanism, plan, and the trained tensors' shapes."""
+    terms = private.account.terms
+    shapes = sorted((n, list(p.shape)) for n, p in private.parameters.items())
+    return {
+        "data set": terms.dataset,
+        "records": terms.shard.records,
+        "noise multiplier": terms.noise_multiplier,
+        "sample rate": terms.sample_rate,
+        "clipping norm": private.optimizer.max_grad_norm,
+        "plan": terms.steps,
+        "model": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
+    }
 
 
 def plan_steps(epochs: int | None, steps: int | None, steps_per_epoch: int) -> int:

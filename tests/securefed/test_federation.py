@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from securefed import federation, rounds
+from securefed import federation
 from securefed.assembly import assemble
 from securefed.config import load_config
 from securefed.errors import CheckpointError, ConfigError, PrivacyError
