@@ -18,6 +18,7 @@ from securefed.errors import CheckpointError as CheckpointError
 from securefed.errors import ConfigError as ConfigError
 from securefed.errors import DataError as DataError
 from securefed.errors import ModelError as ModelError
+from securefed.errors import PolicyRefusal as PolicyRefusal
 from securefed.errors import PrivacyError as PrivacyError
 from securefed.errors import ProtocolError as ProtocolError
 from securefed.errors import SecureFedError as SecureFedError
@@ -49,6 +50,7 @@ __all__ = [
     "Layout",
     "Ledger",
     "ModelError",
+    "PolicyRefusal",
     "PrivacyError",
     "Private",
     "PrivateTrainer",

@@ -27,6 +27,7 @@ from securefed.errors import CheckpointError, ModelError, PrivacyError
 from securefed.privacy.budget import Budget
 from securefed.privacy.calibration import calibrate_noise, max_steps
 from securefed.privacy.ledger import Ledger
+from securefed.privacy.policy import Asked, load_policy
 from securefed.privacy.records import ShardKey
 from securefed.training.dp import DPWork, check_mechanism, per_sample_gradients
 from securefed.wrapping.account import Account, Terms
@@ -348,6 +349,7 @@ def make_terms(
     Raises:
         PrivacyError: both or none of epsilon and noise_multiplier, delta too large for so many records,
             or a target that no noise reaches.
+        PolicyRefusal: this site's policy forbids it.
     """
     if epsilon is not None and noise_multiplier == 0:
         raise PrivacyError(
@@ -369,9 +371,13 @@ def make_terms(
     if noise_multiplier == 0:
         logger.warning("noise_multiplier=0: the ledger will say epsilon = infinity for this data set")
     budget = Budget(math.inf if epsilon is None else epsilon, delta, site_epsilon, accountant)
-    if site_epsilon and max_steps(noise_multiplier, rate, site_epsilon, delta, accountant) < 1:
+    policy = load_policy()
+    policy.check(Asked(budget.epsilon, delta, noise_multiplier))
+    budget = policy.tighten(budget)
+    cap = budget.site_epsilon
+    if cap and max_steps(noise_multiplier, rate, cap, delta, accountant) < 1:
         raise PrivacyError(
-            f"one step with noise_multiplier={noise_multiplier:g} already spends more than site_epsilon={site_epsilon:g}; add noise"
+            f"one step with noise_multiplier={noise_multiplier:g} already spends more than this site's cap of epsilon={cap:g}; add noise"
         )
     if data_id is None:
         data_id = fingerprint(dataset)[:32]
