@@ -609,37 +609,43 @@ def test_without_the_check_a_sum_would_have_passed(monkeypatch: pytest.MonkeyPat
         assert run.steps_taken == 5
 
 
-def test_gradients_changed_between_backward_and_step_are_noticed() -> None:
-    with private() as run, pytest.raises(SelfCheckError, match="clip_grad_norm_"):
-        for x, y in run.loader:
-            run.optimizer.zero_grad()
-            nn.functional.cross_entropy(run.model(x), y).backward()
-            nn.utils.clip_grad_norm_(run.model.parameters(), 1e-3)
+def loop(run: Private, between: Callable[[], None], x: torch.Tensor | None = None, steps: int = 1) -> None:
+    """The loop with something done between backward and step, on other data than the loader's, or stepping oddly."""
+    for mine, labels in run.loader:
+        run.optimizer.zero_grad()
+        batch = mine if x is None else x
+        target = labels if x is None else torch.zeros(len(x), dtype=torch.long)
+        nn.functional.cross_entropy(run.model(batch), target).backward()
+        between()
+        for _ in range(steps):
             run.optimizer.step()
 
 
+def test_gradients_changed_between_backward_and_step_are_noticed() -> None:
+    model = net()
+    with private(model) as run, pytest.raises(SelfCheckError, match="clip_grad_norm_"):
+        loop(run, lambda: void(nn.utils.clip_grad_norm_(model.parameters(), 1e-3)))
+
+
+def void(_: Any) -> None:
+    return None
+
+
 def test_a_step_on_other_data_is_refused() -> None:
+    x, y = data().tensors
     with private() as run:
-        x, y = data().tensors
         nn.functional.cross_entropy(run.model(x[:8]), y[:8]).backward()
         with pytest.raises(PrivacyError, match="not Poisson sampled"):
             run.optimizer.step()
         with pytest.raises(SelfCheckError, match="other records"):
-            for _ in run.loader:
-                run.optimizer.zero_grad()
-                nn.functional.cross_entropy(run.model(x), y).backward()
-                run.optimizer.step()
+            loop(run, lambda: None, x)
 
 
 def test_two_steps_on_a_batch_or_none_are_refused() -> None:
     with private() as run, pytest.raises(PrivacyError, match="without a batch"):
-        for x, y in run.loader:
-            nn.functional.cross_entropy(run.model(x), y).backward()
-            run.optimizer.step()
-            run.optimizer.step()
+        loop(run, lambda: None, steps=2)
     with private() as run, pytest.raises(PrivacyError, match=r"no optimizer.step"):
-        for _ in run.loader:
-            pass
+        loop(run, lambda: None, steps=0)
 
 
 def test_an_adapter_that_does_not_learn_is_noticed() -> None:
