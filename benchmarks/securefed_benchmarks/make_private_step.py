@@ -115,7 +115,8 @@ def _epoch(model: Any, optimizer: Any, batches: Any) -> int:
     seen = 0
     for x, y in batches:
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(input_ids=x).logits, y).backward()
+        loss: Any = torch.nn.functional.cross_entropy(model(input_ids=x).logits, y)
+        loss.backward()
         optimizer.step()
         seen += len(x)
     return seen
