@@ -21,7 +21,7 @@ from securefed.data import load_dataset
 from securefed.models.zoo import find_model
 
 
-def main(records: int = 1000, steps: int = 20) -> float:
+def main(records: int = 1000, steps: int = 20, held_out: int = 200) -> float:
     """Trains, prints the privacy statement, and gives the accuracy on mails held out."""
     mails = load_dataset(DataConfig(name="spam"))
     folder = find_model("minilm").folder
@@ -39,7 +39,7 @@ def main(records: int = 1000, steps: int = 20) -> float:
 
     order = np.random.default_rng(0)
     train = mails.train.take(order.permutation(len(mails.train))[:records])
-    test = mails.test.take(order.permutation(len(mails.test))[:200])
+    test = mails.test.take(order.permutation(len(mails.test))[:held_out])
     base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     model = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"]))
     with tempfile.TemporaryDirectory() as output:

@@ -33,7 +33,7 @@ def test_a_private_loop_learns_digits(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_scikit_learn_is_federated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert example("federate_any_code").main(rounds=15, folder=str(tmp_path / "out")) > 0.6
+    assert example("federate_any_code").main(rounds=6, folder=str(tmp_path / "out")) > 0.5
     assert "not against the server" in capsys.readouterr().out
 
 
@@ -46,5 +46,5 @@ def test_a_trainer_is_made_private(
 ) -> None:
     require_model("minilm")
     require_dataset("spam")
-    example("hf_trainer").main(records=128, steps=2)
-    assert "2 Gaussian steps" in capsys.readouterr().out
+    example("hf_trainer").main(records=64, steps=1, held_out=32)
+    assert "1 Gaussian steps" in capsys.readouterr().out

@@ -67,6 +67,7 @@ def federate(
     delta: float = 1e-5,
     clip: float = 1.0,
     clients_per_round: int = 0,
+    weights: Sequence[float] | None = None,
     protection: str | Component = "plain",
     aggregator: str | Component = "mean",
     server: ServerConfig | None = None,
@@ -92,6 +93,8 @@ def federate(
         unit: "client" needs epsilon (noise is calibrated for all rounds) or noise_multiplier; "none" is
             without privacy; "example" is refused, because arbitrary code cannot carry it.
         delta: below 1 / clients. clip: L2 bound on a client's whole update, > 0.
+        weights: public weight of each client's update, > 0 (its number of records, say); equal by default, and
+            under DP always.
         protection, aggregator: by name or as a Component with options.
         server: how the aggregate is applied (FedAvg by default).
         evaluate: scores of the global model, every `evaluate_every` rounds (0 = at the end).
@@ -129,9 +132,11 @@ def federate(
             accountant=accountant,
         ),
     )
-    _check(config, len(shards))
+    _check(config, len(shards), weights)
     name = data_id if data_id is not None or unit == "none" else _name(shards)
-    play = _Play(config, train_fn, shards, model, name or "unnamed", ledger, entropy or SystemEntropy())
+    play = _Play(
+        config, train_fn, shards, model, name or "unnamed", weights, ledger, entropy or SystemEntropy()
+    )
     path = (
         Path(folder)
         if resume and folder is not None
@@ -147,8 +152,15 @@ def _config(clients: int, **fields: Any) -> Config:
     return Config(name="federate", data=DataConfig(clients=clients), train=TrainConfig(steps=1), **fields)
 
 
-def _check(config: Config, clients: int) -> None:
+def _check(config: Config, clients: int, weights: Sequence[float] | None) -> None:
     p = config.privacy
+    if weights is not None:
+        if p.unit != "none":
+            raise PrivacyError(
+                "client-level DP bounds what one client adds, so all weigh the same; leave weights out"
+            )
+        if len(weights) != clients or not all(math.isfinite(w) and w > 0 for w in weights):
+            raise ConfigError(f"weights must be {clients} finite numbers above 0, one for each shard")
     if clients < 1:
         raise DataError("federate needs at least one shard")
     if p.epsilon is not None and p.noise_multiplier is not None:
@@ -192,9 +204,11 @@ class _Play:
         shards: Sequence[Any],
         model: Any,
         data_id: str,
+        weights: Sequence[float] | None,
         ledger: Ledger | None,
         entropy: Entropy,
     ) -> None:
+        self.weights = weights
         self.config, self.train_fn, self.shards, self.entropy = config, train_fn, shards, entropy
         self.carrier, self.data_id = Carrier(model), data_id
         self.guarantee = make_guarantee(config, len(shards))
@@ -324,7 +338,7 @@ class _Play:
             return None
         if self.config.private:
             vector = clip_update(vector, self.config.privacy.max_grad_norm).vector
-        return Update(client, round, vector)
+        return Update(client, round, vector, 1.0 if self.weights is None else float(self.weights[client]))
 
     def _score(self, evaluate: Evaluate, vector: Vector) -> dict[str, float]:
         self.carrier.write(vector)

@@ -198,6 +198,7 @@ class Private:
         """Settles the account and takes the hooks off; the model is plain again. Twice is once."""
         self.account.close()
         self.optimizer.clear()
+        self.optimizer.give_back()
         self._hooks.close()
 
     def __enter__(self) -> Private:
@@ -249,7 +250,8 @@ def make_private(
         noise_multiplier: the noise itself; epsilon follows.
         delta: in (0, 1 / records). max_grad_norm: each record's gradient is clipped to this L2 norm, > 0.
         epochs, steps: the plan, one of them; an epoch is ceil(records / batch_size) steps.
-        ledger: the site's own by default. data_id: the data set's name there; a fingerprint by default.
+        ledger: the site's own by default.
+        data_id: the data set's name there; by default a fingerprint, for which every record is read once.
         physical_batch: records at most in one backward pass (gradient accumulation); 0 = no bound.
         site_epsilon: cap on all runs of this site on this data set; 0 = none.
         entropy: the system's; a seeded one is for tests only and voids the guarantee.
@@ -420,7 +422,7 @@ def open_private(
     run = secrets.token_hex(8)
     own = ledger or Ledger.site()
     hooks = ExitStack()
-    hooks.enter_context(per_sample_gradients(model, mode))
+    hooks.enter_context(per_sample_gradients(model, mode))  # may refuse; nothing else is changed before it
     steps = PrivateSteps(
         model,
         parameters,

@@ -32,7 +32,8 @@ class PrivateOptimizer(KeyedDPOptimizer):
         self, optimizer: torch.optim.Optimizer, dp: DPWork, noise: Stream, answered: Callable[[], None]
     ) -> None:
         super().__init__(optimizer, dp, noise, Seen())
-        self._answered = answered
+        self._answered, self._dp, self._releasing = answered, dp, False
+        self._guard = optimizer.register_step_pre_hook(self._refuse_bare_step)
 
     def step(self, closure: Any = None) -> None:
         """The private step for the batch that the loader gave last.
@@ -52,6 +53,36 @@ class PrivateOptimizer(KeyedDPOptimizer):
         for p in self.params:
             setattr(p, GRAD_SAMPLE, None)
         self.original_optimizer.zero_grad(set_to_none)
+
+    def release(self) -> None:
+        """Noise, the public denominator, and the inner optimizer's step.
+
+        Raises:
+            PrivacyError: somebody changed the noise or the clip that is accounted.
+        """
+        if (self.noise_multiplier, self.max_grad_norm) != (self._dp.noise_multiplier, self._dp.max_grad_norm):
+            raise PrivacyError(
+                f"noise_multiplier={self.noise_multiplier:g}, max_grad_norm={self.max_grad_norm:g} are not those that are accounted "
+                f"({self._dp.noise_multiplier:g}, {self._dp.max_grad_norm:g}); make_private again for another mechanism"
+            )
+        self.add_noise()
+        self.scale_grad()
+        self._releasing = True
+        try:
+            self.original_optimizer.step()
+        finally:
+            self._releasing = False
+
+    def _refuse_bare_step(self, *_: Any) -> None:
+        if not self._releasing:
+            raise PrivacyError(
+                "this is the optimizer under the private one, and its step would apply gradients without clip and noise; "
+                "call private.optimizer.step()"
+            )
+
+    def give_back(self) -> None:
+        """The inner optimizer steps by itself again."""
+        self._guard.remove()
 
     def clear(self) -> None:
         """Forgets gradients and the sum."""
@@ -173,10 +204,8 @@ class PrivateSteps:
         check = self.check if self.check is not None and not self.check.step_done else None
         if check is not None:
             check.before_release()
-        self.optimizer.add_noise()
-        self.optimizer.scale_grad()
         self.account.after_step()
-        self.optimizer.original_optimizer.step()
+        self.optimizer.release()
         for p in self.parameters.values():
             p.summed_grad = None  # type: ignore[attr-defined]  # Opacus' attribute
             setattr(p, GRAD_SAMPLE, None)

@@ -70,6 +70,12 @@ def test_without_privacy_it_is_the_mean_of_the_updates(tmp_path: Path) -> None:
     assert [line["metrics"]["first"] for line in lines] == [pytest.approx(3.0), pytest.approx(6.0)]
 
 
+def test_public_weights_weigh_without_privacy(tmp_path: Path) -> None:
+    model, options = weights(), {"unit": "none", "noise_multiplier": None, "rounds": 1}
+    federate(tmp_path, model=model, shards=[1.0, 5.0], weights=[3.0, 1.0], **options)
+    np.testing.assert_allclose(model["w"], 2.0, rtol=1e-6)
+
+
 def test_a_torch_module_is_trained_in_place_and_its_buffers_stay(tmp_path: Path) -> None:
     """A buffer that a client's training changes would carry its data past clip and noise."""
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
@@ -237,6 +243,8 @@ def test_robust_rules_and_server_optimizers_are_the_same_as_everywhere(tmp_path:
         ({"delta": 0.05}, PrivacyError, "1/20"),
         ({"unit": "none"}, ConfigError, "unit"),
         ({"clip": 0.0}, ConfigError, "max_grad_norm"),
+        ({"weights": [1.0] * CLIENTS}, PrivacyError, "weigh the same"),
+        ({"weights": [1.0], "unit": "none", "noise_multiplier": None}, ConfigError, "20 finite"),
         ({"rounds": 0}, ConfigError, "rounds"),
         ({"clients_per_round": 21}, ConfigError, "21"),
         ({"model": {"w": np.zeros(3, int)}}, ModelError, "floats"),

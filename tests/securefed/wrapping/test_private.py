@@ -24,6 +24,7 @@ from torch.utils.data import (
 )
 
 from securefed import make_private
+from securefed.cli import main
 from securefed.errors import (
     BudgetExceeded,
     CheckpointError,
@@ -252,6 +253,35 @@ def test_gradient_accumulation_changes_nothing_but_memory() -> None:
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["hooks", "functorch"])
+def test_lora_in_a_text_model_learns_with_dicts_as_records(tmp_path: Path, mode: str) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    from tests.securefed.models import tiny
+
+    base = AutoModelForSequenceClassification.from_pretrained(tiny.tiny_bert(tmp_path), num_labels=2)
+    model = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
+    ids = torch.randint(5, 20, (RECORDS, 6), generator=torch.Generator().manual_seed(0))
+    texts = [{"input_ids": t, "labels": t[0] % 2} for t in ids]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+    optimizer = torch.optim.AdamW(trained, lr=0.01)
+    with private(model, loader(texts), optimizer=optimizer, data_id=None, grad_sample_mode=mode) as run:
+        for batch in run.loader:
+            run.optimizer.zero_grad()
+            run.model(**batch).loss.backward()
+            run.optimizer.step()
+        assert run.steps_taken == 5
+    assert all(not torch.equal(p, b) for p, b in zip(trained, before, strict=True))
+
+
+def test_worker_processes_load_what_was_drawn_in_this_one() -> None:
+    with private(base=loader(num_workers=1), steps=5) as run:
+        play(run)
+        assert run.steps_taken == 5
+
+
 def test_bf16_autocast_trains_and_passes_the_check() -> None:
     model = net()
     start = flat(model)
@@ -309,6 +339,17 @@ def test_what_is_spent_is_what_the_accountant_says_of_the_steps() -> None:
         "not covered",
     ):
         assert word in text, word
+
+
+def test_the_command_line_prints_the_whole_statement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with private() as run:
+        play(run)
+        run.save(tmp_path)
+    for name in (run.run, str(tmp_path)):
+        assert main(["epsilon", name, "--delta", "1e-3"]) == 0
+        assert capsys.readouterr().out.strip() == run.statement().text().strip()
 
 
 def test_a_step_is_on_disk_as_spent_before_the_loop_sees_its_batch() -> None:
@@ -466,6 +507,7 @@ KILLED = """
 import os, signal, sys, torch
 from torch.utils.data import DataLoader, TensorDataset
 from securefed import make_private
+from securefed.cli import main
 x = torch.arange(240.0).reshape(40, 6) / 240
 model = torch.nn.Linear(6, 2)
 loader = DataLoader(TensorDataset(x, (x[:, 0] > 0.5).long()), batch_size=20, shuffle=True)
@@ -639,6 +681,29 @@ def test_a_step_on_other_data_is_refused() -> None:
             run.optimizer.step()
         with pytest.raises(SelfCheckError, match="other records"):
             loop(run, lambda: None, x)
+
+
+def test_the_optimizer_underneath_cannot_step_past_the_noise() -> None:
+    """Out of habit: `optimizer.step()` where `private.optimizer.step()` is meant."""
+    model = net()
+    optimizer, start = torch.optim.SGD(model.parameters(), lr=0.5), flat(model)
+    with private(model, optimizer=optimizer) as run:
+        x, y = next(iter(run.loader))
+        nn.functional.cross_entropy(model(x), y).backward()
+        with pytest.raises(PrivacyError, match=r"private.optimizer.step"):
+            optimizer.step()
+    assert np.array_equal(flat(model), start)
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()  # after the end it is theirs again
+    assert not np.array_equal(flat(model), start)
+
+
+@pytest.mark.parametrize("name", ["noise_multiplier", "max_grad_norm"])
+def test_a_mechanism_changed_on_the_way_is_noticed(name: str) -> None:
+    with private() as run:
+        setattr(run.optimizer, name, 0.1)
+        with pytest.raises(PrivacyError, match="not those that are accounted"):
+            play(run)
 
 
 def test_two_steps_on_a_batch_or_none_are_refused() -> None:
