@@ -28,6 +28,7 @@ from securefed.assembly import (
     make_guarantee,
     make_runner,
     register,
+    register_unprotected,
 )
 from securefed.checkpoint import State, load_state, save_state
 from securefed.chronicle import (
@@ -215,6 +216,9 @@ class Federation:
         self.ledger = Ledger.site() if config.private else None
         if self.ledger is not None:
             register(self.ledger, run_id, assembly)
+        else:
+            with Ledger.site() as ledger:
+                register_unprotected(ledger, run_id, assembly)
         self.runner = make_runner(assembly, run_id, entropy, self.guarantee, self.ledger)
         self.evaluator = Evaluator(assembly, self.runner)
         self.mechanism = self._make_mechanism()
@@ -435,7 +439,7 @@ class Federation:
         p = self.config.privacy
         unit: Literal["client", "example"] = "client" if p.unit == "client" else "example"
         mine = self.ledger.epsilon(p.delta, unit=unit, accountant=p.accountant, run=self.run_id)
-        return mine, self.ledger.site_epsilon(p.delta, self.assembly.dataset.digest, unit)
+        return mine, self.ledger.site_epsilon(p.delta, self.assembly.dataset.account, unit)
 
     def _baselines(self) -> dict[str, dict[str, float]]:
         """What a reader compares with; computed once a run and read back on resumption."""

@@ -50,7 +50,8 @@ class Rounds:
             chosen: the cohort, ascending; may be empty under client-level DP.
 
         Raises:
-            BudgetExceeded: every client (or the server's own mechanism) refused to spend more.
+            BudgetExceeded: every client (or the server's own mechanism) refused to spend more. Under a mechanism of
+                the server's own, a client that refuses counts as zero instead.
             ProtocolError: the protocol aborted, or nobody's update survived.
         """
         if self.mechanism is not None and (stored := self.mechanism.stored(round)) is not None:
@@ -58,7 +59,7 @@ class Rounds:
         reservation = None if self.mechanism is None else self.mechanism.reserve(round)
         outcomes = train()
         refusals = {o.client: o.refusal for o in outcomes if o.refusal is not None}
-        if refusals and len(refusals) == len(chosen):
+        if self.mechanism is None and refusals and len(refusals) == len(chosen):
             raise BudgetExceeded(next(iter(refusals.values())))
         collected = self._collect(round, shared, model, chosen, outcomes)
         collected = replace(collected, refused={**collected.refused, **refusals})

@@ -1,6 +1,6 @@
 """`federate`: your training code, our federation. Any code, so client-level privacy only.
 
-Unit: everything of one client; neighbours: add or remove one client. The server clips every whole update
+Unit: everything of one client; neighbours: one client blanked out (zero-out). The server clips every whole update
 and adds the noise, so the guarantee holds against other clients and outsiders who see released models,
 not against the server. Example-level privacy bounds each record inside training, and code that is not
 ours may do anything with a record: no clip of what comes out bounds what one record did to it.
@@ -91,7 +91,8 @@ def federate(
         model: a torch module, or a dict or list of float NumPy arrays; it ends with the global weights.
         rounds: >= 1. clients_per_round: 0 = all; under DP each client joins with that chance (Poisson).
         unit: "client" needs epsilon (noise is calibrated for all rounds) or noise_multiplier; "none" is
-            without privacy; "example" is refused, because arbitrary code cannot carry it.
+            without privacy, which the ledger notes: after it no epsilon speaks of these shards; "example" is
+            refused, because arbitrary code cannot carry it.
         delta: below 1 / clients. clip: L2 bound on a client's whole update, > 0.
         weights: public weight of each client's update, > 0 (its number of records, say); equal by default, and
             under DP always.
@@ -133,10 +134,8 @@ def federate(
         ),
     )
     _check(config, len(shards), weights)
-    name = data_id if data_id is not None or unit == "none" else _name(shards)
-    play = _Play(
-        config, train_fn, shards, model, name or "unnamed", weights, ledger, entropy or SystemEntropy()
-    )
+    name = _name(shards) if data_id is None else data_id
+    play = _Play(config, train_fn, shards, model, name, weights, ledger, entropy or SystemEntropy())
     path = (
         Path(folder)
         if resume and folder is not None
@@ -212,7 +211,8 @@ class _Play:
         self.config, self.train_fn, self.shards, self.entropy = config, train_fn, shards, entropy
         self.carrier, self.data_id = Carrier(model), data_id
         self.guarantee = make_guarantee(config, len(shards))
-        self.ledger = (ledger or Ledger.site()) if config.private else None
+        self.site = ledger or Ledger.site()
+        self.ledger = self.site if config.private else None
         self.algorithm = FedAvg()
         self.refused: Counter[str] = Counter()
 
@@ -258,9 +258,11 @@ class _Play:
             if self.ledger is not None:
                 self.ledger.require(run, 0 if found is None else found.charges)
             fresh = found or fresh
+        key = ShardKey(hashlib.sha256(self.data_id.encode()).hexdigest(), len(self.shards))
         if self.ledger is not None:
-            key = ShardKey(hashlib.sha256(self.data_id.encode()).hexdigest(), len(self.shards))
             self.ledger.register(run, {SERVER: key}, self.data_id, "client")
+        else:
+            self.site.release_unprotected(run, {0: key}, self.data_id)
         return run, fresh
 
     def _server(self, run: str) -> Rounds:

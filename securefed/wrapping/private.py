@@ -1,6 +1,6 @@
 """`make_private`: a plain PyTorch loop keeps its shape and carries example-level differential privacy.
 
-Unit: one record of the data set; neighbours: add or remove one. Holds against everyone who sees the
+Unit: one record of the data set; neighbours: one record blanked out in its place (zero-out). Holds against everyone who sees the
 weights at any step, or anything computed from them. Losses and gradients that the loop itself looks at
 are private and outside the bound. DP-SGD: Abadi et al. 2016 (arXiv 1607.00133), Algorithm 1, with Poisson
 sampling and the public denominator sample_rate x records.
@@ -256,6 +256,9 @@ def make_private(
         site_epsilon: cap on all runs of this site on this data set; 0 = none.
         entropy: the system's; a seeded one is for tests only and voids the guarantee.
 
+    torch's global generator is seeded from secret randomness for every batch: dropout masks under a known
+    seed would tie the records of a batch together.
+
     Raises:
         PrivacyError: arguments or a loader that cannot carry the guarantee; the reason and the way out.
         ModelError: a model whose records are not separate, or an optimizer that does not fit it.
@@ -430,6 +433,7 @@ def open_private(
         dp,
         Account(own, run, terms),
         secret.stream("noise", "loop"),
+        secret.stream("masks", "loop"),
         physical_batch=physical_batch,
     )
     private_loader = PrivateLoader(loader, steps, secret.stream("sampling", "loop"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -97,6 +98,7 @@ class PrivateSteps:
 
     Args:
         module: the model, hooks on. parameters: name -> trained tensor.
+        noise, masks: secret randomness for what is added, and for dropout.
         physical_batch: records at most in one backward pass; 0 = the whole batch.
         check: make the step-one check.
     """
@@ -109,6 +111,7 @@ class PrivateSteps:
         dp: DPWork,
         account: Account,
         noise: Stream,
+        masks: Stream,
         *,
         physical_batch: int = 0,
         check: bool = True,
@@ -116,6 +119,7 @@ class PrivateSteps:
         self.parameters, self.account, self.physical_batch = parameters, account, physical_batch
         self.optimizer = PrivateOptimizer(optimizer, dp, noise, self.after_backward)
         self.check = StepOneCheck(module, parameters, self.optimizer.param_groups) if check else None
+        self._masks = masks
         self.released = False
         """Whether the last `after_backward` ended a step."""
         self.on_empty: list[Callable[[], None]] = []
@@ -149,6 +153,10 @@ class PrivateSteps:
             self.optimizer.clear()
             self._open = True
         self.optimizer.zero_grad()
+        # Dropout draws its masks from torch's generator, in the order of the records: under a seed that somebody
+        # knows, one record more would move the masks of all others. Under a secret seed masks are independent of
+        # who is there, and a mixture over them is as private as each.
+        torch.manual_seed(int(self._masks.words(1)[0] >> np.uint64(1)))
         if piece.probe and self.check is not None:
             self.check.arm()
         self._piece = piece

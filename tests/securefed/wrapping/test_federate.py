@@ -160,6 +160,11 @@ def test_epsilon_calibrates_for_all_rounds(tmp_path: Path) -> None:
     assert 4.9 < result.ledger.epsilon(1e-3) <= 5.0
 
 
+def test_a_federation_without_privacy_is_noted_in_the_ledger(tmp_path: Path) -> None:
+    federate(tmp_path, unit="none", noise_multiplier=None)
+    assert sf.Ledger.site().site_epsilon(1e-3, "numbers") == float("inf")
+
+
 def test_a_second_federation_on_the_same_clients_meets_the_sites_cap(tmp_path: Path) -> None:
     first = federate(tmp_path / "a")
     assert first.ledger is not None

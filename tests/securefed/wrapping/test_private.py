@@ -332,7 +332,7 @@ def test_what_is_spent_is_what_the_accountant_says_of_the_steps() -> None:
     text = run.statement().text()
     for word in (
         "one record",
-        "add or remove",
+        "zero-out",
         "20 Gaussian steps",
         "data set tests",
         "holds against",
@@ -729,6 +729,20 @@ def test_an_adapter_that_does_not_learn_is_noticed() -> None:
 
     with private(Bypassed()) as run, pytest.raises(SelfCheckError, match="answers as before"):
         play(run)
+
+
+def test_dropout_masks_do_not_follow_a_seed_that_somebody_knows() -> None:
+    """Every batch has a secret seed of its own, whatever the script sets."""
+    seeds = []
+    with private(nn.Sequential(nn.Linear(6, 30), nn.Dropout(0.5), nn.Linear(30, 2)), steps=5) as run:
+        torch.manual_seed(0)
+        for x, y in run.loader:
+            seeds.append(torch.initial_seed())
+            run.optimizer.zero_grad()
+            nn.functional.cross_entropy(run.model(x), y).backward()
+            run.optimizer.step()
+    assert 0 not in seeds
+    assert len(set(seeds)) == len(seeds) >= 5
 
 
 def test_a_trained_tensor_outside_the_forward_pass_is_noticed() -> None:
