@@ -19,6 +19,7 @@ from securefed.errors import ConfigError as ConfigError
 from securefed.errors import DataError as DataError
 from securefed.errors import DivergedError as DivergedError
 from securefed.errors import ModelError as ModelError
+from securefed.errors import PolicyRefusal as PolicyRefusal
 from securefed.errors import PrivacyError as PrivacyError
 from securefed.errors import ProtocolError as ProtocolError
 from securefed.errors import SecureFedError as SecureFedError
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     from securefed.secure_sum import secure_sum as secure_sum
     from securefed.types import Update as Update
     from securefed.types import View as View
+    from securefed.wrapping.federate import federate as federate
+    from securefed.wrapping.private import Private as Private
+    from securefed.wrapping.private import make_private as make_private
+    from securefed.wrapping.trainer import PrivateTrainer as PrivateTrainer
 
 __version__ = "0.1.0"
 
@@ -54,7 +59,10 @@ __all__ = [
     "MaskingClient",
     "MaskingServer",
     "ModelError",
+    "PolicyRefusal",
     "PrivacyError",
+    "Private",
+    "PrivateTrainer",
     "ProtocolError",
     "Result",
     "SecureFedError",
@@ -64,7 +72,9 @@ __all__ = [
     "Update",
     "View",
     "__version__",
+    "federate",
     "load_config",
+    "make_private",
     "resume",
     "run",
     "secure_sum",
@@ -76,11 +86,15 @@ _HOME = {
     "Ledger": "securefed.privacy.ledger",
     "MaskingClient": "securefed.protect.masking",
     "MaskingServer": "securefed.protect.masking",
+    "Private": "securefed.wrapping.private",
+    "PrivateTrainer": "securefed.wrapping.trainer",
     "Result": "securefed.federation",
     "SecureSum": "securefed.secure_sum",
     "Update": "securefed.types",
     "View": "securefed.types",
+    "federate": "securefed.wrapping.federate",
     "load_config": "securefed.config",
+    "make_private": "securefed.wrapping.private",
     "resume": "securefed.federation",
     "run": "securefed.federation",
     "secure_sum": "securefed.secure_sum",

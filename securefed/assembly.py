@@ -26,6 +26,7 @@ from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
 from securefed.registry import ALGORITHMS, make
 from securefed.training.client import ClientRunner, Guarantee
+from securefed.training.limits import under_policy
 from securefed.types import SERVER
 
 if TYPE_CHECKING:
@@ -128,9 +129,11 @@ def make_guarantee(config: Config, clients: int) -> Guarantee | None:
 
     Raises:
         PrivacyError: no noise reaches the target epsilon on this schedule.
+        PolicyRefusal: this site's policy forbids the job.
     """
     p = config.privacy
     if p.unit == "none":
+        under_policy(config, 0.0, None, clients)
         return None
     budget = Budget(
         epsilon=float("inf") if p.epsilon is None else p.epsilon,
@@ -138,11 +141,12 @@ def make_guarantee(config: Config, clients: int) -> Guarantee | None:
         site_epsilon=p.site_epsilon,
         accountant=p.accountant,
     )
-    if p.noise_multiplier is not None:
-        return Guarantee(p.noise_multiplier, budget)
-    assert p.epsilon is not None
-    rate, releases = planned_releases(config, clients)
-    return Guarantee(calibrate_noise(p.epsilon, p.delta, rate, releases, p.accountant), budget)
+    noise = p.noise_multiplier
+    if noise is None:
+        assert p.epsilon is not None
+        rate, releases = planned_releases(config, clients)
+        noise = calibrate_noise(p.epsilon, p.delta, rate, releases, p.accountant)
+    return Guarantee(noise, under_policy(config, noise, budget, clients))
 
 
 def disjoint(shards: Sequence[Shard]) -> bool:

@@ -41,6 +41,10 @@ class BudgetExceeded(PrivacyError):
     """A step that would spend more than the budget; nothing was spent."""
 
 
+class PolicyRefusal(PrivacyError):
+    """A job that this site's policy forbids; the message names the line."""
+
+
 class SelfCheckError(PrivacyError):
     """Training under DP that does not do what its epsilon claims; the run stops at step one."""
 

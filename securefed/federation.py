@@ -17,9 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-
-from securefed.aggregation import aggregate, pack_state, round_generator, unpack_state
+from securefed.aggregation import pack_state, unpack_state
 from securefed.algorithms.fedavg import FedAvg
 from securefed.algorithms.plan import RoundPlan, local_names
 from securefed.algorithms.server_optimizer import Moments
@@ -44,19 +42,20 @@ from securefed.chronicle import (
 )
 from securefed.config import Config, load_config, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
-from securefed.engine.exchange import exchange, opened
+from securefed.engine.exchange import opened
 from securefed.engine.inprocess import Engine, InProcess, Pool
 from securefed.engine.liars import Liars, describe
 from securefed.errors import BudgetExceeded, CheckpointError
 from securefed.evaluation import Evaluator
-from securefed.layout import Layout, vector_digest
+from securefed.layout import Layout
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
 from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
+from securefed.rounds import Rounds
 from securefed.tracking.tracker import Tracker
 from securefed.training.client import ClientJob, ClientOutcome
-from securefed.types import SERVER, Collected, RoundContext, RoundParameters, Vector
+from securefed.types import SERVER, Collected, Vector
 
 if TYPE_CHECKING:
     from securefed.factors import AdapterSpace
@@ -230,7 +229,7 @@ class Federation:
         self.mechanism = self._make_mechanism()
         self.engine: Engine = self._make_engine()
         self.identity = {"run": run_id, **assembly.identity}
-        self.rule_state: Any = None
+        self.server = Rounds(run_id, self.protection, self.rule, self.mechanism, entropy, config.seed)
         self._saved = -math.inf
         self.liars = Liars.of(config, len(assembly.shards))
 
@@ -296,7 +295,7 @@ class Federation:
     def _play(self, resumed: State | None, tracker: Tracker, stop_flag: StopFlag | None) -> Result:
         started = time.perf_counter()
         state = resumed or _first_state(self.assembly)
-        self.rule_state = unpack_state(self.liars.unpack(state.rule))
+        self.server.rule_state = unpack_state(self.liars.unpack(state.rule))
         before = state.seconds
         resumed_at = None if resumed is None else state.round
         facts = run_info(
@@ -340,7 +339,7 @@ class Federation:
             vector=vector,
             moments=moments,
             local=local,
-            rule={**pack_state(self.rule_state), **self.liars.pack()},
+            rule={**pack_state(self.server.rule_state), **self.liars.pack()},
             mib_up=state.mib_up + up,
             mib_down=state.mib_down + down,
         )
@@ -391,33 +390,22 @@ class Federation:
             BudgetExceeded: every client (or the server's own mechanism) refused to spend more.
         """
         shared = self.model.layout.select(set(plan.share).__contains__)
-        if self.mechanism is not None and (stored := self.mechanism.stored(state.round)) is not None:
-            return stored, _nobody(shared.size), []
-        reservation = None if self.mechanism is None else self.mechanism.reserve(state.round)
-        outcomes = self.engine.train([self._job(state, plan, client) for client in chosen])
-        refusals = {o.client: o.refusal for o in outcomes if o.refusal is not None}
-        if self.mechanism is None and refusals and len(refusals) == len(chosen):
-            raise BudgetExceeded(next(iter(refusals.values())))
-        outcomes = self.liars.lie(outcomes, state.round, shared.digest)
-        collected = self._collect(state, shared, chosen, outcomes)
-        collected = replace(collected, refused={**collected.refused, **refusals})
-        if self.mechanism is not None and reservation is not None:
-            return (
-                self.mechanism.release(reservation, state.round, collected, self.entropy),
-                collected,
-                outcomes,
-            )
-        context = RoundContext(
-            round=state.round,
-            clients=collected.survivors,
-            weights=tuple((collected.weights or {}).get(k, 1.0) for k in collected.survivors),
-            layout_digest=shared.digest,
-            generator=round_generator(self.config.seed, state.round),
+
+        def train() -> list[ClientOutcome]:
+            outcomes = self.engine.train([self._job(state, plan, client) for client in chosen])
+            return self.liars.lie(outcomes, state.round, shared.digest)
+
+        found = self.server.play(
+            state.round,
+            shared,
+            state.vector,
+            chosen,
+            train,
+            weights=self._public_weights(chosen),
             space=self._adapter_space(state, shared),
         )
-        vector, self.rule_state = aggregate(self.rule, collected, context, self.rule_state)
-        self.liars.remember(vector, shared.digest)
-        return vector, collected, outcomes
+        self.liars.remember(found[0], shared.digest)
+        return found
 
     def _adapter_space(self, state: State, shared: Layout) -> AdapterSpace | None:
         """How a rule may measure this round's updates in product space; fedsa's clients share no B to do so."""
@@ -449,23 +437,6 @@ class Federation:
         """Weights are constants known to all but where they are the clients' record counts without DP."""
         secret = not self.config.private and self.config.weights != "equal"
         return None if secret else tuple(self._weight(client) for client in chosen)
-
-    def _collect(
-        self, state: State, shared: Layout, chosen: tuple[int, ...], outcomes: list[ClientOutcome]
-    ) -> Collected:
-        if not chosen:
-            return _nobody(shared.size)
-        parameters = RoundParameters(
-            run=self.run_id,
-            round=state.round,
-            clients=chosen,
-            size=shared.size,
-            layout_digest=shared.digest,
-            model_digest=vector_digest(state.vector),
-            weights=self._public_weights(chosen),
-        )
-        updates = {o.client: o.update for o in outcomes if o.update is not None}
-        return exchange(self.protection, parameters, updates, self.entropy)
 
     def _bytes_down(self, chosen: tuple[int, ...], collected: Collected) -> int:
         """The global model goes to each client of the cohort as float32, and what the protection sends."""
@@ -541,8 +512,3 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _nobody(size: int) -> Collected:
-    """The outcome of a round in which no client was drawn: noise alone is released."""
-    return Collected(survivors=(), total=np.zeros(size), weight=0.0, updates={})

@@ -23,6 +23,10 @@ _ADVERSARY: dict[Unit, str] = {
     "client": "against other clients and outsiders, not against the server, which sees updates before it adds the noise",
 }
 _OWN_NOISE = "against everyone who sees the updates, the server included: each client adds its own noise before sending"
+_ONE_HOLDER = (
+    "against everyone who sees what leaves the training (updates, or the model after any step): noise is in it "
+    "before it leaves"
+)
 _NOT_COVERED = (
     "the choice of hyper-parameters: every run that was tried on these records and is not in the ledger",
     "the same records under another data set name, in a file that has changed since, or at another site",
@@ -116,7 +120,7 @@ def make_statement(
         epsilon=spent.epsilon,
         delta=delta,
         accountant=spent.accountant,
-        adversary=_adversary(row, bool(local), worst_off),
+        adversary=_adversary(row, clients, bool(local), worst_off),
         holds_for=_holds_for(row, clients),
         clients=clients,
         disjoint=row.disjoint,
@@ -133,8 +137,16 @@ def make_statement(
             spent.accountant,
             [key.records for key in shards.values()],
         ),
-        not_covered=(*_other_unit(connection, row), *_overlap(row), *_NOT_COVERED),
+        not_covered=(*_other_unit(connection, row), *_overlap(row, clients), *_NOT_COVERED),
     )
+
+
+def _adversary(row: RunRow, clients: int, own_noise: bool, exposure: Exposure) -> str:
+    if is_distributed(exposure):
+        return DISTRIBUTED
+    if row.unit == "client":
+        return _OWN_NOISE if own_noise else _ADVERSARY["client"]
+    return _ONE_HOLDER if clients == 1 else _ADVERSARY["example"]
 
 
 def _holds_for(row: RunRow, clients: int) -> str:
@@ -142,6 +154,8 @@ def _holds_for(row: RunRow, clients: int) -> str:
         return f"every one of the {clients} clients"
     if not row.disjoint:
         return f"every record, even one held by all {clients} clients: their events are composed"
+    if clients == 1:
+        return "every record of the data set"
     return f"every record of the {clients} clients: the maximum over clients, whose shards are disjoint"
 
 
@@ -153,20 +167,14 @@ def _other_unit(connection: sqlite3.Connection, row: RunRow) -> tuple[str, ...]:
     )
 
 
-def _overlap(row: RunRow) -> tuple[str, ...]:
-    if row.unit == "example" and row.disjoint:
+def _overlap(row: RunRow, clients: int) -> tuple[str, ...]:
+    if row.unit == "example" and row.disjoint and clients > 1:
         return ("a record that appears at several clients: it spends the sum of what they spend",)
     return ()
 
 
 def _mechanism(exposure: Exposure) -> str:
     return "; ".join(describe(event) for event in exposure) or "nothing released yet"
-
-
-def _adversary(row: RunRow, local: bool, exposure: Exposure) -> str:
-    if is_distributed(exposure):
-        return DISTRIBUTED
-    return _OWN_NOISE if row.unit == "client" and local else _ADVERSARY[row.unit]
 
 
 def _caveats(

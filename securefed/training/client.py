@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +26,7 @@ from securefed.privacy.events import SampledGaussian
 from securefed.privacy.ledger import Ledger
 from securefed.training.dp import DPWork
 from securefed.training.frozen_cache import FrozenCache
+from securefed.training.limits import under_policy
 from securefed.training.local import LocalWork, train_locally
 from securefed.types import Update, Vector
 
@@ -101,6 +102,12 @@ class ClientRunner:
     ) -> None:
         self.config, self.model, self.shards, self.run = config, model, shards, run
         self._entropy, self._ledger, self._guarantee = entropy, ledger, guarantee
+        noise, budget = (0.0, None) if guarantee is None else (guarantee.noise_multiplier, guarantee.budget)
+        allowed = under_policy(
+            config, noise, budget, len(shards)
+        )  # what the site's owner allows, not the job
+        if guarantee is not None:
+            self._guarantee = replace(guarantee, budget=allowed)
         self._encoded: dict[int, Encoded] = {}
         self._checked: set[tuple[str, ...]] = set()
         self.cache = FrozenCache(config.train.cache_mib) if config.train.cache_frozen else None

@@ -23,8 +23,9 @@ STEPS = (
     {"layout", "crypto"},
     {"privacy", "protect", "data", "models", "rows", "gram", "factors", "aggregation"},
     {"training", "algorithms", "tracking"},
-    {"assembly", "evaluation", "checkpoint", "chronicle", "engine"},
+    {"assembly", "evaluation", "checkpoint", "chronicle", "engine", "rounds"},
     {"federation", "secure_sum"},
+    {"wrapping"},
     {"commands", "doctor", "cli", "__main__", "__init__"},
 )
 """Rooms of `securefed`, lowest first. A room imports lower steps; rooms of one step, one way only."""
@@ -39,9 +40,12 @@ OUTER = {
 }
 """What each outer package may import of the four."""
 
+PEER = "benchmarks/securefed_benchmarks/make_private_step.py"
+"""Measures `make_private` beside the loop that these libraries' own users write."""
+
 ONE_FILE = {
-    "opacus": {"securefed/training/dp.py", "securefed/privacy/opacus_accountants.py"},
-    "peft": {"securefed/models/adapters.py"},
+    "opacus": {"securefed/training/dp.py", "securefed/privacy/opacus_accountants.py", PEER},
+    "peft": {"securefed/models/adapters.py", PEER},
     "tenseal": {"securefed/protect/ckks.py"},
     "flwr": {"securefed/engine/flower.py"},
 }
