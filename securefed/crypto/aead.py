@@ -1,4 +1,4 @@
-"""ChaCha20-Poly1305 (RFC 8439): what one party seals, one other can open, and nobody can alter."""
+"""Sealed messages: ChaCha20-Poly1305 (RFC 8439). A nonce is used once with a key; callers derive a key per message."""
 
 from __future__ import annotations
 
@@ -11,36 +11,32 @@ KEY_BYTES, NONCE_BYTES, TAG_BYTES = 32, 12, 16
 
 
 def seal(key: bytes, nonce: bytes, plaintext: bytes, aad: bytes) -> bytes:
-    """The ciphertext with its 16-byte tag; `aad` is authenticated beside it, not hidden.
-
-    Args:
-        key: 32 bytes. nonce: 12 bytes, never twice under one key: a repeated pair reveals the XOR of the
-            plaintexts and lets anyone forge. A key made for one message may use a constant nonce.
+    """Ciphertext and tag; `aad` is authenticated beside it and not sent.
 
     Raises:
-        ProtocolError: a key or nonce of another length.
+        ProtocolError: a key or nonce of the wrong length.
     """
-    return _cipher(key, nonce).encrypt(nonce, plaintext, aad)
+    _check(key, nonce)
+    return ChaCha20Poly1305(key).encrypt(nonce, plaintext, aad)
 
 
 def open_sealed(key: bytes, nonce: bytes, ciphertext: bytes, aad: bytes) -> bytes:
-    """The plaintext of `seal` under the same key, nonce and aad.
+    """What was sealed with this key, nonce and aad.
 
     Raises:
-        ProtocolError: anything differs from what was sealed, by one bit or more; which, is not said.
+        ProtocolError: anything differs, by accident or on purpose.
     """
-    cipher = _cipher(key, nonce)
+    _check(key, nonce)
     try:
-        return cipher.decrypt(nonce, ciphertext, aad)
+        return ChaCha20Poly1305(key).decrypt(nonce, ciphertext, aad)
     except InvalidTag:
         raise ProtocolError(
-            "a sealed message does not open: altered, cut, or sealed for something else"
+            "a sealed message does not open: another key, other context, or garbled bytes"
         ) from None
 
 
-def _cipher(key: bytes, nonce: bytes) -> ChaCha20Poly1305:
+def _check(key: bytes, nonce: bytes) -> None:
     if len(key) != KEY_BYTES or len(nonce) != NONCE_BYTES:
         raise ProtocolError(
-            f"sealing takes a key of {KEY_BYTES} and a nonce of {NONCE_BYTES} bytes, got {len(key)} and {len(nonce)}"
+            f"sealing needs a key of {KEY_BYTES} and a nonce of {NONCE_BYTES} bytes, got {len(key)} and {len(nonce)}"
         )
-    return ChaCha20Poly1305(key)

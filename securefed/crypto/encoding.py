@@ -1,162 +1,140 @@
-"""Canonical bytes for what is signed, hashed or sent: little-endian, fixed widths, counted lengths.
+"""Canonical bytes: one way to write a value and one way to read it, so that two parties sign the same thing.
 
-There is one encoding of every value, so a digest over it names the value. A reader checks each length
-against what is there before it takes or reserves anything, and refuses bytes that are left over.
+Little-endian, fixed widths, lengths before contents, nothing optional. A reader never trusts a length: it
+is bounded by the caller and by what has really arrived before anything is allocated.
 """
 
 from __future__ import annotations
 
-import math
 import struct
 
 from securefed.errors import ProtocolError
 
-_U8, _U16, _U32, _U64, _F64 = (struct.Struct(f"<{form}") for form in "BHIQd")
-
 
 class Writer:
-    """Appends fields one after another; every method returns the writer.
+    """Collects fields; every method returns the writer, `finish` the bytes.
 
-    Example:
-        >>> Writer().u8(1).blob(b"ab").bytes()
-        b'\\x01\\x02\\x00\\x00\\x00ab'
-
-    Raises:
-        ProtocolError: a number that its field cannot hold, or a float that is not finite.
+    >>> Writer().u8(7).text("round").finish()
+    b'\\x07\\x05\\x00\\x00\\x00round'
     """
-
-    __slots__ = ("_parts",)
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
 
-    def _number(self, form: struct.Struct, value: float) -> Writer:
+    def _number(self, form: str, value: float) -> Writer:
         try:
-            self._parts.append(form.pack(value))
+            self._parts.append(struct.pack("<" + form, value))
         except struct.error:
-            raise ProtocolError(f"encoding: {value!r} does not fit a field of {form.size} bytes") from None
+            raise ProtocolError(
+                f"{value!r} does not fit a field of {struct.calcsize('<' + form)} bytes"
+            ) from None
         return self
 
-    def u8(self, x: int) -> Writer:
-        """One byte, 0 .. 255."""
-        return self._number(_U8, x)
+    def u8(self, value: int) -> Writer:
+        """An unsigned byte."""
+        return self._number("B", int(value))
 
-    def u16(self, x: int) -> Writer:
-        """Two bytes, 0 .. 2^16 - 1."""
-        return self._number(_U16, x)
+    def u16(self, value: int) -> Writer:
+        """Two bytes."""
+        return self._number("H", value)
 
-    def u32(self, x: int) -> Writer:
-        """Four bytes, 0 .. 2^32 - 1."""
-        return self._number(_U32, x)
+    def u32(self, value: int) -> Writer:
+        """Four bytes."""
+        return self._number("I", value)
 
-    def u64(self, x: int) -> Writer:
-        """Eight bytes, 0 .. 2^64 - 1."""
-        return self._number(_U64, x)
+    def u64(self, value: int) -> Writer:
+        """Eight bytes."""
+        return self._number("Q", value)
 
-    def f64(self, x: float) -> Writer:
-        """A finite float64: NaN has many encodings, so neither it nor infinity is written."""
-        if not math.isfinite(x):
-            raise ProtocolError(f"encoding: a number must be finite, found {x}")
-        return self._number(_F64, x)
+    def f64(self, value: float) -> Writer:
+        """A double; NaN is refused, since it has many spellings and equals none of them."""
+        if value != value:
+            raise ProtocolError("not a number cannot be signed: it has many spellings")
+        return self._number("d", value + 0.0)  # minus zero becomes zero
 
-    def raw(self, b: bytes) -> Writer:
-        """Bytes whose number the reader knows."""
-        self._parts.append(b if type(b) is bytes else bytes(b))
+    def raw(self, value: bytes) -> Writer:
+        """Bytes whose length both sides know."""
+        self._parts.append(bytes(value))
         return self
 
-    def blob(self, b: bytes) -> Writer:
-        """u32 length, then the bytes."""
-        return self.u32(len(b)).raw(b)
+    def blob(self, value: bytes) -> Writer:
+        """Bytes with their length (u32) before them."""
+        return self.u32(len(value)).raw(value)
 
-    def text(self, text: str) -> Writer:
-        """A blob of UTF-8."""
-        return self.blob(text.encode())
+    def text(self, value: str) -> Writer:
+        """UTF-8 with its length before it."""
+        return self.blob(value.encode())
 
     def finish(self) -> bytes:
-        """All fields written so far; `bytes()` under a name that hides no builtin."""
+        """All that was written."""
         return b"".join(self._parts)
-
-    def bytes(self) -> bytes:
-        """All fields written so far."""
-        return self.finish()
 
 
 class Reader:
-    """Takes the fields of a message in order, then `end()`.
-
-    Raises:
-        ProtocolError: by every method, where the bytes are too few, too many or not canonical.
-    """
-
-    __slots__ = ("_at", "_data")
+    """Reads what a `Writer` wrote, and nothing else; every surprise is a ProtocolError."""
 
     def __init__(self, data: bytes | memoryview) -> None:
-        self._data = memoryview(data).cast("B")
-        self._at = 0
+        self._data, self._at = memoryview(data), 0
 
     @property
     def left(self) -> int:
-        """Bytes not yet taken."""
+        """Bytes not yet read."""
         return len(self._data) - self._at
 
     def raw(self, n: int) -> bytes:
-        """The next n bytes, copied; n comes from the caller or has been bounded by it."""
+        """The next n bytes."""
         if not 0 <= n <= self.left:
-            raise ProtocolError(
-                f"encoding: {n} bytes expected, {self.left} are left; the message is cut short"
-            )
+            raise ProtocolError(f"the message is cut short: {n} bytes expected, {self.left} left")
         self._at += n
         return bytes(self._data[self._at - n : self._at])
 
+    def _number(self, form: str) -> tuple[int | float, ...]:
+        return struct.unpack("<" + form, self.raw(struct.calcsize("<" + form)))
+
     def u8(self) -> int:
-        """One byte."""
-        return int(_U8.unpack(self.raw(1))[0])
+        """An unsigned byte."""
+        return int(self._number("B")[0])
 
     def u16(self) -> int:
         """Two bytes."""
-        return int(_U16.unpack(self.raw(2))[0])
+        return int(self._number("H")[0])
 
     def u32(self) -> int:
         """Four bytes."""
-        return int(_U32.unpack(self.raw(4))[0])
+        return int(self._number("I")[0])
 
     def u64(self) -> int:
         """Eight bytes."""
-        return int(_U64.unpack(self.raw(8))[0])
+        return int(self._number("Q")[0])
 
     def f64(self) -> float:
-        """A finite float64."""
-        value = float(_F64.unpack(self.raw(8))[0])
-        if not math.isfinite(value):
-            raise ProtocolError("encoding: a number is not finite")
+        """A double in the one spelling that a Writer gives it."""
+        value = float(self._number("d")[0])
+        if value != value or struct.pack("<d", value) == struct.pack("<d", -0.0):
+            raise ProtocolError("a number in a spelling that no writer uses")
         return value
 
     def count(self, most: int, width: int) -> int:
-        """A u32 number of items, at most `most`, each taking at least `width` of the bytes left."""
+        """A number of items of `width` bytes or more that follow: at most `most`, and no more than can be there."""
         n = self.u32()
         if n > most or n * width > self.left:
             raise ProtocolError(
-                f"encoding: {n} items announced, at most {min(most, self.left // max(width, 1))} fit"
+                f"the message announces {n} items, at most {min(most, self.left // max(1, width))} can follow"
             )
         return n
 
-    def blob(self, max_length: int) -> bytes:
-        """A blob of at most max_length bytes."""
-        n = self.u32()
-        if n > max_length:
-            raise ProtocolError(f"encoding: a field of {n} bytes is longer than the {max_length} allowed")
-        return self.raw(n)
+    def blob(self, most: int) -> bytes:
+        """Bytes with their length before them, at most `most`."""
+        return self.raw(self.count(most, 1))
 
-    def text(self, max_length: int) -> str:
-        """A blob that is UTF-8; max_length counts bytes."""
+    def text(self, most: int) -> str:
+        """UTF-8 with its length before it, at most `most` bytes."""
         try:
-            return self.blob(max_length).decode()
+            return self.blob(most).decode()
         except UnicodeDecodeError:
-            raise ProtocolError("encoding: a text is not UTF-8") from None
+            raise ProtocolError("a text that is not UTF-8") from None
 
-    def end(self) -> None:
-        """Refuses bytes that are left over."""
+    def finish(self) -> None:
+        """Raises unless all has been read."""
         if self.left:
-            raise ProtocolError(f"encoding: {self.left} bytes are left over after the last field")
-
-    finish = end
+            raise ProtocolError(f"{self.left} bytes too many")

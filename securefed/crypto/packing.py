@@ -1,148 +1,120 @@
-"""Words of a narrow ring, packed: exactly `bits` bits a word, low bits first, little-endian.
-
-Word i covers bits i x bits .. (i + 1) x bits - 1 of the payload, bit 0 being the lowest of byte 0.
-What is left of the last byte is zero, so that there is one encoding.
-"""
+"""Words of b bits side by side on the wire: 2.5 bytes a coordinate for 20 bits instead of 4."""
 
 from __future__ import annotations
-
-import io
-import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 from securefed.errors import ProtocolError
 
-_BLOCK = 1 << 15  # words at a time: a multiple of 8, so that blocks meet at whole bytes
+BLOCK = 1 << 15
+"""Words packed at a time; a multiple of 8, so that every block but the last ends on a byte."""
+LEAST, MOST = 8, 32
 
 
 def packed_size(n: int, bits: int) -> int:
-    """Bytes of n packed words."""
-    _check_bits(bits)
+    """Bytes of n words of this many bits."""
     return (n * bits + 7) // 8
 
 
 def pack(words: NDArray[np.uint32], bits: int) -> bytes:
-    """The payload of words below 2^bits; beside it, memory for one block.
-
-    Args:
-        words: uint32 (n,). bits: 16 .. 32.
+    """n words, each below 2^bits, as a little-endian stream of bits; the last byte is padded with zeros.
 
     Raises:
-        ProtocolError: another type or shape, bits out of range, a word that does not fit.
+        ProtocolError: bits out of range, or a word that does not fit.
     """
-    if words.dtype != np.uint32 or words.ndim != 1:
-        raise ProtocolError("packing: words must be a vector of uint32")
-    size = packed_size(len(words), bits)
-    if size == 0:
-        return b""
-    payload = io.BytesIO()
-    payload.seek(size - 1)
-    payload.write(b"\0")  # the whole size at once; getvalue() then hands over this buffer, uncopied
-    with payload.getbuffer() as view:
-        _pack_into(np.frombuffer(view, np.uint8), words, bits)
-    return payload.getvalue()
-
-
-def _pack_into(out: NDArray[np.uint8], words: NDArray[np.uint32], bits: int) -> None:
-    group = 8 // math.gcd(bits, 8)
-    for low in range(0, len(words), _BLOCK):
-        block = words[low : low + _BLOCK]
-        if bits < 32 and int(block.max()) >> bits:
-            raise ProtocolError(f"packing: a word does not fit {bits} bits")
-        missing = -len(block) % group
-        if missing:
-            block = np.concatenate([block, np.zeros(missing, np.uint32)])
-        start = low * bits // 8
-        stop = min(start + _BLOCK * bits // 8, len(out))
-        out[start:stop] = _pack_block(block, bits)[: stop - start]
+    _check(bits)
+    n = len(words)
+    if bits == 32:
+        return words.astype("<u4", copy=False).tobytes()
+    if n and int(words.max()) >> bits:
+        raise ProtocolError(f"a word of {int(words.max()).bit_length()} bits does not fit {bits}")
+    out = np.empty(packed_size(n, bits), np.uint8)
+    for start in range(0, n, BLOCK):
+        block = words[start : start + BLOCK]
+        at = start * bits // 8
+        out[at : at + packed_size(len(block), bits)] = _pack_block(block, bits)
+    return out.tobytes()
 
 
 def unpack(payload: bytes | memoryview, n: int, bits: int) -> NDArray[np.uint32]:
-    """The n words of a payload, uint32 (n,), writable; beside it, memory for one block.
+    """The n words; float-free inverse of `pack`.
 
     Raises:
-        ProtocolError: a payload of another length than n words have, or padding that is not zero.
+        ProtocolError: another length than n words have, or padding that is not zero.
     """
-    if n < 0 or len(memoryview(payload).cast("B")) != packed_size(n, bits):
-        raise ProtocolError(
-            f"packing: {n} words of {bits} bits take {packed_size(max(n, 0), bits)} bytes, found {len(payload)}"
-        )
+    _check(bits)
+    if len(payload) != packed_size(n, bits):
+        raise ProtocolError(f"{n} words of {bits} bits have {packed_size(n, bits)} bytes, got {len(payload)}")
     data = np.frombuffer(payload, np.uint8)
-    if (n * bits) % 8 and int(data[-1]) >> (n * bits) % 8:
-        raise ProtocolError("packing: the padding bits of the last byte are not zero")
-    group = 8 // math.gcd(bits, 8)
-    words = np.empty(n, np.uint32)
-    for low in range(0, n, _BLOCK):
-        count = min(_BLOCK, n - low)
-        whole = (count + -count % group) * bits // 8
-        block = data[low * bits // 8 : low * bits // 8 + whole]
-        if len(block) < whole:
-            block = np.concatenate([block, np.zeros(whole - len(block), np.uint8)])
-        words[low : low + count] = _unpack_block(block, bits)[:count]
-    return words
-
-
-def _pack_block(block: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
-    """The bytes of whole groups of words (a group is the fewest words that fill whole bytes)."""
-    if bits % 8 == 0:
-        return _low_bytes(block.astype("<u4", copy=False), bits // 8)
-    if bits % 4 == 0:  # two words make one of 40 or 56 bits
-        pairs = block[0::2].astype("<u8")
-        pairs |= block[1::2].astype("<u8") << np.uint64(bits)
-        return _low_bytes(pairs, bits // 4)
-    group = 8 // math.gcd(bits, 8)
-    rows = block.reshape(-1, group).astype(np.uint64)
-    out = np.empty((len(rows), group * bits // 8), np.uint8)
-    for byte in range(out.shape[1]):
-        word, shift = divmod(8 * byte, bits)
-        value = rows[:, word] >> np.uint64(shift)
-        if shift + 8 > bits:  # this byte ends in the next word
-            value |= rows[:, word + 1] << np.uint64(bits - shift)
-        out[:, byte] = value & np.uint64(0xFF)
-    return out.reshape(-1)
-
-
-def _unpack_block(data: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
-    """The words of whole groups; the inverse of `_pack_block`."""
-    if bits % 8 == 0:
-        return _widen(data, bits // 8, "<u4").astype(np.uint32, copy=False)
-    mask = np.uint64((1 << bits) - 1)
-    if bits % 4 == 0:
-        pairs = _widen(data, bits // 4, "<u8")
-        words = np.empty(2 * len(pairs), np.uint32)
-        words[0::2], words[1::2] = pairs & mask, pairs >> np.uint64(bits)
-        return words
-    group = 8 // math.gcd(bits, 8)
-    rows = data.reshape(-1, group * bits // 8).astype(np.uint64)
-    out = np.empty((len(rows), group), np.uint32)
-    for word in range(group):
-        first, shift = divmod(word * bits, 8)
-        last = -(-(word + 1) * bits // 8)
-        value = np.zeros(len(rows), np.uint64)
-        for i, byte in enumerate(range(first, last)):
-            value |= rows[:, byte] << np.uint64(8 * i)
-        out[:, word] = (value >> np.uint64(shift)) & mask
-    return out.reshape(-1)
-
-
-def _low_bytes(values: NDArray[np.unsignedinteger], width: int) -> NDArray[np.uint8]:
-    """The low `width` bytes of each little-endian value, one after another."""
-    if width == values.itemsize:
-        return np.ascontiguousarray(values).view(np.uint8)
-    low = np.dtype({"names": ["low"], "formats": [f"V{width}"], "itemsize": values.itemsize})
-    return np.ascontiguousarray(np.ascontiguousarray(values).view(low)["low"]).view(np.uint8)
-
-
-def _widen(data: NDArray[np.uint8], width: int, kind: str) -> NDArray[np.unsignedinteger]:
-    """Each `width` bytes as one little-endian value of the wider kind."""
-    out = np.zeros(len(data) // width, kind)
-    low = np.dtype({"names": ["low"], "formats": [f"V{width}"], "itemsize": out.itemsize})
-    out.view(low)["low"] = data.view(f"V{width}")
+    if bits == 32:
+        return data.view("<u4").astype(np.uint32, copy=False)
+    spare = -n * bits % 8
+    if spare and int(data[-1]) >> (8 - spare):
+        raise ProtocolError("padding bits are not zero")
+    out = np.empty(n, np.uint32)
+    for start in range(0, n, BLOCK):
+        count = min(BLOCK, n - start)
+        at = start * bits // 8
+        out[start : start + count] = _unpack_block(data[at : at + packed_size(count, bits)], count, bits)
     return out
 
 
-def _check_bits(bits: int) -> None:
-    if not 16 <= bits <= 32:
-        raise ProtocolError(f"packing: a ring has 16 .. 32 bits, got {bits}")
+def _pack_block(block: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
+    """The words of a block; where two words end on a byte (16, 20, 24, 28 bits), two at a time."""
+    if bits % 4 == 0:
+        return _pack_pairs(block, bits)
+    groups = -(-len(block) // 8)
+    words = np.zeros((groups, 8), np.uint64)
+    words.ravel()[: len(block)] = block
+    columns = np.zeros((groups, bits), np.uint8)
+    for k in range(8):  # eight words make `bits` bytes, and each lies over a few of them
+        first = k * bits
+        shifted = words[:, k] << np.uint64(first % 8)
+        for byte in range((first % 8 + bits + 7) // 8):
+            columns[:, first // 8 + byte] |= (shifted >> np.uint64(8 * byte)).astype(np.uint8)
+    return columns.ravel()[: packed_size(len(block), bits)]
+
+
+def _pack_pairs(block: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
+    even = block[0::2].astype("<u8")
+    odd = block[1::2]
+    np.bitwise_or(even[: len(odd)], odd.astype("<u8") << np.uint64(bits), out=even[: len(odd)])
+    width = bits // 4
+    packed = even.view(np.uint8).reshape(-1, 8)[:, :width]
+    return np.ascontiguousarray(packed).ravel()[: packed_size(len(block), bits)]
+
+
+def _unpack_block(data: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.uint32]:
+    if bits % 4 == 0:
+        return _unpack_pairs(data, count, bits)
+    groups = -(-count // 8)
+    columns = np.zeros((groups, bits), np.uint8)
+    columns.ravel()[: len(data)] = data
+    words = np.empty((groups, 8), np.uint32)
+    for k in range(8):
+        first = k * bits
+        value = np.zeros(groups, np.uint64)
+        for byte in range((first % 8 + bits + 7) // 8):
+            value |= columns[:, first // 8 + byte].astype(np.uint64) << np.uint64(8 * byte)
+        words[:, k] = (value >> np.uint64(first % 8)) & np.uint64((1 << bits) - 1)
+    return words.ravel()[:count]
+
+
+def _unpack_pairs(data: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.uint32]:
+    pairs, width = -(-count // 2), bits // 4
+    wide = np.zeros((pairs, 8), np.uint8)
+    whole = len(data) // width
+    wide[:whole, :width] = data[: whole * width].reshape(whole, width)
+    if whole < pairs:
+        wide[whole, : len(data) - whole * width] = data[whole * width :]
+    both = wide.view("<u8").ravel()
+    words = np.empty((pairs, 2), np.uint32)
+    words[:, 0] = both & np.uint64((1 << bits) - 1)
+    words[:, 1] = (both >> np.uint64(bits)) & np.uint64((1 << bits) - 1)
+    return words.ravel()[:count]
+
+
+def _check(bits: int) -> None:
+    if not LEAST <= bits <= MOST:
+        raise ProtocolError(f"words have {LEAST} to {MOST} bits, got {bits}")

@@ -1,47 +1,42 @@
-"""Masks: keystreams of AES-256-CTR (or ChaCha20) added to a vector of words, at nearly the cipher's speed.
+"""Mask streams: AES-256 in counter mode (NIST SP 800-38A) added to a vector in place, block by block.
 
-A mask is the cipher's keystream under a key made for one mask alone, counter from zero (NIST SP 800-38A,
-section 6.5; RFC 8439, section 2.4), read as little-endian words: two bytes a word for rings of at most
-16 bits, else four, and only the low `bits` count. So the sum of masks is uniform over the ring.
-
-The vector is walked in blocks that stay in the second-level cache; all keys visit a block before the
-next, nothing of the vector's size is allocated, and the ciphers let go of the interpreter's lock, so
-ranges of the vector can go to threads.
+One key gives one stream and is used for one vector: the counter begins at zero. The vector is visited
+once; all streams of a block are added while it lies in the cache, so memory stays O(block).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from securefed.errors import ProtocolError
 
 CipherName = Literal["aes", "chacha20"]
-KEY_BYTES = 32
-BLOCK_BYTES = 1 << 17
-_SEEK = {"aes": 16, "chacha20": 64}  # bytes of keystream a counter step stands for
+BLOCK_WORDS = 1 << 16
+"""65,536 words, 256 KiB of stream: fits a second-level cache beside the vector's own block."""
+CHUNK_WORDS = 1 << 20
+"""Least work for a thread."""
+_ZEROS = bytes(4 * BLOCK_WORDS)
 
 
-@cache
 def has_aes() -> bool:
-    """Whether this machine is known to compute AES in hardware; else "chacha20" is faster and leaks less.
-
-    The kernel is asked on Linux; elsewhere the answer is True, as on every x86-64 and ARMv8 machine of
-    the last ten years. The cipher is part of a round's parameters: all parties use the one agreed.
-    """
+    """Whether this processor has AES instructions; without them ChaCha20 is the faster stream."""
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        words = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
     except OSError:
-        return True
-    return " aes" in flags
+        return True  # no /proc: every 64-bit Apple and Windows machine of the last decade has them
+    return "aes" in words
+
+
+def word_type(bits: int) -> type[np.uint16] | type[np.uint32]:
+    """What a stream is read as: two bytes a word where that is enough."""
+    return np.uint16 if bits <= 16 else np.uint32
 
 
 def add_masks(
@@ -52,110 +47,82 @@ def add_masks(
     threads: int = 1,
     cipher: CipherName = "aes",
 ) -> None:
-    """Adds sign x keystream(key) to the words, in place, modulo 2^bits.
+    """words += sum of sign x stream(key), modulo 2^bits, in place.
 
     Args:
-        words: uint32 (n,), contiguous and writable; high bits are cleared even where `keys` is empty.
-        keys: (32-byte key, +1 or -1); each key for this mask only.
-        bits: width of the ring, 1 .. 32. threads: at most this many ranges of the vector at once.
+        words: uint32 (d,), contiguous. keys: (32 secret bytes, +1 or -1) each.
+        bits: 8 .. 32; the result is below 2^bits.
+        threads: over chunks of a million words; the result does not depend on it.
 
     Raises:
-        ProtocolError: an argument out of range; the words are then as they were.
+        ProtocolError: a key of another length, a sign that is none, bits out of range, another array.
     """
-    _check(words, keys, bits, cipher)
-    blocks = -(-len(words) // _block_words(bits))
-    workers = max(1, min(threads, blocks))
-    edges = [blocks * i // workers * _block_words(bits) for i in range(workers)] + [len(words)]
-    ranges = list(pairwise(edges))
+    _check(words, keys, bits)
+    n = len(words)
+    workers = max(1, min(threads, n // CHUNK_WORDS))
     if workers == 1:
-        _add_range(words, keys, 0, len(words), bits, cipher)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(_add_range, words, keys, a, b, bits, cipher) for a, b in ranges]
-        for job in jobs:
-            job.result()
+        return _add_range(words, 0, n, keys, bits, cipher)
+    per = -(-n // workers // BLOCK_WORDS) * BLOCK_WORDS
+    with ThreadPoolExecutor(workers) as pool:  # OpenSSL and NumPy's adds both release the lock
+        parts = [
+            pool.submit(_add_range, words, a, min(a + per, n), keys, bits, cipher) for a in range(0, n, per)
+        ]
+        for part in parts:
+            part.result()
+    return None
 
 
 def mask_stream(key: bytes, n: int, bits: int = 32, cipher: CipherName = "aes") -> NDArray[np.uint32]:
-    """The n words of one mask, uint32 (n,)."""
+    """The first n words of a key's stream, each below 2^bits: what `add_masks` adds to zeros."""
     words = np.zeros(n, np.uint32)
     add_masks(words, [(key, 1)], bits=bits, cipher=cipher)
     return words
 
 
-def word_bytes(bits: int) -> int:
-    """Keystream bytes that one word of a ring takes: 2 up to 16 bits, else 4."""
-    return 2 if bits <= 16 else 4
-
-
-def _block_words(bits: int) -> int:
-    return BLOCK_BYTES // word_bytes(bits)
-
-
 def _add_range(
     words: NDArray[np.uint32],
-    keys: Sequence[tuple[bytes, int]],
     start: int,
     stop: int,
+    keys: Sequence[tuple[bytes, int]],
     bits: int,
     cipher: CipherName,
 ) -> None:
-    """The masks of words[start:stop]; start is a multiple of the block, so of the cipher's counter step."""
-    width, step = word_bytes(bits), _block_words(bits)
-    streams = [(_keystream(key, start * width, cipher), sign) for key, sign in keys]
-    size = min(step, stop - start)
-    zeros, mask = memoryview(bytes(size * width)), np.empty(size, f"<u{width}")
-    narrow = np.empty(size, np.uint16) if width == 2 else None
-    for low in range(start, stop, step):
-        block = words[low : min(low + step, stop)]
+    kind = word_type(bits)
+    size = np.dtype(kind).itemsize
+    streams = [(_stream_at(key, start * size, cipher), sign) for key, sign in keys]
+    stream_block = np.empty(BLOCK_WORDS, np.dtype(kind).newbyteorder("<"))
+    raw = stream_block.view(np.uint8)
+    ring = np.uint32((1 << bits) - 1)
+    for a in range(start, stop, BLOCK_WORDS):
+        block = words[a : min(a + BLOCK_WORDS, stop)]
         n = len(block)
-        _add_block(block, streams, mask[:n], zeros[: n * width], None if narrow is None else narrow[:n])
+        for encryptor, sign in streams:
+            encryptor.update_into(_ZEROS[: size * n] if n < BLOCK_WORDS else _zeros(size), raw[: size * n])
+            (np.add if sign > 0 else np.subtract)(block, stream_block[:n], out=block)
         if bits < 32:
-            np.bitwise_and(block, np.uint32((1 << bits) - 1), out=block)
+            np.bitwise_and(block, ring, out=block)
 
 
-def _add_block(
-    block: NDArray[np.uint32],
-    streams: Sequence[tuple[CipherContext, int]],
-    mask: NDArray[Any],
-    zeros: memoryview,
-    narrow: NDArray[np.uint16] | None,
-) -> None:
-    target: NDArray[Any] = block
-    if narrow is not None:
-        np.copyto(narrow, block, casting="unsafe")  # modulo 2^16: at most 16 bits count in this ring
-        target = narrow
-    raw = mask.data.cast("B")
-    for stream, sign in streams:
-        stream.update_into(zeros, raw)
-        (np.add if sign > 0 else np.subtract)(target, mask, out=target)
-    if narrow is not None:
-        np.copyto(block, narrow)
+_FULL = {2: bytes(2 * BLOCK_WORDS), 4: _ZEROS}
 
 
-def _keystream(key: bytes, offset: int, cipher: CipherName) -> CipherContext:
-    """The cipher's keystream from a byte offset on, a multiple of its counter step."""
-    counter = offset // _SEEK[cipher]
+def _zeros(size: int) -> bytes:
+    return _FULL[size]
+
+
+def _stream_at(key: bytes, offset: int, cipher: CipherName) -> Any:
+    """The keystream from this byte on; offsets are multiples of a block of words, so of the cipher's block."""
     if cipher == "aes":
-        return Cipher(algorithms.AES(key), modes.CTR(counter.to_bytes(16, "big"))).encryptor()
-    # `cryptography` takes RFC 8439's 32-bit little-endian counter and 96-bit nonce as one string
-    return Cipher(algorithms.ChaCha20(key, counter.to_bytes(4, "little") + bytes(12)), None).encryptor()
+        return Cipher(algorithms.AES(key), modes.CTR((offset // 16).to_bytes(16, "big"))).encryptor()
+    # RFC 8439's layout in OpenSSL: 32-bit little-endian counter, then a 96-bit nonce, here zero.
+    return Cipher(algorithms.ChaCha20(key, (offset // 64).to_bytes(16, "little")), None).encryptor()
 
 
-def _check(words: NDArray[np.uint32], keys: Sequence[tuple[bytes, int]], bits: int, cipher: str) -> None:
-    if not 1 <= bits <= 32:
-        raise ProtocolError(f"masks: a ring has 1 .. 32 bits, got {bits}")
-    if cipher not in _SEEK:
-        raise ProtocolError(f"masks: the cipher is one of {', '.join(_SEEK)}, got {cipher!r}")
-    if (
-        words.dtype != np.uint32
-        or words.ndim != 1
-        or not words.flags.c_contiguous
-        or not words.flags.writeable
-    ):
-        raise ProtocolError("masks: words must be a contiguous, writable vector of uint32")
-    if len(words) * word_bytes(bits) > _SEEK["chacha20"] << 32:
-        raise ProtocolError("masks: the vector is longer than a keystream of 256 GiB")
+def _check(words: NDArray[np.uint32], keys: Sequence[tuple[bytes, int]], bits: int) -> None:
+    if words.dtype != np.uint32 or words.ndim != 1 or not words.flags.c_contiguous:
+        raise ProtocolError(f"masks are added to a contiguous uint32 vector, got {words.dtype} {words.shape}")
+    if not 8 <= bits <= 32:
+        raise ProtocolError(f"a ring has 8 to 32 bits, got {bits}")
     for key, sign in keys:
-        if len(key) != KEY_BYTES or sign not in (1, -1):
-            raise ProtocolError(f"masks: a key has {KEY_BYTES} bytes and a sign of +1 or -1")
+        if len(key) != 32 or sign not in (1, -1):
+            raise ProtocolError("a mask is a key of 32 bytes and a sign, +1 or -1")
