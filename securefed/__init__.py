@@ -17,6 +17,7 @@ from securefed.errors import BudgetExceeded as BudgetExceeded
 from securefed.errors import CheckpointError as CheckpointError
 from securefed.errors import ConfigError as ConfigError
 from securefed.errors import DataError as DataError
+from securefed.errors import DivergedError as DivergedError
 from securefed.errors import ModelError as ModelError
 from securefed.errors import PrivacyError as PrivacyError
 from securefed.errors import ProtocolError as ProtocolError
@@ -42,6 +43,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "DivergedError",
     "Layout",
     "Ledger",
     "ModelError",

@@ -174,10 +174,16 @@ def register(ledger: Ledger, run: str, assembly: Assembly) -> None:
     unit = assembly.config.privacy.unit
     if unit == "example":
         keys = {s.client: ShardKey(s.digest, len(s.train)) for s in assembly.shards}
-        ledger.register(run, keys, assembly.dataset.digest, "example", disjoint=disjoint(assembly.shards))
+        ledger.register(run, keys, assembly.dataset.account, "example", disjoint=disjoint(assembly.shards))
     elif unit == "client":
         whole = {SERVER: ShardKey(assembly.dataset.digest, len(assembly.shards))}
-        ledger.register(run, whole, assembly.dataset.digest, "client")
+        ledger.register(run, whole, assembly.dataset.account, "client")
+
+
+def register_unprotected(ledger: Ledger, run: str, assembly: Assembly) -> None:
+    """Notes that these records are trained on without noise: no epsilon of this site speaks of them after that."""
+    keys = {s.client: ShardKey(s.digest, len(s.train)) for s in assembly.shards}
+    ledger.release_unprotected(run, keys, assembly.dataset.account)
 
 
 def make_runner(

@@ -25,6 +25,10 @@ class ModelError(SecureFedError, ValueError):
     """A model that cannot be loaded, adapted or trained in the way asked."""
 
 
+class DivergedError(ModelError):
+    """One client's training left the finite numbers: a learning rate too high, or a record that breaks the model."""
+
+
 class PrivacyError(SecureFedError):
     """Something that would void a privacy guarantee."""
 

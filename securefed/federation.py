@@ -31,6 +31,7 @@ from securefed.assembly import (
     make_guarantee,
     make_runner,
     register,
+    register_unprotected,
 )
 from securefed.checkpoint import State, load_state, save_state
 from securefed.chronicle import (
@@ -218,6 +219,9 @@ class Federation:
         self.ledger = Ledger.site() if config.private else None
         if self.ledger is not None:
             register(self.ledger, run_id, assembly)
+        else:
+            with Ledger.site() as ledger:
+                register_unprotected(ledger, run_id, assembly)
         self.runner = make_runner(assembly, run_id, entropy, self.guarantee, self.ledger)
         self.evaluator = Evaluator(assembly, self.runner)
         self.mechanism = self._make_mechanism()
@@ -386,7 +390,7 @@ class Federation:
         reservation = None if self.mechanism is None else self.mechanism.reserve(state.round)
         outcomes = self.engine.train([self._job(state, plan, client) for client in chosen])
         refusals = {o.client: o.refusal for o in outcomes if o.refusal is not None}
-        if refusals and len(refusals) == len(chosen):
+        if self.mechanism is None and refusals and len(refusals) == len(chosen):
             raise BudgetExceeded(next(iter(refusals.values())))
         collected = self._collect(state, shared, chosen, outcomes)
         collected = replace(collected, refused={**collected.refused, **refusals})
@@ -472,7 +476,7 @@ class Federation:
         p = self.config.privacy
         unit: Literal["client", "example"] = "client" if p.unit == "client" else "example"
         mine = self.ledger.epsilon(p.delta, unit=unit, accountant=p.accountant, run=self.run_id)
-        return mine, self.ledger.site_epsilon(p.delta, self.assembly.dataset.digest, unit)
+        return mine, self.ledger.site_epsilon(p.delta, self.assembly.dataset.account, unit)
 
     def _baselines(self) -> dict[str, dict[str, float]]:
         """What a reader compares with; computed once a run and read back on resumption."""

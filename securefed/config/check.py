@@ -150,6 +150,11 @@ def _check_privacy(c: Config) -> None:
     )
     if p.unit == "example":
         _require(
+            c.model.dropout == 0,
+            "dropout masks come from one stream over the batch, so one record more changes everybody else's gradient "
+            "and no clip bounds it; set model.dropout = 0 under example-level DP",
+        )
+        _require(
             c.train.steps > 0,
             "DP counts steps: give train.steps instead of train.epochs (an epoch is 1/sample_rate steps)",
         )

@@ -26,6 +26,9 @@ class Component:
 class DataConfig:
     """Which records, and who holds them.
 
+    `ledger_name` names own records in the site's privacy ledger, so that a file that grows stays one
+    account; by default they are known by a digest of all their rows.
+
     `name`: `sentiment`, `spam`, `fashion-mnist`, `digits`, `hub:NAME` or the path of a csv, jsonl or
     parquet file (with its columns). `clients = 0` takes one client per natural group.
     """
@@ -42,6 +45,7 @@ class DataConfig:
     label_column: str = "label"
     target_column: str = "target"
     client_column: str = ""
+    ledger_name: str = ""
     seed: int = 0
 
 

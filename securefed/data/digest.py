@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from securefed.data.records import Examples
+from securefed.data.table import Table
 
 
 def records_digest(*parts: Examples) -> str:
@@ -20,6 +21,20 @@ def records_digest(*parts: Examples) -> str:
     for digest in sorted(d for part in parts for d in _each(part)):
         total.update(digest)
     return total.hexdigest()
+
+
+def table_digest(*tables: Table) -> str:
+    """SHA-256 over the rows of all tables together, every column of them, hex; their order does not enter."""
+    rows = sorted(d for table in tables for d in _rows(table))
+    return hashlib.sha256(b"".join(rows)).hexdigest()
+
+
+def _rows(table: Table) -> Iterator[bytes]:
+    for row in table.rows:
+        record = hashlib.sha256()
+        for column in sorted(table.columns):
+            _field(record, column.encode(), repr(row.get(column)).encode("utf-8", "surrogatepass"))
+        yield record.digest()
 
 
 def _each(examples: Examples) -> Iterator[bytes]:

@@ -11,13 +11,13 @@ import numpy as np
 
 from securefed.config import DataConfig
 from securefed.data import images, sentiment, spam
-from securefed.data.digest import records_digest
+from securefed.data.digest import records_digest, table_digest
 from securefed.data.files import READERS, read_file
 from securefed.data.hub import read_hub
 from securefed.data.records import Dataset, Examples
 from securefed.data.sources import Source, fetch, find_source
 from securefed.data.split import split
-from securefed.data.table import table_examples
+from securefed.data.table import Table, table_examples
 from securefed.errors import DataError
 
 log = logging.getLogger("securefed.data")
@@ -87,10 +87,34 @@ def _source_digest(source: Source, train: Examples, test: Examples) -> str:
 
 def _from_file(config: DataConfig, task: str) -> Dataset:
     path = Path(config.name).expanduser()
-    examples, classes = table_examples(read_file(path), config, task)
+    table = read_file(path)
+    examples, classes = table_examples(table, config, task)
     train, test = split(examples, config.test_fraction)
-    digest = records_digest(train, test)
-    return Dataset(path.stem, train, test, classes, digest, f"own file {path.name}", "its owner's")
+    return Dataset(
+        path.stem,
+        train,
+        test,
+        classes,
+        records_digest(train, test),
+        f"own file {path.name}",
+        "its owner's",
+        account=_account(config, table),
+    )
+
+
+def _account(config: DataConfig, *tables: Table) -> str:
+    """What a ledger calls the records: the name their owner gives them, else all columns of the table.
+
+    Whatever the task reads of them, they are the same records. Without a name a row more is another
+    data set, whose spending begins at zero.
+    """
+    if config.ledger_name:
+        return hashlib.sha256(b"ledger name:" + config.ledger_name.encode()).hexdigest()
+    log.info(
+        "spending on %s is kept under a digest of its rows; name it with data.ledger_name if it will change",
+        tables[0].name,
+    )
+    return table_digest(*tables)
 
 
 def _from_hub(config: DataConfig, task: str, offline: bool) -> Dataset:
@@ -103,9 +127,15 @@ def _from_hub(config: DataConfig, task: str, offline: bool) -> Dataset:
         train, test = split(train, config.test_fraction)
     else:
         test, _ = table_examples(test_table, config, task, classes)
-    digest = records_digest(train, test)
     return Dataset(
-        config.name, train, test, classes, digest, f"Hugging Face hub, {name}", "see its page on the hub"
+        config.name,
+        train,
+        test,
+        classes,
+        records_digest(train, test),
+        f"Hugging Face hub, {name}",
+        "see its page on the hub",
+        account=_account(config, *filter(None, (train_table, test_table))),
     )
 
 

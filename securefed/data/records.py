@@ -53,8 +53,9 @@ class Dataset:
 
     Attributes:
         classes: names of the labels 0, 1, ...; empty for language modelling.
-        digest: SHA-256 over all records of train and test, hex: the data set's name in the ledger.
+        digest: SHA-256 over all records of train and test as the task reads them, hex.
         source, licence: where it is from, in words for the report.
+        account: the records' name in a privacy ledger, whatever the task; the digest if not given.
     """
 
     name: str
@@ -64,6 +65,11 @@ class Dataset:
     digest: str
     source: str
     licence: str
+    account: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.account:
+            object.__setattr__(self, "account", self.digest)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

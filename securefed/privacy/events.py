@@ -29,6 +29,7 @@ class Relation(Enum):
 
     ADD_REMOVE = "add or remove one"
     REPLACE = "replace one"
+    ZERO_OUT = "blank one out, its place being known to exist (zero-out; the number of records and clients is public)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from securefed.privacy.accounting import Spent
 from securefed.privacy.accounting import epsilon as spent_by
-from securefed.privacy.events import Accountant, Unit, merge
+from securefed.privacy.events import Accountant, NonPrivate, Unit, from_json, merge
 from securefed.privacy.records import RunRow, find_runs, find_shards, spent_by_client
 from securefed.privacy.site import Exposure, per_shard, worst_cases
 from securefed.types import SERVER
@@ -58,7 +58,17 @@ def worst(cases: Iterable[Exposure], delta: float, accountant: Accountant | None
 def site_cases(connection: sqlite3.Connection, dataset: str, unit: Unit) -> list[Exposure]:
     """Exposures of which one contains that of any record of the data set, over all runs."""
     partitions = shard_exposures(connection, find_runs(connection, dataset, unit))
-    return worst_cases([shards.values() for shards in partitions.values()])
+    cases = worst_cases([shards.values() for shards in partitions.values()])
+    return [*cases, *_without_noise(connection, dataset)]
+
+
+def _without_noise(connection: sqlite3.Connection, dataset: str) -> list[Exposure]:
+    """One exposure of infinite epsilon if any run released the data set without noise, at whatever unit."""
+    events = connection.execute(
+        "SELECT DISTINCT event FROM reservations JOIN runs USING (run) WHERE dataset = ? AND steps = 0",
+        (dataset,),
+    )
+    return [(NonPrivate(),)] if any(isinstance(from_json(e), NonPrivate) for (e,) in events) else []
 
 
 def touched(connection: sqlite3.Connection, row: RunRow, client: int) -> list[Exposure]:
@@ -78,7 +88,8 @@ def touched_at_site(connection: sqlite3.Connection, row: RunRow, client: int) ->
     if row.disjoint and client != SERVER:
         name = _shard_names(connection, row)[client]
         own = {name: own.get(name, ())}
-    return worst_cases([own.values(), *(shards.values() for shards in partitions.values())])
+    cases = worst_cases([own.values(), *(shards.values() for shards in partitions.values())])
+    return [*cases, *_without_noise(connection, row.dataset)]
 
 
 def own_events(connection: sqlite3.Connection, row: RunRow, client: int) -> Exposure:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from securefed.errors import BudgetExceeded, PrivacyError
 from securefed.paths import state_dir
 from securefed.privacy.budget import Budget, fits, refusal
-from securefed.privacy.events import Accountant, Event, SampledGaussian, Unit, from_json, to_json
+from securefed.privacy.events import Accountant, Event, NonPrivate, SampledGaussian, Unit, from_json, to_json
 from securefed.privacy.exposure import exposures, own_events, site_cases, touched, touched_at_site, worst
 from securefed.privacy.records import (
     RunRow,
@@ -145,6 +145,20 @@ class Ledger:
             reservation = inserted.lastrowid
         assert reservation is not None
         return reservation
+
+    def release_unprotected(self, run: str, shards: Mapping[int, ShardKey], dataset: str) -> None:
+        """Notes a run that releases what it learns of these records without noise; once per run.
+
+        From then on the site's epsilon on this data set is infinite, at either unit.
+        """
+        self.register(run, shards, dataset, "example", disjoint=False)
+        with self._store.writing() as connection:
+            noted = connection.execute("SELECT 1 FROM reservations WHERE run = ? LIMIT 1", (run,)).fetchone()
+            if noted is None:
+                connection.execute(
+                    "INSERT INTO reservations (run, client, round, event, steps, reserved_at) VALUES (?, ?, 0, ?, 0, ?)",
+                    (run, min(shards), to_json(NonPrivate()), now()),
+                )
 
     def settle(self, reservation: int, *, steps_taken: int, payload: bytes | None = None) -> None:
         """Marks a reservation finished and stores its update for sending, in one transaction; call it

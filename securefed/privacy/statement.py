@@ -24,7 +24,7 @@ _ADVERSARY: dict[Unit, str] = {
 _OWN_NOISE = "against everyone who sees the updates, the server included: each client adds its own noise before sending"
 _NOT_COVERED = (
     "the choice of hyper-parameters: every run that was tried on these records and is not in the ledger",
-    "the same records under another data set name, or at another site",
+    "the same records under another data set name, in a file that has changed since, or at another site",
     "what a person's other records reveal about them",
 )
 _UNIT_WORDS: dict[Unit, str] = {"example": "one record", "client": "everything of one client"}
@@ -111,7 +111,7 @@ def make_statement(
         run=row.run,
         dataset=row.dataset,
         unit=row.unit,
-        relation=Relation.ADD_REMOVE.value,
+        relation=Relation.ZERO_OUT.value,
         epsilon=spent.epsilon,
         delta=delta,
         accountant=spent.accountant,
@@ -126,7 +126,7 @@ def make_statement(
         site_epsilon=worst(site_cases(connection, row.dataset, row.unit), delta, accountant).epsilon,
         site_runs=len(find_runs(connection, row.dataset, row.unit)),
         caveats=_caveats(row, delta, accountant, spent.accountant, [key.records for key in shards.values()]),
-        not_covered=(*(_overlap(row)), *_NOT_COVERED),
+        not_covered=(*_other_unit(connection, row), *_overlap(row), *_NOT_COVERED),
     )
 
 
@@ -136,6 +136,14 @@ def _holds_for(row: RunRow, clients: int) -> str:
     if not row.disjoint:
         return f"every record, even one held by all {clients} clients: their events are composed"
     return f"every record of the {clients} clients: the maximum over clients, whose shards are disjoint"
+
+
+def _other_unit(connection: sqlite3.Connection, row: RunRow) -> tuple[str, ...]:
+    other: Unit = "client" if row.unit == "example" else "example"
+    count = len(find_runs(connection, row.dataset, other))
+    return (
+        (f"{count} run(s) of this site on this data set at {other} level: another ledger",) if count else ()
+    )
 
 
 def _overlap(row: RunRow) -> tuple[str, ...]:

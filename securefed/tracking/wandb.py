@@ -1,7 +1,8 @@
 """Scores and epsilon in Weights & Biases; an extra: pip install 'securefed[wandb]'.
 
-Only the global test scores, epsilon and byte counts leave this machine: per-client scores, shard tables
-and training diagnostics are private and stay.
+Only the global test scores, epsilon and (not at client level) byte counts leave this machine: per-client
+scores, shard tables and training diagnostics are private and stay. The test set should be public: where it
+is a part of the clients' own records, its scores are a release that no epsilon covers.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ class WandbTracker:
             ) from None
         self._wandb, self._project = wandb, project
         self._run: Any = None
+        self._tells_bytes = True
 
     def start(self, info: RunInfo) -> None:
+        # Bytes over the size of one update are the number of clients drawn, which a client-level guarantee
+        # with sampled cohorts must keep from outsiders.
+        self._tells_bytes = info.config.privacy.unit != "client"
         self._run = self._wandb.init(
             project=self._project, name=info.name, id=info.run, resume="allow", config=_shared(info.config)
         )
@@ -36,7 +41,9 @@ class WandbTracker:
         values = {f"test/{k}": v for k, v in (record.metrics or {}).items()}
         if record.epsilon is not None:
             values["privacy/epsilon"] = record.epsilon
-        self._run.log({**values, "bytes/mib_up": record.mib_up}, step=record.round)
+        if self._tells_bytes:
+            values["bytes/mib_up"] = record.mib_up
+        self._run.log(values, step=record.round)
 
     def end(self, summary: RunSummary) -> None:
         self._run.summary.update({f"final/{k}": v for k, v in summary.metrics.items()})

@@ -18,7 +18,7 @@ from securefed.config import Config
 from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
 from securefed.data.records import Shard
-from securefed.errors import BudgetExceeded
+from securefed.errors import BudgetExceeded, DivergedError
 from securefed.layout import Layout
 from securefed.privacy.budget import Budget
 from securefed.privacy.client_level import clip_update
@@ -119,7 +119,13 @@ class ClientRunner:
 
     def run_job(self, job: ClientJob) -> ClientOutcome:
         """The client's update for this round, or its refusal where the budget is spent."""
-        if self.config.privacy.unit != "example":
+        if self.config.privacy.unit == "client":
+            try:
+                return self._train(job)
+            except DivergedError:
+                # Ending the round would tell that this client is in it; left out, it counts as zero.
+                return ClientOutcome(job.client, refusal="its training left the finite numbers")
+        if self.config.privacy.unit == "none":
             return self._train(job)
         assert self._ledger is not None
         assert self._guarantee is not None

@@ -17,7 +17,7 @@ from torch import nn
 from securefed.config import TrainConfig
 from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
-from securefed.errors import ModelError, PrivacyError
+from securefed.errors import DivergedError, PrivacyError
 from securefed.training.dp import (
     GRAD_SAMPLE,
     DPWork,
@@ -96,7 +96,8 @@ def train_locally(
 
     Raises:
         SelfCheckError: `check` found that training does not do what its epsilon claims.
-        ModelError: a model that cannot be trained so, or a loss or weight that is no longer finite.
+        ModelError: a model that cannot be trained so.
+        DivergedError: a loss or weight that is no longer finite.
         PrivacyError: a mechanism that bounds nothing, or DP without entropy.
     """
     began = time.perf_counter()
@@ -114,11 +115,12 @@ def train_locally(
         else:
             if entropy is None:
                 raise PrivacyError("DP needs entropy: pass SystemEntropy()")
+            _refuse_dropout(model)
             check_mechanism(dp)
             steps.play_private(dp, entropy, check)
     vector = model.read(model.layout)
     if not np.isfinite(vector).all():
-        raise ModelError(
+        raise DivergedError(
             f"client {work.client}, round {work.round}: the model is no longer finite; lower train.learning_rate"
         )
     return LocalResult(vector, steps.taken, steps.examples, steps.diagnostics(), time.perf_counter() - began)
@@ -161,7 +163,7 @@ class _Steps:
             self.taken += 1
             self.examples += len(rows)
         if not math.isfinite(self._total_loss()):
-            raise ModelError(
+            raise DivergedError(
                 f"client {self.work.client}, round {self.work.round}: the loss is no longer finite; lower train.learning_rate"
             )
 
@@ -267,10 +269,22 @@ def _shuffled(generator: np.random.Generator, n: int, size: int) -> Iterator[NDA
             yield order[i : i + size]
 
 
+def _has_dropout(model: TaskModel) -> bool:
+    return any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.module.modules())
+
+
+def _refuse_dropout(model: TaskModel) -> None:
+    """One record more or less shifts the masks of all others: the sum would move by up to twice each clip."""
+    if _has_dropout(model):
+        raise PrivacyError(
+            "the model has dropout, whose masks tie records together; set every dropout to 0 under example-level DP"
+        )
+
+
 @contextmanager
 def _seeded_torch(model: TaskModel, seed: int, work: LocalWork) -> Iterator[None]:
     """Where dropout draws from torch, its draws depend on (seed, client, round) and leave no trace."""
-    if not any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.module.modules()):
+    if not _has_dropout(model):
         yield
         return
     state = np.random.SeedSequence([seed, work.client, work.round]).generate_state(1, np.uint64)
