@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from securefed.federation import run as run
     from securefed.layout import Layout as Layout
     from securefed.privacy.ledger import Ledger as Ledger
+    from securefed.protect.masking import MaskingClient as MaskingClient
+    from securefed.protect.masking import MaskingServer as MaskingServer
+    from securefed.secure_sum import SecureSum as SecureSum
+    from securefed.secure_sum import secure_sum as secure_sum
     from securefed.types import Update as Update
     from securefed.types import View as View
 
@@ -46,11 +50,14 @@ __all__ = [
     "DivergedError",
     "Layout",
     "Ledger",
+    "MaskingClient",
+    "MaskingServer",
     "ModelError",
     "PrivacyError",
     "ProtocolError",
     "Result",
     "SecureFedError",
+    "SecureSum",
     "SelfCheckError",
     "Update",
     "View",
@@ -58,18 +65,23 @@ __all__ = [
     "load_config",
     "resume",
     "run",
+    "secure_sum",
 ]
 
 _HOME = {
     "Config": "securefed.config",
     "Layout": "securefed.layout",
     "Ledger": "securefed.privacy.ledger",
+    "MaskingClient": "securefed.protect.masking",
+    "MaskingServer": "securefed.protect.masking",
     "Result": "securefed.federation",
+    "SecureSum": "securefed.secure_sum",
     "Update": "securefed.types",
     "View": "securefed.types",
     "load_config": "securefed.config",
     "resume": "securefed.federation",
     "run": "securefed.federation",
+    "secure_sum": "securefed.secure_sum",
 }
 """Where each lazy name lives; the block for type checkers above says the same."""
 

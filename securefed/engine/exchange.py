@@ -6,7 +6,7 @@ The same bytes that travel here travel over a network; only who carries them dif
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from securefed.crypto.entropy import Entropy
@@ -17,6 +17,7 @@ from securefed.types import (
     Collected,
     Message,
     Output,
+    PerRun,
     Protection,
     RoundParameters,
     Update,
@@ -38,6 +39,7 @@ def exchange(
     Raises:
         ProtocolError: the protocol aborted (the reason is named), or its sessions do not end.
     """
+    protection = opened(protection, parameters.run, parameters.clients, entropy)
     server = protection.server(parameters)
     clients = {k: protection.client(parameters, k, entropy) for k in parameters.clients if k in updates}
     up: Counter[int] = Counter()
@@ -65,6 +67,14 @@ def exchange(
         output = server.advance()
         queue.extend(output.send)
     raise ProtocolError(f"round {parameters.round}: {protection.name} did not end after {MAX_STEPS} steps")
+
+
+def opened(protection: Protection, run: str, clients: Sequence[int], entropy: Entropy) -> Protection:
+    """The protection ready for this run: with keys where it needs some, else itself.
+
+    Open once a run, so that identities outlive its rounds; `exchange` opens for one round what is not.
+    """
+    return protection.open(run, clients, entropy) if isinstance(protection, PerRun) else protection
 
 
 def _deliver(clients: Mapping[int, ClientSession], message: Message) -> Output:

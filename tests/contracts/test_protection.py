@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from securefed.crypto.entropy import SystemEntropy
 from securefed.errors import ProtocolError
 from securefed.layout import Layout, vector_digest
+from securefed.protect.masking import Masking
 from securefed.protect.plain import Plain
 from securefed.registry import PROTECTIONS
 from securefed.types import SERVER, Collected, Message, Output, Protection, Reveals, RoundParameters, Update
@@ -296,6 +297,24 @@ class TestPlainRunningSum(ProtectionContract):
 
     def protection(self) -> Plain:
         return Plain(keep_updates=False)
+
+
+class TestMasking(ProtectionContract):
+    """Secret weights, one ring step of error a client; the identities are those of one run throughout."""
+
+    tolerance = 5 * 50 / (2**31 // 5 - 1)
+    opened = Masking(value_range=1.0, max_weight=50.0).open("run", range(5), SystemEntropy())
+
+    def protection(self) -> Protection:
+        fresh = {k: replace(party, _rounds={}) for k, party in self.opened.parties.items()}
+        return replace(self.opened, parties=fresh)
+
+
+class TestNarrowMasking(TestMasking):
+    """The same with 20-bit words."""
+
+    tolerance = 5 * 50 / (2**19 // 5 - 1)
+    opened = Masking(value_range=1.0, max_weight=50.0, bits=20).open("run", range(5), SystemEntropy())
 
 
 def test_every_protection_that_a_job_can_name_has_its_contract() -> None:

@@ -24,7 +24,7 @@ STEPS = (
     {"privacy", "protect", "data", "models", "aggregation"},
     {"training", "algorithms", "tracking"},
     {"assembly", "evaluation", "checkpoint", "chronicle", "engine"},
-    {"federation"},
+    {"federation", "secure_sum"},
     {"commands", "doctor", "cli", "__main__", "__init__"},
 )
 """Rooms of `securefed`, lowest first. A room imports lower steps; rooms of one step, one way only."""
