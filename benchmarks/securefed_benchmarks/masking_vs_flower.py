@@ -101,13 +101,13 @@ def _answers(
     return answers
 
 
-def flower(python: str, case: tuple[int, int, int, int]) -> dict[str, Any]:
+def flower(python: str, n: int, k: int, d: int, dropped: int) -> dict[str, Any]:
     """The same round by Flower, in its own environment."""
-    n, k, d, dropped = case
     command = [python, str(PEER), f"{n}:{k + 1}:{d}:{dropped}"]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
-    answer: dict[str, Any] = json.loads(found.stdout.strip().splitlines()[-1])
-    return answer["results"][0] | {"flwr": answer["flwr"]}
+    answer = json.loads(found.stdout.strip().splitlines()[-1])
+    result: dict[str, Any] = answer["results"][0]
+    return result | {"flwr": answer["flwr"]}
 
 
 def main() -> None:
@@ -120,14 +120,14 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=CASES)
     options = parser.parse_args()
     for text in options.cases:
-        case = tuple(map(int, text.split(":")))
-        peer = flower(options.flower, case) if options.flower else None  # type: ignore[arg-type]  # four numbers
+        n, k, d, dropped = map(int, text.split(":"))
+        peer = flower(options.flower, n, k, d, dropped) if options.flower else None
         facts: dict[str, Any] = {
-            "case": dict(zip(("n", "k", "d", "dropped"), case, strict=True)),
+            "case": {"n": n, "k": k, "d": d, "dropped": dropped},
             "flower": peer,
         }
         for bits in options.bits:
-            ours = play(*case, bits=bits)  # type: ignore[call-arg, misc]  # four numbers
+            ours = play(n, k, d, dropped, bits)
             if peer:
                 ours["client_times_cheaper"] = peer["client_s"] / ours["client_s"]
                 ours["server_times_cheaper"] = peer["server_s"] / ours["server_s"]
