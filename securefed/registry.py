@@ -19,6 +19,7 @@ from securefed.types import Aggregator, Protection
 PROTECTIONS: dict[str, str] = {
     "plain": "securefed.protect.plain:Plain",
     "masking": "securefed.protect.masking:Masking",
+    "ckks": "securefed.protect.ckks.protection:CKKS",
 }
 AGGREGATORS: dict[str, str] = {
     "mean": "securefed.aggregation:Mean",

@@ -168,6 +168,23 @@ class PerRun(Protocol):
         ...
 
 
+class HelperSession(Protocol):
+    """One round of a party that is neither client nor server, such as the holder of a decryption key."""
+
+    def start(self) -> Output: ...
+
+    def receive(self, sender: int, payload: bytes) -> Output: ...
+
+
+@runtime_checkable
+class Assisted(Protocol):
+    """A protection that needs more parties than clients and server; ids below `SERVER` are theirs."""
+
+    def helpers(self, parameters: RoundParameters, entropy: Entropy) -> Mapping[int, HelperSession]:
+        """Party id -> its session of this round."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RoundContext:
     """What a robust rule may read beside the updates.
