@@ -42,7 +42,7 @@ from securefed.chronicle import (
 )
 from securefed.config import Config, load_config, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
-from securefed.engine.exchange import exchange
+from securefed.engine.exchange import exchange, opened
 from securefed.engine.inprocess import Engine, InProcess, Pool
 from securefed.errors import BudgetExceeded, CheckpointError
 from securefed.evaluation import Evaluator
@@ -207,7 +207,7 @@ class Federation:
         protection = make_protection(config.protection)
         if isinstance(protection, Plain) and self.rule.needs == "sum" and config.privacy.unit != "client":
             protection = replace(protection, keep_updates=False)  # O(d) memory; nobody needs the rows
-        self.protection = protection
+        self.protection = opened(protection, run_id, range(len(assembly.shards)), entropy)
         self.guarantee = make_guarantee(config, len(assembly.shards))
         self.ledger = Ledger.site() if config.private else None
         if self.ledger is not None:
@@ -285,7 +285,7 @@ class Federation:
             state.moments,
         )
         local = dict(state.local) | {o.client: o.local for o in outcomes if o.local is not None}
-        up, down = sum(collected.bytes_up.values()) / MIB, self._bytes_down(len(chosen)) / MIB
+        up, down = sum(collected.bytes_up.values()) / MIB, self._bytes_down(chosen, collected) / MIB
         new = replace(
             state,
             round=state.round + 1,
@@ -367,6 +367,11 @@ class Federation:
         by_size = self.config.weights == "size" or (self.config.weights == "auto" and not self.config.private)
         return float(len(self.assembly.shards[client].train)) if by_size else 1.0
 
+    def _public_weights(self, chosen: tuple[int, ...]) -> tuple[float, ...] | None:
+        """Weights are constants known to all but where they are the clients' record counts without DP."""
+        secret = not self.config.private and self.config.weights != "equal"
+        return None if secret else tuple(self._weight(client) for client in chosen)
+
     def _collect(
         self, state: State, shared: Layout, chosen: tuple[int, ...], outcomes: list[ClientOutcome]
     ) -> Collected:
@@ -379,14 +384,15 @@ class Federation:
             size=shared.size,
             layout_digest=shared.digest,
             model_digest=vector_digest(state.vector),
+            weights=self._public_weights(chosen),
         )
         updates = {o.client: o.update for o in outcomes if o.update is not None}
         return exchange(self.protection, parameters, updates, self.entropy)
 
-    def _bytes_down(self, clients: int) -> int:
-        """The global model goes to each client of the cohort as float32."""
+    def _bytes_down(self, chosen: tuple[int, ...], collected: Collected) -> int:
+        """The global model goes to each client of the cohort as float32, and what the protection sends."""
         sent = self.model.layout.size - self._local_layout().size
-        return 4 * sent * clients
+        return 4 * sent * len(chosen) + sum(collected.bytes_down.values())
 
     # -------------------------------------------------------------------------------- judging and telling
 

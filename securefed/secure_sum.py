@@ -92,7 +92,9 @@ def secure_sum(
     steps = steps_of(chosen)
     for client, step in (drop or {}).items():
         if not 0 <= client < n or step not in steps:
-            raise ConfigError(f"drop={{{client}: {step!r}}}: clients are 0 .. {n - 1}, steps are {', '.join(steps)}")
+            raise ConfigError(
+                f"drop={{{client}: {step!r}}}: clients are 0 .. {n - 1}, steps are {', '.join(steps)}"
+            )
     vanish = {client: steps.index(step) for client, step in (drop or {}).items()}
     base = RoundParameters(
         run=secrets.token_hex(8),
@@ -103,7 +105,9 @@ def secure_sum(
         model_digest=vector_digest(np.zeros(1, np.float32)),
         weights=(1.0,) * n if weights is None else None,
     )
-    updates = {k: Update(k, 0, row, 1.0 if weights is None else float(weights[k])) for k, row in enumerate(rows)}
+    updates = {
+        k: Update(k, 0, row, 1.0 if weights is None else float(weights[k])) for k, row in enumerate(rows)
+    }
     played = exchange_with_faults(chosen, base, updates, entropy or SystemEntropy(), Schedule(vanish=vanish))
     if played.result is None or not played.result.survivors:
         why = [f"client {k}: {reason}" for k, reason in played.gave_up.items()]
@@ -129,7 +133,9 @@ def _rows(vectors: Sequence[ArrayLike] | NDArray[Any]) -> list[Vector]:
         raise ConfigError("secure_sum needs at least one vector")
     for k, row in enumerate(rows):
         if row.ndim != 1 or row.shape != rows[0].shape:
-            raise ConfigError(f"vectors are of one shape (d,); vector 0 has {rows[0].shape}, vector {k} {row.shape}")
+            raise ConfigError(
+                f"vectors are of one shape (d,); vector 0 has {rows[0].shape}, vector {k} {row.shape}"
+            )
     return rows
 
 
@@ -147,7 +153,7 @@ def _protection(
     cls = find_class("protection", protection, PROTECTIONS)
     known = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
     simulated = {
-        "value_range": _power_of_two(max((float(np.abs(r[np.isfinite(r)]).max(initial=0)) for r in rows))),
+        "value_range": _power_of_two(max(float(np.abs(r[np.isfinite(r)]).max(initial=0)) for r in rows)),
         "max_weight": _power_of_two(max(map(float, weights))) if weights else 1.0,
     }
     if threshold is not None:

@@ -185,6 +185,38 @@ class Assisted(Protocol):
         ...
 
 
+@runtime_checkable
+class CohortBound(Protocol):
+    """A protection that cannot carry every cohort; the config asks before anything is read."""
+
+    def check_cohort(self, n: int, largest_weight: float | None) -> None:
+        """Raises ProtocolError where n clients, or a weight (None: 1 or public), do not fit."""
+        ...
+
+
+@runtime_checkable
+class Describable(Protocol):
+    """A protection that has more to say in a report than what it reveals."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Heading -> sentence: what it assumes, what it does not hide, how exact it is."""
+        ...
+
+
+@runtime_checkable
+class Costed(Protocol):
+    """A protection whose cost and error follow from the cohort and d: said before a run starts."""
+
+    def cost(self, n: int, d: int, largest_weight: float | None) -> Sequence[str]:
+        """Lines for people: what one client sends, the expected error, what stays in clear.
+
+        Raises:
+            ProtocolError: this cohort cannot be carried.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RoundContext:
     """What a robust rule may read beside the updates.

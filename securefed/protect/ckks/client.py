@@ -40,10 +40,11 @@ class CKKSClient:
         self._positions: Positions | None = None
         self._values: NDArray[np.float64] | None = None
         self._submitted = self._sent = False
+        self._informed = self._set.name in party.contexts and round.encrypted_share == 1
 
     def start(self) -> Output:
         """Asks for the context, or for which coordinates to encrypt, where it does not know."""
-        if self._set.name in self._party.contexts and self._round.encrypted_share == 1:
+        if self._informed:
             return Output()
         known = self._party.contexts.get(self._set.name)
         body = write_request(None if known is None else known.digest, self._transport)
@@ -60,11 +61,13 @@ class CKKSClient:
             raise ProtocolError(
                 f"ckks: client {self._party.id} expects a context, got {envelope.step.name.lower()}"
             )
-        if self._sent or self._positions is not None:
-            return Output()  # a second copy changes nothing
         known = self._party.contexts.get(self._set.name)
-        context, self._positions = read_context(envelope.body, self._round, known, self._transport)
+        context, positions = read_context(envelope.body, self._round, known, self._transport)
+        if self._sent or self._informed:
+            return Output()  # a second copy changes nothing
+        self._positions = positions
         self._party.contexts[self._set.name] = context
+        self._informed = True
         return self._encrypted()
 
     def submit(self, update: Update) -> Output:
@@ -110,9 +113,10 @@ class CKKSClient:
     def _encrypted(self) -> Output:
         """The submission, once both the update and the context are there."""
         context = self._party.contexts.get(self._set.name)
-        waiting = self._round.encrypted_share < 1 and self._positions is None
-        if self._values is None or self._sent or context is None or context.scheme is None or waiting:
+        if self._values is None or self._sent or not self._informed:
             return Output()
+        if context is None or context.scheme is None:
+            raise ProtocolError(f"ckks: client {self._party.id}, submit: the context that came holds no key")
         values, clear = self._split(self._values)
         words = context.scheme.encrypt(values, self._round.plan.log2_scale)
         self._sent, self._values = True, None

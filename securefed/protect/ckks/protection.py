@@ -87,6 +87,57 @@ class CKKS:
         """A client's messages, in order, in the first round; later the context is known."""
         return ("request", "submit")
 
+    @property
+    def partial(self) -> bool:
+        """Whether the server sees updates, but only in part: enough to learn from, not to aggregate by."""
+        return self.encrypted_share < 1
+
+    def check_cohort(self, n: int, largest_weight: float | None) -> None:
+        """Raises ProtocolError where n clients are too few, weigh too much, or err more than `error`."""
+        self._example(n, 1, largest_weight)
+
+    def cost(self, n: int, d: int, largest_weight: float | None) -> list[str]:
+        """What a round of n clients and d coordinates will cost and err, and what stays in clear."""
+        example = self._example(n, d, largest_weight)
+        plan = example.plan
+        lines = [plan.describe(), f"trust {self.trust}: {TRUST[self.trust]}"]
+        if self.partial:
+            clear = d - example.encrypted
+            lines.append(
+                f"IN CLEAR after the first round: {clear:,} of {d:,} coordinates ({clear / d:.1%}) of every update, and "
+                f"with them what they tell; encrypted are the {example.encrypted:,} that moved most"
+            )
+        return lines
+
+    def _example(self, n: int, d: int, largest_weight: float | None) -> CKKSRound:
+        if largest_weight is not None and largest_weight > self.max_weight:
+            raise ProtocolError(
+                f"a weight of {largest_weight:g} is above max_weight={self.max_weight:g}; raise protection.max_weight"
+            )
+        zero = "00" * 32
+        weights = (1.0,) * n if largest_weight is None else None
+        return self.round(RoundParameters("check", 0, tuple(range(n)), d, zero, zero, weights))
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What a report says of it."""
+        noise = (
+            f"{self.flooding} bits against whoever sees decrypted sums, over {self.flooding_rounds} of them"
+            if self.flooding
+            else "guard noise only: the known passive key recovery from a decrypted sum fails; nothing is proved"
+        )
+        found = {
+            "Trust": f"{self.trust}: {TRUST[self.trust]}; not audited",
+            "Not hidden": "the sum, its weight, who took part and who dropped out; only differential privacy bounds "
+            "what a sum tells",
+            "Released sums": noise,
+        }
+        if self.partial:
+            found["In clear"] = (
+                f"after the first round {1 - self.encrypted_share:.1%} of the coordinates of every update"
+            )
+        return found
+
     def round(self, base: RoundParameters, roster: bytes = bytes(32)) -> CKKSRound:
         """The round's public constants, with its plan checked.
 

@@ -65,7 +65,9 @@ class MaskingClient:
         """
         base, me = self._base, self._party.id
         if self._submitted:
-            raise ProtocolError(f"masking: client {me} has already submitted its update of round {base.round}")
+            raise ProtocolError(
+                f"masking: client {me} has already submitted its update of round {base.round}"
+            )
         if (update.client, update.round) != (me, base.round):
             raise ProtocolError(
                 f"masking: session of client {me}, round {base.round} was given the update of client "
@@ -108,7 +110,9 @@ class MaskingClient:
         envelope = open_envelope(payload, tagged=False)
         header = envelope.header
         if (header.sender, header.run, header.round) != (SERVER, run_tag(self._base.run), self._base.round):
-            raise ProtocolError(f"masking: not a message of the server for round {self._base.round}; a replay?")
+            raise ProtocolError(
+                f"masking: not a message of the server for round {self._base.round}; a replay?"
+            )
         if not self._party.roster.verify(SERVER, envelope.signed, envelope.signature):
             raise ProtocolError("masking: a message in the server's name carries a wrong signature")
         return envelope
@@ -137,17 +141,19 @@ class MaskingClient:
         """Compares the server's proposal with what this client knows and demands, then advertises."""
         if envelope.header.model != bytes.fromhex(self._base.model_digest):
             raise ProtocolError("server: it proposes a round on another global model than this client holds")
-        p = MaskingParameters.decode(envelope.body, self._base.model_digest)
+        try:
+            p = MaskingParameters.decode(envelope.body, self._base.model_digest)
+            self._policy.check(p)
+        except ProtocolError as error:
+            raise ProtocolError(f"server: {error}") from None
         if p.base != self._base:
-            raise ProtocolError("server: its run, round, cohort, size, layout or weights are not this client's")
+            raise ProtocolError(
+                "server: its run, round, cohort, size, layout or weights are not this client's"
+            )
         if p.roster != self._party.roster.digest:
             raise ProtocolError("server: it proposes another roster than the pinned one")
         if p.digest != envelope.header.parameters:
             raise ProtocolError("server: its header is not that of its parameters")
-        try:
-            self._policy.check(p)
-        except ProtocolError as error:
-            raise ProtocolError(f"server: {error}") from None
         self._party.begin(p.base.run, p.base.round)
         self._play = self.playing(p, self._party, self._stream, self._threads)
         self._awaited = Step.SHARE

@@ -53,7 +53,9 @@ def graph_seed(context: bytes, transcript: bytes) -> bytes:
 
 def secret_commitment(seed: bytes, context: bytes, client: int) -> bytes:
     """A hash that binds a client to its self-mask seed; hiding, because the seed has 256 random bits."""
-    return hashlib.sha256(b"".join((DOMAIN, b" self seed", context, _PAIR.pack(client, client), seed))).digest()
+    return hashlib.sha256(
+        b"".join((DOMAIN, b" self seed", context, _PAIR.pack(client, client), seed))
+    ).digest()
 
 
 def share_context(context: bytes, owner: int, holder: int, kind: int) -> bytes:

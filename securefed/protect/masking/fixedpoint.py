@@ -24,6 +24,7 @@ from securefed.types import Vector
 Words = NDArray[np.uint32]
 BLOCK = 1 << 16
 """Coordinates quantized at a time: the buffers stay in the second-level cache."""
+_NEAR = 1 - 2.0**-30
 TAIL_BITS = 40
 """Weights and counts travel as integers below 2^40, cut into limbs that fit the ring n times."""
 
@@ -59,15 +60,15 @@ class Quantizer:
             scale: 0 <= scale <= 1, the client's weight over the largest allowed weight.
             out: uint32, at least d words; only the first d are written.
         """
-        # a hair below, so that the product's own rounding cannot pass `levels`
-        clipped, factor = 0, scale * self.levels / self.value_range * (1 - 2.0**-50)
+        clipped, factor = 0, scale * self.levels / self.value_range
         real, coin = np.empty(BLOCK), np.empty(BLOCK)
         codes = out.view(np.int32)
         for start in range(0, len(vector), BLOCK):
             block = vector[start : start + BLOCK]
             x, u = real[: len(block)], coin[: len(block)]
             np.multiply(block, factor, out=x, dtype=np.float64)
-            if max(float(block.max()), -float(block.min())) > self.value_range:
+            # a hair below the range already: rounding of the product must not pass `levels` either
+            if max(float(block.max()), -float(block.min())) > self.value_range * _NEAR:
                 clipped += int(np.count_nonzero(np.abs(block) > self.value_range))
                 bound = scale * self.levels
                 np.clip(x, -bound, bound, out=x)

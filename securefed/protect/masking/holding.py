@@ -77,7 +77,9 @@ def read_cohort(
         raise ProtocolError(f"server: {len(holders)} holders are fewer than threshold={p.threshold}")
     neighbours = [h for h in holders if h != party.id]
     if len(envelope.attachment) != ADVERT * len(neighbours):
-        raise ProtocolError(f"server: it shows the keys of other neighbours than the {len(neighbours)} of the graph")
+        raise ProtocolError(
+            f"server: it shows the keys of other neighbours than the {len(neighbours)} of the graph"
+        )
     keys = {
         j: _checked_keys(
             bytes(envelope.attachment[i * ADVERT : (i + 1) * ADVERT]), j, cohort.adverts[j], p, party
@@ -104,7 +106,9 @@ def _checked_keys(
     if hashlib.sha256(payload).digest() != digest:
         raise ProtocolError(f"server: the keys it shows of client {client} are not those it lists")
     envelope = open_envelope(payload, tagged=False)
-    if envelope.header.sender != client or not party.roster.verify(client, envelope.signed, envelope.signature):
+    if envelope.header.sender != client or not party.roster.verify(
+        client, envelope.signed, envelope.signature
+    ):
         raise ProtocolError(f"server: the keys it shows of client {client} are not signed by it")
     try:
         check_header(envelope.header, Header.of(Step.ADVERTISE, client, p, p.digest))
@@ -160,7 +164,12 @@ def shared_secret(party: Party, peer: int, public: bytes) -> bytes:
 
 
 def take_shares(
-    envelope: Envelope, sharers: Sequence[int], peers: Peers, own: dict[Kind, bytearray], party: Party, p: MaskingParameters
+    envelope: Envelope,
+    sharers: Sequence[int],
+    peers: Peers,
+    own: dict[Kind, bytearray],
+    party: Party,
+    p: MaskingParameters,
 ) -> dict[int, dict[Kind, bytearray]]:
     """Opens and checks what each neighbour dealt to this client: owner -> its two shares.
 
@@ -176,12 +185,18 @@ def take_shares(
         raise ProtocolError(f"server: {len(sharers)} clients shared, min_survivors is {p.min_survivors}")
     near = [j for j in peers.holders if j in among and j != me]
     if len(near) + 1 < p.threshold:
-        raise ProtocolError(f"server: {len(near) + 1} holders of this client's shares are left, threshold is {p.threshold}")
+        raise ProtocolError(
+            f"server: {len(near) + 1} holders of this client's shares are left, threshold is {p.threshold}"
+        )
     if len(envelope.attachment) != DEALT * len(near):
-        raise ProtocolError(f"server: {len(envelope.attachment)} bytes are not the shares of {len(near)} neighbours")
+        raise ProtocolError(
+            f"server: {len(envelope.attachment)} bytes are not the shares of {len(near)} neighbours"
+        )
     held = {me: own}
     for i, owner in enumerate(near):
-        held[owner] = _open_shares(bytes(envelope.attachment[i * DEALT : (i + 1) * DEALT]), owner, peers, party, p)
+        held[owner] = _open_shares(
+            bytes(envelope.attachment[i * DEALT : (i + 1) * DEALT]), owner, peers, party, p
+        )
     return held
 
 
@@ -205,5 +220,7 @@ def _open_shares(
     for kind, share in pair.items():
         expected = commitments[kind * DIGEST : (kind + 1) * DIGEST]
         if commit(bytes(share), share_context(context, owner, me, kind)) != expected:
-            raise ProtocolError(f"client {owner}: a share it dealt to client {me} does not fit its commitment")
+            raise ProtocolError(
+                f"client {owner}: a share it dealt to client {me} does not fit its commitment"
+            )
     return pair

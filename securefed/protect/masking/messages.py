@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -143,7 +144,9 @@ def open_envelope(payload: bytes, *, tagged: bool) -> Envelope:
         ProtocolError: too short, too long, another magic, version or step.
     """
     if len(payload) < _PREFIX + SIGNATURE:
-        raise ProtocolError(f"masking: a message has at least {_PREFIX + SIGNATURE} bytes, found {len(payload)}")
+        raise ProtocolError(
+            f"masking: a message has at least {_PREFIX + SIGNATURE} bytes, found {len(payload)}"
+        )
     magic, version, step, sender, round_, run, parameters, model = _FIXED.unpack_from(payload)
     if magic != MAGIC or payload[6:8] != b"\0\0":
         raise ProtocolError("masking: not a masking message")
@@ -160,7 +163,9 @@ def open_envelope(payload: bytes, *, tagged: bool) -> Envelope:
     end = at + SIGNATURE + size
     header = Header(Step(step), sender, round_, run, parameters, model)
     attachment = memoryview(payload)[at + SIGNATURE : end]
-    return Envelope(header, payload[_PREFIX:at], payload[at : at + SIGNATURE], attachment, payload[end:], payload)
+    return Envelope(
+        header, payload[_PREFIX:at], payload[at : at + SIGNATURE], attachment, payload[end:], payload
+    )
 
 
 def check_header(found: Header, expected: Header) -> None:
@@ -173,7 +178,9 @@ def check_header(found: Header, expected: Header) -> None:
         ("set of round parameters", found.parameters, expected.parameters),
     ):
         if is_ != should:
-            raise ProtocolError(f"masking: the message is of another {what} than ours in round {expected.round}")
+            raise ProtocolError(
+                f"masking: the message is of another {what} than ours in round {expected.round}"
+            )
 
 
 # ------------------------------------------------------------------------------------------- bodies
@@ -204,7 +211,9 @@ def encode_ids(ids: Sequence[int] | dict[int, bytes], values: Sequence[bytes] = 
     return struct.pack(f"<I{len(listed)}I", len(listed), *listed) + b"".join(values)
 
 
-def decode_ids(body: bytes, width: int, start: int = 0, end: int | None = None) -> tuple[tuple[int, ...], list[bytes]]:
+def decode_ids(
+    body: bytes, width: int, start: int = 0, end: int | None = None
+) -> tuple[tuple[int, ...], list[bytes]]:
     """The inverse of `encode_ids`; ids must be ascending without repetition.
 
     Raises:
@@ -217,7 +226,7 @@ def decode_ids(body: bytes, width: int, start: int = 0, end: int | None = None) 
     if count > MAX_CLIENTS or len(view) != 4 + count * (4 + width):
         raise ProtocolError(f"masking: a list of {count} entries has the wrong length {len(view)}")
     ids: tuple[int, ...] = struct.unpack_from(f"<{count}I", view, 4)
-    if any(a >= b for a, b in zip(ids, ids[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(ids)):
         raise ProtocolError("masking: a list of clients is not ascending without repetition")
     at = 4 + 4 * count
     return ids, [view[at + i * width : at + (i + 1) * width] for i in range(count if width else 0)]
@@ -238,7 +247,9 @@ class Dealing:
     def decode(cls, body: bytes, owner: int, holders: Sequence[int]) -> Dealing:
         expected = DIGEST + (len(holders) - 1) * DEALT + 2 * DIGEST
         if len(body) != expected:
-            raise ProtocolError(f"masking: a dealing to {len(holders)} holders has {expected} bytes, found {len(body)}")
+            raise ProtocolError(
+                f"masking: a dealing to {len(holders)} holders has {expected} bytes, found {len(body)}"
+            )
         dealt, at = {}, DIGEST
         for holder in holders:
             size = 2 * DIGEST if holder == owner else DEALT
@@ -265,7 +276,9 @@ def encode_opened(opened: Sequence[tuple[int, Kind, bytes]]) -> bytes:
 def decode_opened(body: bytes) -> list[tuple[int, Kind, bytes]]:
     """The inverse; raises ProtocolError on a wrong length or an unknown kind."""
     if len(body) % _OPENED.size:
-        raise ProtocolError(f"masking: opened shares have {_OPENED.size} bytes each, found {len(body)} in all")
+        raise ProtocolError(
+            f"masking: opened shares have {_OPENED.size} bytes each, found {len(body)} in all"
+        )
     found = []
     for owner, kind, share in _OPENED.iter_unpack(body):
         if kind > 1:

@@ -111,7 +111,18 @@ class MaskingParameters:
         roster, bits, levels, value_range, max_weight = r.raw(32), r.u8(), r.u32(), r.f64(), r.f64()
         k, threshold, quorum, survivors = r.u32(), r.u32(), r.u32(), r.u32()
         found = cls(
-            base, roster, bits, levels, value_range, max_weight, k, threshold, quorum, survivors, r.f64(), r.text(16)
+            base,
+            roster,
+            bits,
+            levels,
+            value_range,
+            max_weight,
+            k,
+            threshold,
+            quorum,
+            survivors,
+            r.f64(),
+            r.text(16),
         )
         r.finish()
         found.validate()
@@ -143,12 +154,19 @@ class MaskingParameters:
         _need(_positive(self.max_weight), f"max_weight must be above 0, found {self.max_weight}")
         _need(0 <= self.max_clipped_share <= 1, f"max_clipped_share={self.max_clipped_share} is no share")
         _need(1 <= self.k < n, f"k={self.k} neighbours need a cohort above {self.k}, found {n}")
-        _need(2 <= self.threshold <= self.k + 1, f"threshold={self.threshold} lies outside 2 .. k + 1 = {self.k + 1}")
-        _need(n < 2 * self.quorum <= 2 * n, f"quorum={self.quorum} must be more than half of {n}, at most all")
+        _need(
+            2 <= self.threshold <= self.k + 1,
+            f"threshold={self.threshold} lies outside 2 .. k + 1 = {self.k + 1}",
+        )
+        _need(
+            n < 2 * self.quorum <= 2 * n, f"quorum={self.quorum} must be more than half of {n}, at most all"
+        )
         _need(self.min_survivors <= n, f"min_survivors={self.min_survivors} is more than the cohort of {n}")
         _need(self.cipher in ("aes", "chacha"), f"unknown cipher {self.cipher!r}")
         for weight in b.weights or ():
-            _need(0 < weight <= self.max_weight, f"a public weight {weight} lies outside (0, {self.max_weight}]")
+            _need(
+                0 < weight <= self.max_weight, f"a public weight {weight} lies outside (0, {self.max_weight}]"
+            )
 
 
 @dataclass(frozen=True)
@@ -197,7 +215,9 @@ class Policy:
             ("bits", p.bits, self.min_bits),
             ("value_range", p.value_range, self.min_value_range),
         ):
-            _need(found >= floor, f"{name}={found} is below this client's floor of {floor} for a cohort of {n}")
+            _need(
+                found >= floor, f"{name}={found} is below this client's floor of {floor} for a cohort of {n}"
+            )
         for name, value, bound in (
             ("value_range", p.value_range, self.max_value_range),
             ("max_clipped_share", p.max_clipped_share, self.max_clipped_share),

@@ -43,5 +43,7 @@ class Party:
         """
         last = self._rounds.get(run, -1)
         if round <= last:
-            raise ProtocolError(f"server: round {round} was proposed after round {last} had been played; a replay")
+            raise ProtocolError(
+                f"server: round {round} was proposed after round {last} had been played; a replay"
+            )
         self._rounds[run] = round

@@ -106,9 +106,7 @@ class Playing:
         self._peers = read_cohort(envelope, p, party, self._advert, self._transcript)
         shared = shared_secret(party, SERVER, self._peers.server_transport)
         self._tags = tag_keys(shared, p.context, self._me, self._advert)
-        body, self._own = deal(
-            self._peers, party, p, bytes(self._seed), self._mask_key.seed, self._stream
-        )
+        body, self._own = deal(self._peers, party, p, bytes(self._seed), self._mask_key.seed, self._stream)
         return self._message(Step.SHARE, body)
 
     def hold(self, envelope: Envelope) -> None:
@@ -140,11 +138,15 @@ class Playing:
         survivors, digests = decode_ids(envelope.body, DIGEST)
         self._digests = dict(zip(survivors, digests, strict=True))
         if self._digests.get(me) != self._masked:
-            raise ProtocolError("server: this client's masked vector is not among the survivors as it was sent")
+            raise ProtocolError(
+                "server: this client's masked vector is not among the survivors as it was sent"
+            )
         if not self._digests.keys() <= set(self._sharers):
             raise ProtocolError("server: it lists survivors who never shared")
         if len(survivors) < p.min_survivors:
-            raise ProtocolError(f"server: {len(survivors)} survivors are below min_survivors={p.min_survivors}")
+            raise ProtocolError(
+                f"server: {len(survivors)} survivors are below min_survivors={p.min_survivors}"
+            )
         self._transcript = chain(self._transcript, envelope.body)
         return self._message(Step.AGREE, self._transcript)
 

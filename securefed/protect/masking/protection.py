@@ -119,7 +119,9 @@ class Masking:
         """
         n = len(base.clients)
         if n < self.min_cohort:
-            raise ProtocolError(f"masking: a cohort of {n} is below min_cohort={self.min_cohort}; add clients")
+            raise ProtocolError(
+                f"masking: a cohort of {n} is below min_cohort={self.min_cohort}; add clients"
+            )
         k, threshold, quorum, survivors = self.policy.floors(n)
         weights = base.weights
         p = MaskingParameters(
@@ -139,22 +141,49 @@ class Masking:
         self.policy.check(p)
         return p
 
+    def check_cohort(self, n: int, largest_weight: float | None) -> None:
+        """Raises ProtocolError where n clients could wrap the ring, fall below a floor, or weigh too much."""
+        if largest_weight is not None and largest_weight > self.max_weight:
+            raise ProtocolError(
+                f"a weight of {largest_weight:g} is above max_weight={self.max_weight:g}; raise protection.max_weight"
+            )
+        zero = "00" * 32
+        weights = (1.0,) * n if largest_weight is None else None
+        self.parameters(RoundParameters("check", 0, tuple(range(n)), 1, zero, zero, weights))
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What a report says of it."""
+        return {
+            "Adversary": f"a lying server with up to {self.gamma:.0%} of the cohort, corrupted before the graph is drawn; "
+            "not audited, not constant-time",
+            "Not hidden": "the sum, its weight, who took part and who dropped out; only differential privacy bounds "
+            "what a sum tells",
+            "Fixed point": f"{self.bits} bits a coordinate, clipped at {self.value_range:g}, rounded stochastically; a round "
+            f"that clips more than {self.max_clipped_share:.2%} is aborted",
+        }
+
     def open(self, run: str, clients: Sequence[int], entropy: Entropy) -> OpenMasking:
         """Fresh identities and transport keys for these clients and the server, all in this process."""
         ids = (SERVER, *clients)
         identities = {k: Identity.generate(entropy) for k in ids}
         roster = Roster(
-            identities[SERVER].public, {k: identity.public for k, identity in identities.items() if k != SERVER}
+            identities[SERVER].public,
+            {k: identity.public for k, identity in identities.items() if k != SERVER},
         )
         return OpenMasking(
             self, {k: Party(k, identities[k], KeyPair.generate(entropy), roster) for k in ids}, roster
         )
 
     def client(self, parameters: RoundParameters, client: int, entropy: Entropy) -> NoReturn:
-        raise ProtocolError("masking: its parties need identities; call open(run, clients, entropy) once a run")
+        raise ProtocolError(
+            "masking: its parties need identities; call open(run, clients, entropy) once a run"
+        )
 
     def server(self, parameters: RoundParameters) -> NoReturn:
-        raise ProtocolError("masking: its parties need identities; call open(run, clients, entropy) once a run")
+        raise ProtocolError(
+            "masking: its parties need identities; call open(run, clients, entropy) once a run"
+        )
 
 
 @dataclass(frozen=True, eq=False)

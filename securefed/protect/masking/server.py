@@ -25,7 +25,6 @@ from securefed.protect.masking.messages import (
     Dealing,
     Envelope,
     Header,
-    Kind,
     Quorum,
     Step,
     chain,
@@ -79,7 +78,7 @@ class MaskingServer:
         p.validate()
         self._expected: set[int] = set(p.base.clients)
         self._acc: Words = np.zeros(p.base.size + p.tail, np.uint32)
-        return self._broadcast(p.encode(), {k: () for k in p.base.clients})
+        return self._broadcast(p.encode(), dict.fromkeys(p.base.clients, ()))
 
     def receive(self, sender: int, payload: bytes) -> Output:
         """Takes one message; a bad one changes nothing and its sender is listed with the reason.
@@ -89,7 +88,9 @@ class MaskingServer:
         """
         p = self.parameters
         if self.ended is not None:
-            raise ProtocolError(f"masking: round {p.base.round} has ended in {self.ended.value}; too late, client {sender}")
+            raise ProtocolError(
+                f"masking: round {p.base.round} has ended in {self.ended.value}; too late, client {sender}"
+            )
         if sender not in p.base.clients:
             return Output()  # a stranger's bytes change nothing
         try:
@@ -123,7 +124,11 @@ class MaskingServer:
             late = "late: this step is over" if step < self.step else "too early"
             raise ProtocolError(f"masking: a message of step {step.name.lower()} came {late}")
         if sender not in self._expected:
-            again = "duplicate submission; the first was kept" if sender in self._answered else "this client has dropped"
+            again = (
+                "duplicate submission; the first was kept"
+                if sender in self._answered
+                else "this client has dropped"
+            )
             raise ProtocolError(f"masking: {step.name.lower()}: {again}")
         if Step.ADVERTISE < step < Step.LEAVE and not envelope.tag_holds(self._tags(sender)[step]):
             raise ProtocolError(f"masking: {step.name.lower()}: garbled or forged, the tag does not hold")
@@ -172,7 +177,9 @@ class MaskingServer:
         words = p.base.size + p.tail
         expected = packed_size(words, p.bits)
         if len(envelope.attachment) != expected:
-            raise ProtocolError(f"masking: mask: a masked vector has {expected} bytes, found {len(envelope.attachment)}")
+            raise ProtocolError(
+                f"masking: mask: a masked vector has {expected} bytes, found {len(envelope.attachment)}"
+            )
         np.add(self._acc, unpack(envelope.attachment, words, p.bits), out=self._acc)
         self._digests[sender], self._statements[sender] = body[DIGEST:], envelope.signature
 
@@ -237,9 +244,7 @@ class MaskingServer:
         return self._broadcast(
             body,
             {
-                k: tuple(
-                    dealings[j].dealt[k] for j in self._topology.holders(k) if j != k and j in dealings
-                )
+                k: tuple(dealings[j].dealt[k] for j in self._topology.holders(k) if j != k and j in dealings)
                 for k in sharers
             },
         )
@@ -251,7 +256,7 @@ class MaskingServer:
         body = encode_ids(survivors, [self._digests[k] for k in survivors])
         self._transcript = chain(self._transcript, body)
         self.step = Step.AGREE
-        return self._broadcast(body, {k: () for k in survivors})
+        return self._broadcast(body, dict.fromkeys(survivors, ()))
 
     def _show_quorum(self) -> Output:
         p = self.parameters
@@ -259,7 +264,7 @@ class MaskingServer:
         signed = {k: self._signed[k] for k in sorted(self._signed)}
         stated = {k: self._statements[k] for k in sorted(self._statements) if k not in signed}
         self.step = Step.UNMASK
-        return self._broadcast(Quorum(signed, stated).encode(), {k: () for k in signed})
+        return self._broadcast(Quorum(signed, stated).encode(), dict.fromkeys(signed, ()))
 
     def _finish(self) -> Output:
         """Takes the masks off and decodes; the one place where the server learns something."""
@@ -277,5 +282,3 @@ class MaskingServer:
             clipped_share=clipped_share,
         )
         return Output(result=result)
-
-

@@ -61,7 +61,7 @@ class Opened:
                 the holder is to blame, since it checked the commitment when it took the share.
         """
         seen: set[int] = set()
-        for owner, kind, share in opened:
+        for owner, kind, _ in opened:
             if owner in seen or owner not in self.dealings or holder not in self.places(owner):
                 raise ProtocolError(f"masking: unmask: it holds no share of client {owner}, or sent it twice")
             if kind is not self.kind(owner):
@@ -73,7 +73,9 @@ class Opened:
                 continue  # opened already; one more share says nothing new
             expected = self.dealings[owner].dealt[holder][kind * DIGEST : (kind + 1) * DIGEST]
             if commit(share, share_context(self.p.context, owner, holder, kind)) != expected:
-                raise ProtocolError(f"masking: unmask: its share of client {owner} does not fit the commitment")
+                raise ProtocolError(
+                    f"masking: unmask: its share of client {owner} does not fit the commitment"
+                )
             fit.append((owner, share))
         for owner, share in fit:
             self._shares.setdefault(owner, {})[self.places(owner)[holder]] = share
@@ -93,7 +95,9 @@ class Opened:
         try:
             seed = combine(shares, p.threshold)
         except ProtocolError as error:
-            raise ProtocolError(f"client {owner} dealt shares of its {what} that do not fit together: {error}") from None
+            raise ProtocolError(
+                f"client {owner} dealt shares of its {what} that do not fit together: {error}"
+            ) from None
         if owner in self.survivors:
             honest = secret_commitment(seed, p.context, owner) == self.dealings[owner].secret
         else:
