@@ -214,7 +214,9 @@ class Scheme:
             ProtocolError: there is no secret key, or SEAL refuses the ciphertexts.
         """
         if self._decryptor is None:
-            raise ProtocolError("ckks: the key holder, open: the secret key is missing, so nothing can be decrypted")
+            raise ProtocolError(
+                "ckks: the key holder, open: the secret key is missing, so nothing can be decrypted"
+            )
         members = self._members(log2_scale)
         plain, cipher = self._seal.Plaintext(), self._seal.Ciphertext()
         out = np.empty((len(words), 2, self.parameters.degree // 2))

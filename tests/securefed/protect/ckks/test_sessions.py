@@ -218,7 +218,9 @@ def test_a_ciphertext_of_another_model_or_run_is_refused() -> None:
         stray = Played(protection, parameters(**other)).play(updates())
         fresh = replace(protection, holder=replace(protection.holder, opened=set()))
         now = Played(fresh, parameters())
-        now.change = lambda m, stray=stray: (submission(stray, 0),) if (m.sender, m.receiver) == (0, SERVER) else (m,)  # type: ignore[misc]  # bound now
+        now.change = lambda m, stray=stray: (
+            (submission(stray, 0),) if (m.sender, m.receiver) == (0, SERVER) else (m,)
+        )  # type: ignore[misc]  # bound now
         now.play(updates())
         assert f"of another {words}" in now.result.refused[0]
 
@@ -246,7 +248,9 @@ def test_a_server_cannot_hand_out_a_key_of_its_own() -> None:
     forged = write(Step.CONTEXT, KEY_HOLDER, 0, played.server._round, server, [body])
     client = protection.client(parameters(), 0, SystemEntropy())
     client.start()
-    with pytest.raises(ProtocolError, match="client 0, message of the key holder: step context: the signature"):
+    with pytest.raises(
+        ProtocolError, match="client 0, message of the key holder: step context: the signature"
+    ):
         client.receive(forged)
     assert "compact" not in protection.parties[0].contexts
 
@@ -332,7 +336,9 @@ def test_under_verified_a_substituted_ciphertext_never_enters() -> None:
     played = Played(opened(trust="verified"), parameters())
 
     def change(message: Message) -> Iterable[Message]:
-        forged = message.sender == SERVER and int.from_bytes(message.payload[8:12], "little", signed=True) == 1
+        forged = (
+            message.sender == SERVER and int.from_bytes(message.payload[8:12], "little", signed=True) == 1
+        )
         if not forged or message.payload[5] != Step.SUBMIT:
             return (message,)
         body = bytearray(message.payload)
@@ -400,7 +406,9 @@ def test_an_opened_sum_of_other_clients_is_refused() -> None:
         parts = [write_ids((0, 1, 2)), bytes(8 * D)]
         round = played.server._round
         return (
-            replace(message, payload=write(Step.SUM, KEY_HOLDER, SERVER, round, protection.holder.identity, parts)),
+            replace(
+                message, payload=write(Step.SUM, KEY_HOLDER, SERVER, round, protection.holder.identity, parts)
+            ),
         )
 
     played.change = change
@@ -462,7 +470,9 @@ def test_keys_show_in_no_repr_and_are_never_pickled() -> None:
     protection = opened()
     played = Played(protection, parameters()).play(updates())
     scheme, key = protection.holder.keys["compact"]
-    text = repr((protection, protection.holder, protection.parties, played.holder, played.server, played.clients))
+    text = repr(
+        (protection, protection.holder, protection.parties, played.holder, played.server, played.clients)
+    )
     assert len(text) < 3000
     assert key.hex()[:16] not in text
     for secret in (protection.holder, scheme, protection.parties[0]):
@@ -523,7 +533,9 @@ def test_where_tenseal_is_missing_the_error_says_how_to_get_it() -> None:
         "except Exception as error: print(type(error).__name__, error)"
     )
     environment = {"PYTHONPATH": ":".join(p for p in sys.path if p), "PATH": ""}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert ran.stdout.startswith("ConfigError ckks: tenseal does not import")
     assert "securefed[ckks]" in ran.stdout
 
