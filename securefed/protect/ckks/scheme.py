@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import tempfile
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -58,27 +58,40 @@ def _libraries() -> tuple[ModuleType, ModuleType]:
 
 
 class _Exchange:
-    """SEAL objects to bytes and back through one anonymous file; uncompressed on the way in."""
+    """SEAL objects to bytes and back through one file; uncompressed on the way in, emptied after use.
+
+    On Linux the file is anonymous and in memory. Elsewhere it lies in a folder of this process that only
+    its user can read, for the moment that a call takes; a shared secret key passes through it too.
+    """
 
     def __init__(self) -> None:
         self._seal, zstandard = _libraries()
         self._unpacker = zstandard.ZstdDecompressor()
+        self._descriptor: int | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        if hasattr(os, "memfd_create"):
-            self._file = os.memfd_create("securefed-ckks")
-            self._path = f"/proc/self/fd/{self._file}"
+        if sys.platform == "linux":
+            self._descriptor = os.memfd_create("securefed-ckks")
+            self._path = Path(f"/proc/self/fd/{self._descriptor}")
         else:
             self._folder = tempfile.TemporaryDirectory(prefix="securefed-ckks-")
-            self._path = str(Path(self._folder.name) / "words")
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._path = Path(self._folder.name) / "words"
+        self._version = self._read(self._seal.EncryptionParameters(self._seal.SCHEME_TYPE.CKKS))[3:5]
+
+    def _read(self, item: Any) -> bytes:
+        item.save(str(self._path))
+        data = self._path.read_bytes()
+        self._path.write_bytes(b"")
+        return data
 
     def save(self, item: Any) -> bytes:
-        """The object's members, uncompressed, without SEAL's header."""
-        item.save(self._path)
-        size = os.fstat(self._file).st_size
-        data = os.pread(self._file, size, 0)
+        """The object's members, uncompressed, without SEAL's header.
+
+        Raises:
+            ProtocolError: another format than SEAL 4 writes.
+        """
+        data = self._read(item)
         magic, _, _, _, compression, _, total = HEADER.unpack_from(data)
-        if magic != MAGIC or total != size or compression not in (PLAIN, ZSTD):
+        if magic != MAGIC or total != len(data) or compression not in (PLAIN, ZSTD):
             raise ProtocolError(
                 f"ckks: TenSEAL wrote a format this release does not read (compression {compression})"
             )
@@ -88,30 +101,33 @@ class _Exchange:
         members: bytes = self._unpacker.decompressobj().decompress(body)
         return members
 
-    def load(self, item: Any, context: Any, members: bytes, words: Words | None = None) -> None:
-        """Reads members, with their trailing words replaced, into the object; SEAL checks what it reads."""
-        tail = b"" if words is None else np.ascontiguousarray(words, "<u8").tobytes()
+    def load(self, item: Any, context: Any, members: bytes, words: Words) -> None:
+        """Reads members, with their trailing words replaced, into the object; SEAL checks what it reads.
+
+        Raises:
+            ProtocolError: SEAL refuses it.
+        """
+        tail = np.ascontiguousarray(words, "<u8").tobytes()
         body = members[: len(members) - len(tail)] + tail
-        data = HEADER.pack(MAGIC, HEADER.size, *self._version, PLAIN, 0, HEADER.size + len(body)) + body
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, data, 0)
+        header = HEADER.pack(MAGIC, HEADER.size, *self._version, PLAIN, 0, HEADER.size + len(body))
+        self._path.write_bytes(header + body)
         try:
-            item.load(context, self._path)
+            item.load(context, str(self._path))
         except (RuntimeError, ValueError) as error:
             raise ProtocolError(f"ckks: SEAL refuses what was received: {error}") from None
         finally:
-            os.ftruncate(self._file, 0)
-
-    @cached_property
-    def _version(self) -> tuple[int, int]:
-        parms = self._seal.EncryptionParameters(self._seal.SCHEME_TYPE.CKKS)
-        parms.save(self._path)
-        return struct.unpack_from("<BB", os.pread(self._file, HEADER.size, 0), 3)  # type: ignore[return-value]  # two bytes
+            self._path.write_bytes(b"")
 
     def close(self) -> None:
-        os.close(self._file)
+        """Gives the file back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
         if self._folder is not None:
             self._folder.cleanup()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class Scheme:
