@@ -18,6 +18,7 @@ from securefed.config import Config, check_against_shards, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.data import load_dataset, make_shards
 from securefed.data.records import Dataset, Examples, Shard
+from securefed.errors import ConfigError
 from securefed.privacy.budget import Budget
 from securefed.privacy.calibration import calibrate_noise
 from securefed.privacy.ledger import Ledger
@@ -62,12 +63,17 @@ def assemble(config: Config) -> Assembly:
         DataError, ModelError: something is missing or does not fit; the message says how to get it.
         ConfigError: the shards contradict the job (delta, cohort, empty shard).
     """
-    from securefed.models import load_model
+    from securefed.models import check_available, load_model
 
+    check_available(config.model)  # a wrong name or device is told before data is read
     dataset = load_dataset(config.data, task=config.model.task)
     shards = tuple(make_shards(dataset, config.data))
     check_against_shards(config, [len(s.train) for s in shards])
     images = dataset.train.images
+    if config.stop.patience > 0 and config.stop.metric == "f1" and len(dataset.classes) != 2:
+        raise ConfigError(
+            f'stop.metric = "f1" needs two classes, {config.data.name} has {len(dataset.classes)}; use balanced_accuracy'
+        )
     model = load_model(
         config.model,
         classes=len(dataset.classes),

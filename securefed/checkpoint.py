@@ -36,6 +36,7 @@ class State:
         local: client -> what it keeps to itself, float32 over the local names (fedsa). In a real
             federation each client holds its own; a simulation must hold them all.
         best, stale: the best watched metric so far and evaluations since, for `stop.patience`.
+        charges: reservations in the site's ledger so far; one with fewer has forgotten something.
         mib_up, mib_down, seconds: totals so far, for the report.
         metrics, client_metrics: the last evaluation.
     """
@@ -46,6 +47,7 @@ class State:
     local: Mapping[int, Vector] = field(default_factory=dict, repr=False)
     best: float | None = None
     stale: int = 0
+    charges: int = 0
     mib_up: float = 0.0
     mib_down: float = 0.0
     seconds: float = 0.0
@@ -53,7 +55,7 @@ class State:
     client_metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
-_FACTS = ("round", "best", "stale", "mib_up", "mib_down", "seconds", "metrics", "client_metrics")
+_FACTS = ("round", "best", "stale", "charges", "mib_up", "mib_down", "seconds", "metrics", "client_metrics")
 
 
 def save_state(folder: Path, state: State, identity: Mapping[str, str]) -> Path:

@@ -43,6 +43,8 @@ class Parser(argparse.ArgumentParser):
         """Exits with 2 and one line."""
         if message.endswith("required: COMMAND"):
             message = f"give a command: {', '.join(COMMANDS)}; securefed --help says more"
+        if message.endswith("required: config, key=value"):
+            message = f"give a job, e.g. {run.EXAMPLE}"
         choice = re.search(r"argument (\w+): invalid choice: '([^']*)'", message)
         if choice is not None:
             kind, word = choice.groups()
@@ -104,6 +106,7 @@ def _is_override(word: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plays one command and returns its exit code."""
+    _replace_closed_streams()
     args = parse(argv)
     try:
         code: int = COMMANDS[args.command].play(args)
@@ -126,6 +129,13 @@ def _line(error: SecureFedError | OSError) -> tuple[str, int]:
         return str(error), error.exit_code
     where = f": {error.filename}" if error.filename else ""
     return f"{error.strerror or error}{where}", BAD_INPUT
+
+
+def _replace_closed_streams() -> None:
+    """A shell can start us with closed streams (`>&-`), which Python then has as None."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # lives as long as we do
 
 
 def _silence_stdout() -> None:

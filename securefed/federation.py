@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,13 +54,15 @@ from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
 from securefed.tracking.tracker import Tracker
 from securefed.training.client import ClientJob, ClientOutcome
-from securefed.types import Collected, RoundContext, RoundParameters, Vector
+from securefed.types import SERVER, Collected, RoundContext, RoundParameters, Vector
 
 if TYPE_CHECKING:
     from securefed.privacy.view import RunView
 
 logger = logging.getLogger(__name__)
 MIB = 2**20
+DIVERGED = 20.0
+"""Nats per record (per token): no model that predicts anything is this sure of the wrong answer."""
 
 
 class StopFlag(Protocol):
@@ -111,12 +114,14 @@ def run(
     job = load_config(config, overrides)
     path = new_folder(job, folder)
     logger.info("reading data and model")
-    assembly = assemble(job)
-    path.mkdir(parents=True)
     run_id = secrets.token_hex(8)
-    (path / "config.toml").write_text(to_toml(job), encoding="utf-8")
-    (path / "run.json").write_text(json.dumps({"run": run_id, "version": 1}), encoding="utf-8")
-    return _play(assembly, path, run_id, None, entropy, trackers, stop_flag)
+    with _opened(assemble(job), path, run_id, entropy) as federation:
+        federation.check_budget()
+        path.mkdir(parents=True)
+        (path / "config.toml").write_text(to_toml(job), encoding="utf-8")
+        # Last, when the ledger knows the run: a folder with a run.json is one that can be resumed.
+        (path / "run.json").write_text(json.dumps({"run": run_id, "version": 1}), encoding="utf-8")
+        return federation.play(None, trackers, stop_flag)
 
 
 def resume(
@@ -133,17 +138,30 @@ def resume(
 
     Raises:
         CheckpointError: no run in this folder, or its checkpoint belongs to other code, data or model.
+        PrivacyError: the site's ledger does not hold all that the run has spent.
     """
     path = Path(folder)
-    try:
-        run_id = json.loads((path / "run.json").read_text(encoding="utf-8"))["run"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"{path} is not the folder of a run; give the folder that `securefed run` printed"
-        ) from None
+    run_id = _run_id(path)
     assembly = assemble(load_config(path / "config.toml"))
     state = load_state(path, {"run": run_id, **assembly.identity})
-    return _play(assembly, path, run_id, state or _first_state(assembly), entropy, trackers, stop_flag)
+    if assembly.config.private:
+        with Ledger.site() as ledger:
+            ledger.require(run_id, 0 if state is None else state.charges)
+    with _opened(assembly, path, run_id, entropy) as federation:
+        return federation.play(state, trackers, stop_flag)
+
+
+def _run_id(folder: Path) -> str:
+    try:
+        text = (folder / "run.json").read_text(encoding="utf-8")
+    except OSError:
+        raise CheckpointError(
+            f"{folder} is not the folder of a run; give the folder that `securefed run` printed"
+        ) from None
+    try:
+        return str(json.loads(text)["run"])
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{folder / 'run.json'} is damaged; start a new run") from None
 
 
 def new_folder(config: Config, folder: Path | None) -> Path:
@@ -173,22 +191,12 @@ def _first_state(assembly: Assembly) -> State:
     return State(0, vector, Moments.zeros(vector.size))
 
 
-def _play(
-    assembly: Assembly,
-    folder: Path,
-    run_id: str,
-    resumed: State | None,
-    entropy: Entropy | None,
-    trackers: Sequence[Tracker],
-    stop_flag: StopFlag | None,
-) -> Result:
-    from securefed.tracking.group import TrackerGroup
-
-    threads = torch_threads(assembly.config.engine.threads)
-    with threads, TrackerGroup.of(folder, assembly.config.tracking, trackers) as group:
-        federation = Federation(assembly, folder, run_id, entropy or SystemEntropy(), group)
+@contextmanager
+def _opened(assembly: Assembly, folder: Path, run_id: str, entropy: Entropy | None) -> Iterator[Federation]:
+    with torch_threads(assembly.config.engine.threads):
+        federation = Federation(assembly, folder, run_id, entropy or SystemEntropy())
         try:
-            return federation.play(resumed, stop_flag)
+            yield federation
         finally:
             federation.close()
 
@@ -196,12 +204,10 @@ def _play(
 class Federation:
     """One run: the parts that do not change, and the methods that play a round on a `State`."""
 
-    def __init__(
-        self, assembly: Assembly, folder: Path, run_id: str, entropy: Entropy, tracker: Tracker
-    ) -> None:
+    def __init__(self, assembly: Assembly, folder: Path, run_id: str, entropy: Entropy) -> None:
         config = assembly.config
         self.config, self.assembly, self.folder, self.run_id = config, assembly, folder, run_id
-        self.entropy, self.tracker, self.model = entropy, tracker, assembly.model
+        self.entropy, self.model = entropy, assembly.model
         self.algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
         self.rule = make_aggregator(config.aggregator)
         protection = make_protection(config.protection)
@@ -218,6 +224,7 @@ class Federation:
         self.engine: Engine = self._make_engine()
         self.identity = {"run": run_id, **assembly.identity}
         self.rule_state: Any = None
+        self._saved = -math.inf
 
     def _make_mechanism(self) -> ServerMechanism | None:
         if self.config.privacy.unit != "client":
@@ -245,8 +252,40 @@ class Federation:
 
     # ------------------------------------------------------------------------------------ the whole run
 
-    def play(self, resumed: State | None, stop_flag: StopFlag | None) -> Result:
+    def check_budget(self) -> None:
+        """Raises where the budget does not allow even the first round.
+
+        Raises:
+            BudgetExceeded: no client of the first cohort may train, or the server may not release.
+        """
+        budget = None if self.guarantee is None else self.guarantee.budget
+        if self.guarantee is None or self.ledger is None or budget is None:
+            return
+        if self.mechanism is not None:
+            self.ledger.admit(run=self.run_id, client=SERVER, event=self.mechanism.event, budget=budget)
+            return
+        event = self.runner.event()
+        refused: BudgetExceeded | None = None
+        for client in cohort(self.config, len(self.assembly.shards), 0, self.entropy):
+            try:
+                self.ledger.admit(run=self.run_id, client=client, event=event, budget=budget)
+            except BudgetExceeded as error:
+                refused = refused or error
+            else:
+                return
+        if refused is not None:
+            raise refused
+
+    def play(
+        self, resumed: State | None, trackers: Sequence[Tracker] = (), stop_flag: StopFlag | None = None
+    ) -> Result:
         """All rounds from the given state (or the first), then the adapter, the statement and the report."""
+        from securefed.tracking.group import TrackerGroup
+
+        with TrackerGroup.of(self.folder, self.config.tracking, trackers) as group:
+            return self._play(resumed, group, stop_flag)
+
+    def _play(self, resumed: State | None, tracker: Tracker, stop_flag: StopFlag | None) -> Result:
         started = time.perf_counter()
         state = resumed or _first_state(self.assembly)
         before = state.seconds
@@ -254,11 +293,11 @@ class Federation:
         facts = run_info(
             self.assembly, self.folder, self.run_id, self.guarantee, self._baselines(), resumed_at
         )
-        self.tracker.start(facts)
+        tracker.start(facts)
         stopped = "rounds"
         while state.round < self.config.rounds:
             try:
-                state = self._play_round(state, before, started)
+                state = self._play_round(state, tracker, before, started)
             except BudgetExceeded:
                 stopped = "budget"
                 break
@@ -268,9 +307,9 @@ class Federation:
             if stop_flag is not None and stop_flag.is_set() and state.round < self.config.rounds:
                 stopped = "interrupted"
                 break
-        return self._finish(replace(state, seconds=before + time.perf_counter() - started), stopped)
+        return self._finish(replace(state, seconds=before + time.perf_counter() - started), tracker, stopped)
 
-    def _play_round(self, state: State, before: float, started: float) -> State:
+    def _play_round(self, state: State, tracker: Tracker, before: float, started: float) -> State:
         begin = time.perf_counter()
         plan = self.algorithm.plan(self.config, self.model.part_of, state.round)
         chosen = cohort(self.config, len(self.assembly.shards), state.round, self.entropy)
@@ -297,11 +336,9 @@ class Federation:
         )
         new = self._evaluate(new)
         new = replace(new, seconds=before + time.perf_counter() - started)
-        if new.round % self.config.engine.checkpoint_every == 0 or new.round == self.config.rounds:
-            save_state(self.folder, new, self.identity)
-            if self.ledger is not None:
-                self.ledger.clear_outbox(self.run_id, new.round)
-        self.tracker.round(
+        if self._is_saved(new.round):
+            self._save(new)
+        tracker.round(
             round_record(
                 self.config,
                 new,
@@ -315,6 +352,23 @@ class Federation:
             )
         )
         return new
+
+    def _is_saved(self, round: int) -> bool:
+        """Whether the state before this round is worth a checkpoint: every k rounds, or once a second.
+
+        What a crash loses is played again; under DP from the outbox, at no further spend.
+        """
+        every = self.config.engine.checkpoint_every
+        if round == self.config.rounds:
+            return True
+        return time.monotonic() - self._saved >= 1 if every == 0 else round % every == 0
+
+    def _save(self, state: State) -> None:
+        charges = 0 if self.ledger is None else self.ledger.charges(self.run_id)
+        save_state(self.folder, replace(state, charges=charges), self.identity)
+        if self.ledger is not None:
+            self.ledger.clear_outbox(self.run_id, state.round)
+        self._saved = time.monotonic()
 
     # ----------------------------------------------------------------------------------------- one round
 
@@ -400,6 +454,11 @@ class Federation:
         if not is_evaluated(self.config, state.round):
             return state
         metrics, per_client = self.evaluator.evaluate(state.vector, state.local, self._local_layout())
+        if state.metrics.get("loss", 0.0) <= DIVERGED < metrics["loss"]:
+            logger.warning(
+                "the loss on the test set is %.3g: training diverges; lower train.learning_rate or server.learning_rate",
+                metrics["loss"],
+            )
         watched = metrics.get(self.config.stop.metric)
         if self.config.stop.patience == 0 or watched is None:
             return replace(state, metrics=metrics, client_metrics=per_client)
@@ -431,9 +490,9 @@ class Federation:
             return self.evaluator.baselines()
         return stored
 
-    def _finish(self, state: State, stopped: str) -> Result:
+    def _finish(self, state: State, tracker: Tracker, stopped: str) -> Result:
         if stopped != "rounds":
-            save_state(self.folder, state, self.identity)
+            self._save(state)
         if not state.metrics:
             metrics, per_client = self.evaluator.evaluate(state.vector, state.local, self._local_layout())
             state = replace(state, metrics=metrics, client_metrics=per_client)
@@ -442,7 +501,7 @@ class Federation:
         view = None if self.ledger is None else self.ledger.run_view(self.run_id)
         statement = None if view is None else view.statement(self.config.privacy.delta)
         draw_shards(self.assembly, self.folder)
-        self.tracker.end(run_summary(state, stopped, statement))
+        tracker.end(run_summary(state, stopped, statement))
         return Result(self.folder, dict(state.metrics), state.round, stopped, view)
 
 

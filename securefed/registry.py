@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ ALGORITHMS: dict[str, str] = {
 ENGINES: dict[str, str] = {
     "inprocess": "securefed.engine.inprocess:InProcess",
 }
+PLAIN: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 OUTER: dict[str, tuple[str, str]] = {
     "aggregator": ("securefed_defenses", "AGGREGATORS"),
 }
@@ -88,10 +90,22 @@ def make(kind: str, component: Component, table: Mapping[str, str]) -> Any:
                 near = difflib.get_close_matches(key, known, 1, 0.5)
                 hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}"
                 raise ConfigError(f"{kind} {component.name} has no option {key!r}; {hint}")
+        _check_types(kind, component, cls)
     try:
         return cls(**component.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{kind} {component.name}: {error}") from None
+
+
+def _check_types(kind: str, component: Component, cls: type[Any]) -> None:
+    """A plain field takes a value of its own type; 2 is no text and "2" no number."""
+    for key, hint in typing.get_type_hints(cls).items():
+        value = component.options.get(key)
+        if key not in component.options or hint not in PLAIN:
+            continue
+        fits = isinstance(value, (int, float) if hint is float else hint)
+        if not fits or (isinstance(value, bool) and hint is not bool):
+            raise ConfigError(f"{kind} {component.name}: {key} must be {PLAIN[hint]}, found {value!r}")
 
 
 def make_protection(component: Component) -> Protection:

@@ -83,7 +83,6 @@ def main() -> None:
     from securefed.config import load_config
     from securefed.crypto.entropy import SystemEntropy
     from securefed.federation import Federation
-    from securefed.tracking.folder import FolderTracker
 
     torch.set_num_threads(1)
     assembly = assemble(load_config(JOB))
@@ -99,8 +98,8 @@ def main() -> None:
         for repeat in range(REPEATS + 1):
             folder = Path(scratch) / str(repeat)
             folder.mkdir()
-            player = Federation(assembly, folder, "bench", SystemEntropy(), FolderTracker(folder))
-            player.play(None, None)
+            player = Federation(assembly, folder, "bench", SystemEntropy())
+            player.play(None)
             player.close()
             loop = hand_written(assembly, tensors, ROUNDS)
             if repeat:  # the first of each warms up

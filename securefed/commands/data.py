@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from securefed.errors import DataError
+
 NAME = "data"
 SUMMARY = "list the named data sets, or fetch one"
 EXAMPLE = "securefed data get sentiment"
@@ -18,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def play(args: argparse.Namespace) -> int:
     """One of the two actions."""
+    if args.action == "list" and args.name is not None:
+        raise DataError(f"securefed data list takes no name; did you mean securefed data get {args.name}?")
     return _get(args) if args.action == "get" else _list(args)
 
 
@@ -25,7 +29,6 @@ def _get(args: argparse.Namespace) -> int:
     from securefed.commands.output import say, say_json
     from securefed.commands.quiet import own_log, stdout_for
     from securefed.data.sources import SOURCES, fetch
-    from securefed.errors import DataError
 
     if args.name is None:
         raise DataError(f"securefed data get needs a name: {', '.join(SOURCES)}")

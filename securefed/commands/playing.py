@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from securefed.commands.interrupt import StopOnInterrupt
 from securefed.commands.output import INTERRUPTED, fail, say, say_json
 from securefed.commands.quiet import own_log, quiet_libraries, stdout_for
+from securefed.errors import SecureFedError
 
 if TYPE_CHECKING:
     from securefed.federation import Result
@@ -33,18 +34,35 @@ def progress(args: argparse.Namespace) -> Sequence[Tracker]:
     return [] if args.quiet else [ProgressTracker(sys.stderr if args.json else sys.stdout)]
 
 
-def interruptible(begin: Callable[[StopOnInterrupt], Result]) -> Result | None:
-    """The result; None if Ctrl-C ended the run at once."""
+def interruptible(begin: Callable[[StopOnInterrupt], Result], folder: Path) -> Result | None:
+    """The result; None if Ctrl-C ended the run at once.
+
+    Raises:
+        SecureFedError: a full disk or lost permissions, with the way to go on.
+    """
     try:
         with StopOnInterrupt() as flag:
             return begin(flag)
     except KeyboardInterrupt:
         return None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not (folder / "run.json").exists():
+            raise
+        where = error.filename or folder
+        raise SecureFedError(
+            f"{error.strerror or error}: {where}; mend it and go on with: {_resume(folder)}"
+        ) from error
+
+
+def _resume(folder: Path) -> str:
+    return f"securefed resume {shlex.quote(str(folder))}"
 
 
 def tell(result: Result | None, folder: Path, args: argparse.Namespace) -> int:
     """Says what was reached and how to go on; returns the exit code."""
-    go_on = f"securefed resume {shlex.quote(str(folder))}"
+    go_on = _resume(folder)
     if result is None:
         begun = (folder / "run.json").exists()
         hint = f"go on with: {go_on}" if begun else "nothing had begun"
@@ -52,7 +70,7 @@ def tell(result: Result | None, folder: Path, args: argparse.Namespace) -> int:
     if args.json:
         say_json(_facts(result))
     else:
-        _tell_people(result)
+        _tell_people(result, "" if args.quiet else "\n")
     if result.stopped != "interrupted":
         return 0
     return fail(f"interrupted after round {result.rounds}; go on with: {go_on}", INTERRUPTED)
@@ -82,8 +100,9 @@ def _facts(result: Result) -> dict[str, Any]:
     }
 
 
-def _tell_people(result: Result) -> None:
+def _tell_people(result: Result, gap: str) -> None:
     text = _summary(result).get("statement_text")
     if text:
-        say(f"\n{text}")
-    say(f"\nreport: {result.folder / 'report.html'}")
+        say(f"{gap}{text}")
+        gap = "\n"
+    say(f"{gap}report: {result.folder / 'report.html'}")

@@ -23,5 +23,7 @@ def play(args: argparse.Namespace) -> int:
     with stage(args):
         from securefed.federation import resume
 
-        result = interruptible(lambda flag: resume(args.folder, trackers=progress(args), stop_flag=flag))
+        result = interruptible(
+            lambda flag: resume(args.folder, trackers=progress(args), stop_flag=flag), args.folder
+        )
     return tell(result, args.folder, args)

@@ -16,8 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change a field of the job, e.g. privacy.epsilon=3"
     )
-    parser.add_argument("--folder", type=Path, help="result folder; must not exist (default: runs/NAME-TIME)")
+    parser.add_argument(
+        "--folder", type=_folder, help="result folder; must not exist (default: runs/NAME-TIME)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("give the folder a name")
+    return Path(text)
 
 
 def play(args: argparse.Namespace) -> int:
@@ -31,6 +39,6 @@ def play(args: argparse.Namespace) -> int:
 
         folder = new_folder(config, args.folder)
         result = interruptible(
-            lambda flag: run(config, folder=folder, trackers=progress(args), stop_flag=flag)
+            lambda flag: run(config, folder=folder, trackers=progress(args), stop_flag=flag), folder
         )
     return tell(result, folder, args)

@@ -1,7 +1,7 @@
 """What a job must fulfil before it runs: ranges, and pairs of fields that must fit.
 
 A job that cannot run is refused before data is read. Checks that need the data (delta against the
-smallest shard, more clients than records) are in `check_against_shards`.
+shards' sizes, more clients than records) are in `check_against_shards`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from collections.abc import Sequence
 from securefed.config.schema import Config
 from securefed.errors import ConfigError, ProtocolError
 from securefed.types import CohortBound
+
+MOST_HIDDEN = 1 << 16
+MOST_THREADS = 1024
+MOST_WORKERS = 1024
+"""Typing errors, not machines: what lies above would end in the allocator or in the scheduler."""
 
 
 def _require(ok: bool, message: str) -> None:
@@ -51,16 +56,20 @@ def _check_ranges(c: Config) -> None:
     _require(m.rank >= 1, f"model.rank must be at least 1, found {m.rank}")
     _require(m.alpha > 0, f"model.alpha must be above 0, found {m.alpha}")
     _require(0 <= m.dropout < 1, f"model.dropout must be in [0, 1), found {m.dropout}")
-    _require(m.hidden >= 1, f"model.hidden must be at least 1, found {m.hidden}")
+    _require(1 <= m.hidden <= MOST_HIDDEN, f"model.hidden must be in 1 .. {MOST_HIDDEN}, found {m.hidden}")
     if isinstance(m.layers, int):
         _require(m.layers >= 1, f"model.layers as a number is the top k >= 1, found {m.layers}")
     _require(
-        c.engine.workers >= 0, f"engine.workers must be 0 (this process) or more, found {c.engine.workers}"
+        0 <= c.engine.workers <= MOST_WORKERS,
+        f"engine.workers must be in 0 (this process) .. {MOST_WORKERS}, found {c.engine.workers}",
     )
-    _require(c.engine.threads >= 0, f"engine.threads must be 0 (automatic) or more, found {c.engine.threads}")
     _require(
-        c.engine.checkpoint_every >= 1,
-        f"engine.checkpoint_every must be at least 1, found {c.engine.checkpoint_every}",
+        0 <= c.engine.threads <= MOST_THREADS,
+        f"engine.threads must be in 0 (automatic) .. {MOST_THREADS}, found {c.engine.threads}",
+    )
+    _require(
+        c.engine.checkpoint_every >= 0,
+        f"engine.checkpoint_every must be 0 (once a second) or more, found {c.engine.checkpoint_every}",
     )
     _require(c.evaluate.every >= 0, f"evaluate.every must be 0 (end only) or more, found {c.evaluate.every}")
     _require(c.stop.patience >= 0, f"stop.patience must be 0 (never) or more, found {c.stop.patience}")
@@ -68,6 +77,8 @@ def _check_ranges(c: Config) -> None:
 
 def _check_training(c: Config) -> None:
     t, s = c.train, c.server
+    _require(t.steps >= 0, f"train.steps must be 0 (not given) or more, found {t.steps}")
+    _require(t.epochs >= 0, f"train.epochs must be 0 (not given) or more, found {t.epochs}")
     _require(
         (t.steps > 0) != (t.epochs > 0),
         f"give train.steps or train.epochs, one of them above 0; found steps={t.steps}, epochs={t.epochs}",
@@ -114,6 +125,10 @@ def _check_privacy(c: Config) -> None:
     )
     if p.unit == "none":
         _require(
+            p.site_epsilon == 0,
+            'privacy.site_epsilon is given but privacy.unit is "none"; set privacy.unit = "example"',
+        )
+        _require(
             p.epsilon is None and p.noise_multiplier is None,
             'privacy.epsilon or noise_multiplier is given but privacy.unit is "none"; set privacy.unit = "example"',
         )
@@ -151,6 +166,11 @@ def _check_privacy(c: Config) -> None:
 
 def _check_adapter(c: Config) -> None:
     m = c.model
+    scores = ("accuracy", "balanced_accuracy", "f1") if m.task == "classification" else ("perplexity",)
+    _require(
+        c.stop.patience == 0 or c.stop.metric in ("loss", *scores),
+        f"stop.metric={c.stop.metric} does not exist for {m.task}; use {', '.join(('loss', *scores))}",
+    )
     small = m.name in ("mlp", "cnn", "logistic")
     _require(not small or m.adapter == "full", f'model {m.name} has no adapters; set model.adapter = "full"')
     _require(
@@ -169,8 +189,9 @@ def _check_adapter(c: Config) -> None:
 
 def _check_pairs(c: Config) -> None:
     """A rule and a protection must fit; what each reveals or needs is read from the classes themselves."""
-    from securefed.registry import make_aggregator, make_protection
+    from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
 
+    make("algorithm", c.algorithm, ALGORITHMS)
     protection, rule = make_protection(c.protection), make_aggregator(c.aggregator)
     if rule.needs == "updates" and protection.reveals == "sum":
         raise ConfigError(
@@ -215,8 +236,8 @@ def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
 
     Raises:
         ConfigError: an empty shard, fewer shards than `clients_per_round`, or a delta that allows the
-            release of a whole record: delta must be below 1/records of the smallest shard (example
-            level) or 1/clients (client level).
+            release of a whole record: delta must be below 1/records of every shard, so of the largest
+            (example level), or 1/clients (client level).
     """
     _require(len(sizes) >= 1, "no client has data")
     for client, size in enumerate(sizes):
@@ -235,8 +256,8 @@ def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
     p = config.privacy
     if p.unit == "example":
         _require(
-            p.delta < 1 / min(sizes),
-            f"privacy.delta={p.delta:g} must be below 1/records of the smallest shard = 1/{min(sizes)}; lower delta",
+            p.delta < 1 / max(sizes),
+            f"privacy.delta={p.delta:g} must be below 1/records of every shard, the largest has {max(sizes)}; lower delta",
         )
     if p.unit == "client":
         _require(

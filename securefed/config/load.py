@@ -53,7 +53,10 @@ def load_config(
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        if not tree:
+            raise ConfigError(f"{path} holds no job; see configs/ for ready ones")
+        return tree
     except FileNotFoundError:
         raise ConfigError(f"no config file at {path}; see configs/ for ready ones") from None
     except IsADirectoryError:

@@ -144,17 +144,21 @@ class StopConfig:
 
     patience: int = 0
     min_delta: float = 1e-3
-    metric: str = "accuracy"
+    metric: Literal["accuracy", "balanced_accuracy", "f1", "loss", "perplexity"] = "accuracy"
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Where clients run: in this process (`workers = 0`) or in a pool of processes."""
+    """Where clients run: in this process (`workers = 0`) or in a pool of processes.
 
-    name: str = "inprocess"
+    `checkpoint_every`: rounds between checkpoints; 0 = after the first round that ends a second or more
+    after the last one.
+    """
+
+    name: Literal["inprocess"] = "inprocess"
     workers: int = 0
     threads: int = 0
-    checkpoint_every: int = 1
+    checkpoint_every: int = 0
 
 
 @dataclass(frozen=True)

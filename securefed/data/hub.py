@@ -6,12 +6,14 @@ chooses one of its configurations. Code that comes with a data set is never run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from securefed.data.table import Table
 from securefed.errors import DataError
+from securefed.hub import hub_is_offline
 
 TEST_SPLITS = ("test", "validation")
 """Names of a published test split, the best first."""
@@ -47,15 +49,27 @@ def _load(datasets: Any, name: str, offline: bool) -> Any:
     try:
         if Path(path).is_dir():
             return datasets.load_from_disk(path)
-        return datasets.load_dataset(
-            path, config or None, download_config=datasets.DownloadConfig(local_files_only=offline)
-        )
+        with _offline(datasets) if offline or hub_is_offline() else nullcontext():
+            return datasets.load_dataset(path, config or None)
     except Exception as error:  # whatever hub, file system or parser raise: the user needs one line of it
         reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
         raise DataError(
             f"hub:{name} could not be loaded ({type(error).__name__}: {reason}); check the name, or on a machine "
             f"with a network load_dataset({path!r}).save_to_disk('folder') and use data.name='hub:folder'"
         ) from error
+
+
+@contextmanager
+def _offline(datasets: Any) -> Iterator[None]:
+    """Inside it the hub's clients look into their cache at once; outside they would retry for half a minute."""
+    from huggingface_hub import constants
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def _splits(loaded: Any) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from securefed.config import ModelConfig
     from securefed.models.task_model import TaskModel as TaskModel
 
-__all__ = ["TaskModel", "load_model", "load_result"]
+__all__ = ["TaskModel", "check_available", "load_model", "load_result"]
 
 
 def load_model(
@@ -42,6 +42,20 @@ def load_model(
     from securefed.models.loading import load
 
     return load(config, classes=classes, image_shape=image_shape, unit=unit, max_length=max_length)
+
+
+def check_available(config: ModelConfig) -> None:
+    """Finds the device and the base model's files without loading them.
+
+    Raises:
+        ModelError: no such device here, or no such model.
+    """
+    from securefed.models.loading import find_device
+    from securefed.models.zoo import SMALL_NETS, find_model
+
+    find_device(config.device)
+    if config.name not in SMALL_NETS:
+        find_model(config.name)
 
 
 def load_result(folder: str | Path, *, base: str | None = None, device: str = "auto") -> TaskModel:

@@ -158,6 +158,7 @@ def _inject(base: Any, config: ModelConfig, name: str) -> Any:
 
     targets = _targets(base, config)
     found = _matching(base, targets)
+    _check_rank(config.rank, found)
     indices, pattern = _layers(base, config, found)
     expected = {n for n in found if indices is None or layer_index(n) in indices}
     settings = LoraConfig(
@@ -180,6 +181,14 @@ def _inject(base: Any, config: ModelConfig, name: str) -> Any:
             f"PEFT adapted {len(adapted)} modules where {len(expected)} match; name the modules in full in model.targets"
         )
     return peft
+
+
+def _check_rank(rank: int, found: dict[str, nn.Module]) -> None:
+    """Beyond its layer's smaller side a factor pair has more numbers than the layer and no more freedom."""
+    for name, module in found.items():
+        width = min(module.weight.shape)  # type: ignore[arg-type]  # linear layers have one, two-dimensional
+        if rank > width:
+            raise ModelError(f"model.rank={rank} is above the width of {name}, {width}; lower model.rank")
 
 
 def _targets(base: Any, config: ModelConfig) -> tuple[str, ...]:
@@ -279,10 +288,6 @@ def _start_of_a(
     normal = np.random.Generator(np.random.PCG64(seed)).standard_normal((width, rank))
     if config.adapter != "ffa":
         return normal.T / np.sqrt(width)
-    if rank > width:
-        raise ModelError(
-            f"model.rank={rank} is more than the {width} inputs of {name}; ffa needs orthonormal rows, lower the rank"
-        )
     q, r = np.linalg.qr(normal)
     rows: np.ndarray[Any, np.dtype[np.float64]] = (
         q * np.sign(np.diag(r))

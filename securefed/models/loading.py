@@ -12,8 +12,9 @@ from securefed.data.batch import Encoded
 from securefed.data.records import Examples
 from securefed.errors import ModelError
 from securefed.models.digest import base_digest, file_digest
-from securefed.models.small_nets import SMALL_NETS, small_net
+from securefed.models.small_nets import small_net
 from securefed.models.task_model import TaskModel
+from securefed.models.zoo import SMALL_NETS
 
 
 def load(

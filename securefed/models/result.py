@@ -17,8 +17,8 @@ from securefed.config import ModelConfig
 from securefed.errors import ModelError
 from securefed.models.digest import read_json, write_json
 from securefed.models.quiet import quiet
-from securefed.models.small_nets import SMALL_NETS
 from securefed.models.task_model import TaskModel
+from securefed.models.zoo import SMALL_NETS
 
 FORMAT = 1
 SIDECAR = "securefed.json"

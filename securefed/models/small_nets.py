@@ -14,8 +14,6 @@ from securefed.config import ModelConfig
 from securefed.data.batch import Batch
 from securefed.errors import ModelError
 
-SMALL_NETS = ("mlp", "cnn", "logistic")
-
 
 class ImageClassifier(nn.Module):
     """A net on images (b, c, h, w), float32; logits (b, k)."""

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from securefed.errors import ModelError
+from securefed.hub import hub_is_offline
 from securefed.models.digest import read_json
+
+SMALL_NETS = ("mlp", "cnn", "logistic")
+"""Built here, for images; see `securefed.models.small_nets`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +123,13 @@ def _from_hub(name: str) -> Path:
     try:
         with quiet():
             folder = snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"], ignore_patterns=["*/*"]
+                name,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+                ignore_patterns=["*/*"],
+                local_files_only=hub_is_offline(),
             )
     except (OSError, ValueError, HfHubHTTPError) as error:
-        near = difflib.get_close_matches(name, ZOO, 1)
+        near = difflib.get_close_matches(name, (*ZOO, *SMALL_NETS), 1)
         hint = f"did you mean {near[0]}?" if near else f"the offline zoo has {', '.join(ZOO)}"
         reason = type(error).__name__
         raise ModelError(

@@ -204,6 +204,43 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------- answers
 
+    def charges(self, run: str) -> int:
+        """How many reservations the run has made; it never falls, so a checkpoint can hold a ledger to it."""
+        with self._store.reading() as connection:
+            count: int = connection.execute(
+                "SELECT count(*) FROM reservations WHERE run = ?", (run,)
+            ).fetchone()[0]
+        return count
+
+    def require(self, run: str, charges: int) -> None:
+        """Raises unless this ledger holds the run with at least that many reservations.
+
+        A run that went on in a ledger which has forgotten a part of it would state too small an epsilon.
+
+        Raises:
+            PrivacyError: the ledger is missing or new, of another site, or older than the run.
+        """
+        known = False
+        if self.path.exists():
+            with self._store.reading() as connection:
+                known = find_run(connection, run) is not None
+        if not known:
+            raise PrivacyError(
+                f"the privacy ledger {self.path} does not know run {run}, so what it spent is lost here; "
+                "set SECUREFED_HOME to where the run began, or restore the ledger"
+            )
+        found = self.charges(run)
+        if found < charges:
+            raise PrivacyError(
+                f"the privacy ledger {self.path} holds {found} reservations of run {run}, which had made {charges}; "
+                "restore the ledger's newest copy"
+            )
+
+    def admit(self, *, run: str, client: int, event: Event, budget: Budget) -> None:
+        """Raises what `reserve` would raise now; charges nothing."""
+        with self._store.reading() as connection:
+            _admit(connection, run, client, event, budget)
+
     def events(
         self,
         *,

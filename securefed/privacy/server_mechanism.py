@@ -43,6 +43,11 @@ class ServerMechanism:
     expected_clients: float
     budget: Budget | None
 
+    @property
+    def event(self) -> SampledGaussian:
+        """What one round spends."""
+        return SampledGaussian(self.noise_multiplier, self.sample_rate, 1)
+
     def stored(self, round: int) -> Vector | None:
         """The round's noised aggregate if it was journaled before a crash; applied again unchanged."""
         payload = self.ledger.outbox(self.run, SERVER, round)
@@ -50,8 +55,9 @@ class ServerMechanism:
 
     def reserve(self, round: int) -> int:
         """Charges the round before anything is trained. Raises BudgetExceeded, charging nothing."""
-        event = SampledGaussian(self.noise_multiplier, self.sample_rate, 1)
-        return self.ledger.reserve(run=self.run, client=SERVER, round=round, event=event, budget=self.budget)
+        return self.ledger.reserve(
+            run=self.run, client=SERVER, round=round, event=self.event, budget=self.budget
+        )
 
     def release(self, reservation: int, round: int, collected: Collected, entropy: Entropy) -> Vector:
         """The noised mean of the survivors' updates, float32 (d,), journaled before it is returned.

@@ -117,7 +117,7 @@ class Store:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self.path.exists():
-                self.path.touch(mode=0o600)
+                _create(self.path)
         except OSError as error:
             raise PrivacyError(
                 f"cannot create the privacy ledger {self.path}: {error.strerror}; set SECUREFED_HOME to a writable folder"
@@ -128,9 +128,8 @@ class Store:
         try:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
+            self._check(connection)  # before anything is written: a file of something else stays untouched
             self._set_journal(connection)
-            if not self._recognized(connection):
-                self._create(connection)
         except BaseException:
             connection.close()
             raise
@@ -138,7 +137,6 @@ class Store:
 
     def _set_journal(self, connection: sqlite3.Connection) -> None:
         """Write-ahead log on a local disk (one sync a commit, not four); it is unsafe over a network."""
-        self._recognized(connection)  # a file of something else stays untouched
         wanted = "wal" if is_local(self.path.parent) else "delete"
         if connection.execute("PRAGMA journal_mode").fetchone()[0] == wanted:
             return
@@ -149,25 +147,13 @@ class Store:
                 raise
             # Somebody is using the file: the rollback journal it has is as safe, only slower.
 
-    def _create(self, connection: sqlite3.Connection) -> None:
-        connection.execute("BEGIN IMMEDIATE")
-        if not self._recognized(connection):  # else another process was faster
-            # Not executescript, which would commit before it starts.
-            statement = ""
-            for line in _SCHEMA.splitlines():
-                statement += line + "\n"
-                if sqlite3.complete_statement(statement):
-                    connection.execute(statement)
-                    statement = ""
-        connection.execute("COMMIT")
-
-    def _recognized(self, connection: sqlite3.Connection) -> bool:
-        """True for a ledger of this version, False for an empty file; anything else raises."""
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Raises unless the file is a ledger of this version."""
         identity = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if identity == APPLICATION_ID and version == SCHEMA_VERSION:
-            return True
+            return
         if identity == APPLICATION_ID:
             raise PrivacyError(
                 f"the privacy ledger {self.path} has schema version {version}, this SecureFed reads {SCHEMA_VERSION}; update SecureFed"
@@ -176,7 +162,10 @@ class Store:
             raise PrivacyError(
                 f"{self.path} is a database of something else, not a privacy ledger; give another path"
             )
-        return False
+        raise PrivacyError(
+            f"the privacy ledger {self.path} is empty, and a ledger never is: what was spent is lost; restore it "
+            "from a backup, or delete the file if nothing was ever spent here"
+        )
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -192,3 +181,35 @@ class Store:
                 f"{self.path} is not a readable privacy ledger: {error}; restore it from a backup, a new "
                 "one would forget what was spent"
             ) from None
+
+
+def _create(path: Path) -> None:
+    """A new ledger under its final name only when it is whole, so that an empty file is always a loss.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
+    part.unlink(missing_ok=True)
+    part.touch(mode=0o600)
+    try:
+        connection = sqlite3.connect(part, isolation_level=None)
+        try:
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.executescript(_SCHEMA)
+        finally:
+            connection.close()
+        _name_once(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _name_once(part: Path, path: Path) -> None:
+    """Gives the file its final name unless another process was faster."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            part.rename(path)

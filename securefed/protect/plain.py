@@ -93,6 +93,7 @@ class PlainServer:
     _rows: dict[int, tuple[float, Vector]] = field(default_factory=dict, repr=False)
     _weights: dict[int, float] = field(default_factory=dict, repr=False)
     _total: NDArray[np.float64] | None = field(default=None, repr=False)
+    _scratch: NDArray[np.float64] | None = field(default=None, repr=False)
     _refused: dict[int, str] = field(default_factory=dict)
     _done: bool = False
 
@@ -130,7 +131,10 @@ class PlainServer:
             return
         if self._total is None:
             self._total = np.zeros(self.parameters.size)
-        self._total += weight * vector.astype(np.float64)  # running sum, so memory stays O(d)
+        if self._scratch is None:
+            self._scratch = np.empty(self.parameters.size)
+        np.multiply(vector, weight, out=self._scratch, dtype=np.float64)
+        self._total += self._scratch  # running sum, so memory stays O(d)
 
     def advance(self) -> Output:
         """Nobody else will answer: the sum over those who did."""
@@ -174,7 +178,7 @@ def encode(update: Update, parameters: RoundParameters) -> bytes:
         update.weight,
         parameters.size,
     )
-    body = np.ascontiguousarray(update.vector, "<f4").tobytes()
+    body = np.ascontiguousarray(update.vector, "<f4").data.cast("B")
     return b"".join((header, body, _CRC.pack(zlib.crc32(body, zlib.crc32(header)))))
 
 
@@ -191,7 +195,7 @@ def decode(payload: bytes, parameters: RoundParameters, sender: int) -> tuple[fl
     magic, version, run, round_, client, layout, model, weight, size = _HEADER.unpack_from(payload)
     if magic != _MAGIC or version != _VERSION:
         raise ProtocolError(f"plain: not a version {_VERSION} update message")
-    if zlib.crc32(payload[: -_CRC.size]) != _CRC.unpack_from(payload, expected - _CRC.size)[0]:
+    if zlib.crc32(memoryview(payload)[: -_CRC.size]) != _CRC.unpack_from(payload, expected - _CRC.size)[0]:
         raise ProtocolError("plain: garbled bytes, the checksum differs")
     facts: tuple[tuple[str, object, object], ...] = (
         ("run", run, _run_tag(parameters.run)),

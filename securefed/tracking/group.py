@@ -67,6 +67,8 @@ class TrackerGroup:
         for tracker in tuple(self._others):
             try:
                 call(tracker)
+            except BrokenPipeError:
+                self._others.remove(tracker)  # whoever read it has left (`securefed run ... | head`)
             except Exception as error:  # whatever a third party's tracker throws: it must not stop a run
                 logger.warning("%s failed and is dropped: %s", type(tracker).__name__, error)
                 self._others.remove(tracker)

@@ -149,6 +149,8 @@ def _guarantee(info: RunInfo) -> str:
     p = info.privacy
     if p is None:
         return "none: nothing bounds what an update or the model tells about a record"
+    if p["noise_multiplier"] == 0:
+        return "NONE: noise multiplier 0 adds no noise, epsilon is infinite; updates are clipped and no more"
     target = f"epsilon {p['epsilon']:g}" if p["epsilon"] is not None else "epsilon follows from the noise"
     whose = (
         "each record of each client, against everyone, the server included"

@@ -111,6 +111,12 @@ class ClientRunner:
             self._encoded[client] = self.model.encode(self.shards[client].train, self.config.data.max_length)
         return self._encoded[client]
 
+    def event(self) -> SampledGaussian:
+        """What one client spends in one round at example level."""
+        assert self._guarantee is not None
+        p = self.config.privacy
+        return SampledGaussian(self._guarantee.noise_multiplier, p.sample_rate, self.config.train.steps)
+
     def run_job(self, job: ClientJob) -> ClientOutcome:
         """The client's update for this round, or its refusal where the budget is spent."""
         if self.config.privacy.unit != "example":
@@ -120,11 +126,13 @@ class ClientRunner:
         stored = self._ledger.outbox(self.run, job.client, job.round)
         if stored is not None:
             return self._unpack(stored, job)
-        p = self.config.privacy
-        event = SampledGaussian(self._guarantee.noise_multiplier, p.sample_rate, self.config.train.steps)
         try:
             reservation = self._ledger.reserve(
-                run=self.run, client=job.client, round=job.round, event=event, budget=self._guarantee.budget
+                run=self.run,
+                client=job.client,
+                round=job.round,
+                event=self.event(),
+                budget=self._guarantee.budget,
             )
         except BudgetExceeded as refusal:
             return ClientOutcome(job.client, refusal=str(refusal))

@@ -45,13 +45,12 @@ class LocalWork:
     """What one client does in one round; all fields are public.
 
     Attributes:
-        train: names of the tensors trained. learning_rate_scale: on every rate of the job.
+        train: names of the tensors trained.
     """
 
     client: int
     round: int
     train: tuple[str, ...]
-    learning_rate_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

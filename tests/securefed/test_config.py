@@ -74,7 +74,7 @@ def test_a_key_near_to_nothing_lists_what_is_known() -> None:
         ({"model.layers": 0}, "model.layers"),
         ({"engine.workers": -1}, "engine.workers"),
         ({"engine.threads": -1}, "engine.threads"),
-        ({"engine.checkpoint_every": 0}, "engine.checkpoint_every"),
+        ({"engine.checkpoint_every": -1}, "engine.checkpoint_every"),
         ({"evaluate.every": -1}, "evaluate.every"),
         ({"stop.patience": -1}, "stop.patience"),
         ({"train.steps": 0}, "train.steps"),
@@ -311,7 +311,11 @@ def test_a_resolved_job_written_as_toml_reads_back_equal(
         ({}, [5, 0], "client 1 has no records"),
         ({"clients_per_round": 3}, [5, 5], "only 2 clients"),
         ({"train.client_learning_rate": {"2": 0.1}}, [5, 5], "names client 2"),
-        ({**PRIVATE, "privacy.delta": 0.01}, [1000, 100], "1/100"),  # exactly 1/n is refused too
+        (
+            {**PRIVATE, "privacy.delta": 0.01},
+            [10, 1000],
+            "the largest has 1000",
+        ),  # exactly 1/n is refused too
         ({**PRIVATE, "privacy.unit": "client", "privacy.delta": 0.6}, [5, 5], "1/2"),
     ],
     ids=str,
@@ -325,7 +329,7 @@ def test_shards_that_contradict_the_job_are_refused(
 
 
 def test_shards_that_fit_the_job_are_accepted() -> None:
-    check_against_shards(load_config(BASE, PRIVATE), [99_999, 200_000])
+    check_against_shards(load_config(BASE, PRIVATE), [10, 99_999])
 
 
 def test_the_config_is_frozen() -> None:

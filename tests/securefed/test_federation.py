@@ -28,7 +28,7 @@ DIGITS: dict[str, Any] = {
     "model": {"name": "logistic", "adapter": "full"},
     "train": {"epochs": 1, "learning_rate": 0.3, "batch_size": 32},
     "evaluate": {"baselines": False},
-    "engine": {"threads": 1},
+    "engine": {"threads": 1, "checkpoint_every": 1},
 }
 PRIVATE: dict[str, Any] = {
     **DIGITS,
@@ -270,8 +270,8 @@ def test_private_runs_in_a_pool_share_the_sites_ledger(folder: Path) -> None:
         )
 
 
-def test_delta_above_one_over_the_smallest_shard_is_refused_before_anything_is_spent(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="1/records of the smallest shard"):
+def test_delta_above_one_over_the_largest_shard_is_refused_before_anything_is_spent(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="1/records of every shard"):
         run(PRIVATE, {"privacy.delta": 0.01}, folder=folder)
     assert not folder.exists()
 

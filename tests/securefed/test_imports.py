@@ -19,7 +19,7 @@ PACKAGES = {
 }
 
 STEPS = (
-    {"errors", "types", "paths"},
+    {"errors", "types", "paths", "hub"},
     {"layout", "crypto"},
     {"privacy", "protect", "data", "models", "aggregation"},
     {"training", "algorithms", "tracking"},

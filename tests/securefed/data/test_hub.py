@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,16 +39,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """`datasets.load_dataset` returns hub["found"] and notes its arguments."""
     state: dict[str, Any] = {}
 
-    def load(path: str, config: str | None = None, download_config: Any = None) -> Any:
-        state.update(path=path, config=config, offline=download_config)
+    def load(path: str, config: str | None = None) -> Any:
+        state.update(path=path, config=config, offline=settings.HF_HUB_OFFLINE)
         if isinstance(state["found"], Exception):
             raise state["found"]
         return state["found"]
 
     fake = ModuleType("datasets")
-    vars(fake).update(
-        load_dataset=load, load_from_disk=load, DownloadConfig=lambda local_files_only: local_files_only
-    )
+    settings = SimpleNamespace(HF_HUB_OFFLINE=False)
+    vars(fake).update(load_dataset=load, load_from_disk=load, config=settings)
     monkeypatch.setitem(sys.modules, "datasets", fake)
     return state
 

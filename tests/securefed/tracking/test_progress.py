@@ -97,9 +97,7 @@ class Failing:
         self._fail()
 
 
-@pytest.mark.parametrize(
-    "error", [OSError("gone"), ValueError("odd"), SecureFedError("no"), BrokenPipeError()]
-)
+@pytest.mark.parametrize("error", [OSError("gone"), ValueError("odd"), SecureFedError("no")])
 def test_a_failing_tracker_is_told_of_once_and_dropped(
     tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -112,6 +110,15 @@ def test_a_failing_tracker_is_told_of_once_and_dropped(
     assert len(caplog.records) == 1
     assert (tmp_path / "report.html").exists()
     assert "30/30" in stream.getvalue()
+
+
+def test_a_reader_who_has_left_is_no_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bad = Failing(BrokenPipeError())
+    with caplog.at_level(logging.WARNING):
+        fakes.play(TrackerGroup(FolderTracker(tmp_path), [bad]), fakes.info(tmp_path))
+    assert bad.calls == 1
+    assert caplog.records == []
+    assert (tmp_path / "report.html").exists()
 
 
 def test_a_failing_folder_stops_the_run(tmp_path: Path) -> None:
