@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from securefed_benchmarks.timing import alternate, ratio, report
 
 from securefed.crypto.entropy import SystemEntropy
 from securefed.engine.exchange import exchange, opened
@@ -31,6 +30,7 @@ from securefed.protect.ckks import CKKS, OpenCKKS
 from securefed.protect.masking import Masking
 from securefed.protect.plain import Plain
 from securefed.types import Collected, Protection, RoundParameters, Update
+from securefed_benchmarks.timing import alternate, ratio, report
 
 CLIENTS, REPEATS, SEED = 4, 4, 0
 MINILM = (2, 768, *(3072 for _ in range(24)))

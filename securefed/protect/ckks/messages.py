@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KEY_HOLDER = -2
 """The id of the party that holds the secret key; the server is `SERVER`, clients are 0, 1, 2, ..."""
+HOLDER_SEAT = 2**32 + KEY_HOLDER
+"""The key holder's place among the clients of a roster, which has no third kind of party."""
 DOMAIN, MAGIC, VERSION = b"securefed ckks", b"SFCK", 1
 _HEADER = struct.Struct("<4sBBxxiiI32s32s32s")
 SIGNATURE, DIGEST = 64, 32
@@ -110,7 +112,8 @@ def read(payload: bytes, sender: int, receiver: int, round: CKKSRound, roster: R
             raise ProtocolError(
                 f"{who}: step {Step(step).name.lower()}: of another {what}; a replay or a mix-up"
             )
-    if not roster.verify(sender, _signed(bytes(header), body), payload[-SIGNATURE:]):
+    seat = HOLDER_SEAT if sender == KEY_HOLDER else sender
+    if not roster.accepts(seat, _signed(bytes(header), body), payload[-SIGNATURE:]):
         raise ProtocolError(f"{who}: step {Step(step).name.lower()}: the signature does not hold")
     return Envelope(Step(step), sender, body)
 

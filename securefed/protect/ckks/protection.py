@@ -12,7 +12,7 @@ from securefed.errors import ConfigError, ProtocolError
 from securefed.protect.ckks.client import CKKSClient
 from securefed.protect.ckks.holder import CKKSKeyHolder
 from securefed.protect.ckks.keys import HolderParty, Party
-from securefed.protect.ckks.messages import KEY_HOLDER
+from securefed.protect.ckks.messages import HOLDER_SEAT, KEY_HOLDER
 from securefed.protect.ckks.parameters import SETS
 from securefed.protect.ckks.round import TRUST, CKKSRound, Trust
 from securefed.protect.ckks.scheme import available
@@ -179,8 +179,8 @@ class CKKS:
             raise ConfigError(missing)
         ids = (SERVER, KEY_HOLDER, *clients)
         identities = {k: Identity.generate(entropy) for k in ids}
-        others = {k: identity.public for k, identity in identities.items() if k != SERVER}
-        roster = Roster(identities[SERVER].public, others)
+        seats = {HOLDER_SEAT if k == KEY_HOLDER else k: identities[k].public for k in ids if k != SERVER}
+        roster = Roster(identities[SERVER].public, seats)
         parties = {k: Party(k, identities[k], roster) for k in ids if k != KEY_HOLDER}
         return OpenCKKS(self, parties, HolderParty(KEY_HOLDER, identities[KEY_HOLDER], roster))
 
