@@ -35,7 +35,7 @@ from securefed_benchmarks.timing import alternate, ratio, report
 CLIENTS, REPEATS, SEED = 4, 4, 0
 MINILM = (2, 768, *(3072 for _ in range(24)))
 """Tensors of MiniLM's rank-8 LoRA on query and value in all six layers, and a head of two classes."""
-MILLION = tuple(4096 for _ in range(244)) + (576,)
+MILLION = (*(4096 for _ in range(244)), 576)
 """A million parameters in tensors of 4096, which suit the other side: nothing is lost to padding."""
 ZERO = "00" * 32
 

@@ -42,7 +42,7 @@ OUTER = {
 ONE_FILE = {
     "opacus": {"securefed/training/dp.py", "securefed/privacy/opacus_accountants.py"},
     "peft": {"securefed/models/adapters.py"},
-    "tenseal": {"securefed/protect/ckks/scheme.py"},
+    "tenseal": {"securefed/protect/ckks/scheme.py", "benchmarks/securefed_benchmarks/ckks_vs_nvflare.py"},
     "flwr": {"securefed/engine/flower.py"},
 }
 """The only files that know each of these libraries."""
