@@ -16,8 +16,8 @@ Trust = Literal["key_holder", "verified", "shared_key"]
 
 TRUST: dict[Trust, str] = {
     "key_holder": "server and key holder follow the protocol and do not collude; clients cannot decrypt",
-    "verified": "the key holder adds the signed ciphertexts itself and is trusted not to open single ones; "
-    "the server may lie about the sum",
+    "verified": "the key holder adds the signed ciphertexts itself, so a lying server gets no other sum; the holder "
+    "is trusted not to open single ones",
     "shared_key": "every client holds the secret key: the server and any one client together read every update",
 }
 """Trust model -> what it assumes, in one sentence."""

@@ -149,13 +149,13 @@ def test_what_is_said_before_a_run_names_cost_error_trust_and_what_stays_in_clea
     text = "\n".join(lines)
     assert "19 ciphertexts, 0.91 MiB a client" in text
     assert "expected error of the mean" in text
-    assert "trusted not to open single ones" in text
+    assert "is trusted not to open single ones" in text
     assert "67,048 of 74,498 coordinates (90.0%)" in text
     assert "IN CLEAR" not in "\n".join(CKKS().cost(12, 74_498, None))
 
 
 def test_a_weight_or_a_cohort_that_cannot_be_is_refused_before_the_run() -> None:
-    with pytest.raises(ProtocolError, match="raise protection.max_weight"):
+    with pytest.raises(ProtocolError, match=r"raise protection\.max_weight"):
         CKKS(max_weight=100.0).check_cohort(5, 101.0)
     with pytest.raises(ProtocolError, match="min_survivors=2"):
         CKKS().check_cohort(1, None)

@@ -324,6 +324,21 @@ def test_under_key_holder_a_lying_server_can_open_one_clients_update() -> None:
     np.testing.assert_allclose(np.frombuffer(rest, "<f8"), updates()[2].vector, atol=1e-5)
 
 
+def test_under_key_holder_a_lying_server_can_even_ask_for_the_key() -> None:
+    """(0, 2^k) decrypts to 2^k s: a holder that opens what it is given is an oracle, guard noise or not."""
+    played = collected_only()
+    plan = played.server._round.plan
+    words = np.zeros((1, 2, 1, 4096), np.uint64)
+    words[0, 1] = 2**plan.log2_scale  # a constant polynomial has the same residue everywhere
+    (message,) = asked(played, (0, 1, 2, 3), pack(words, plan.set.primes)).send
+    _, rest = read_ids(memoryview(message.payload[116:-64]), range(4))
+    answered = np.frombuffer(rest, "<f8")
+    holder = played.protection.holder.keys["compact"][0]
+    secret = holder.decrypt(words, plan.log2_scale)[:D]  # the key in slots, without noise
+    assert np.abs(secret).max() > 5  # far above what updates in [-1, 1] give
+    np.testing.assert_allclose(answered, secret, atol=1e-5)
+
+
 def test_under_verified_it_cannot() -> None:
     played = collected_only("verified")
     words = submission(played, 2).payload[148:-64]
