@@ -334,6 +334,20 @@ class TestCkks(ProtectionContract):
         return reused(self.config)
 
 
+class TestVerifiedCkks(TestCkks):
+    """The key holder adds; keys are fresh, so that handing them out is part of every round."""
+
+    config = CKKS(trust="verified", value_range=1.0, max_weight=50.0)
+
+    def protection(self) -> Protection:
+        pytest.importorskip("tenseal", reason="the extra ckks is not installed")
+        return self.config.open("run", range(5), SystemEntropy())
+
+
+class TestSharedKeyCkks(TestVerifiedCkks):
+    config = CKKS(trust="shared_key", value_range=1.0, max_weight=50.0)
+
+
 @functools.cache
 def opened_ckks(config: CKKS) -> OpenCKKS:
     return config.open("run", range(5), SystemEntropy())

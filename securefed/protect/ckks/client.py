@@ -62,7 +62,9 @@ class CKKSClient:
                 f"ckks: client {self._party.id} expects a context, got {envelope.step.name.lower()}"
             )
         known = self._party.contexts.get(self._set.name)
-        context, positions = read_context(envelope.body, self._round, known, self._transport)
+        context, positions = read_context(
+            envelope.body, self._round, known, self._transport, self._party.schemes
+        )
         if self._sent or self._informed:
             return Output()  # a second copy changes nothing
         self._positions = positions

@@ -71,13 +71,18 @@ def write_context(
 
 
 def read_context(
-    body: memoryview, round: CKKSRound, known: Context | None, transport: KeyPair | None
+    body: memoryview,
+    round: CKKSRound,
+    known: Context | None,
+    transport: KeyPair | None,
+    schemes: dict[bytes, Scheme],
 ) -> tuple[Context, Positions | None]:
     """(the context, which coordinates are encrypted: None for all), every part checked before use.
 
     Args:
         known: the context this party has; it must be named again, a run has one.
         transport: the X25519 keys of a client that expects a secret key.
+        schemes: digest -> what encrypts under it, for contexts that were opened before; added to.
 
     Raises:
         ProtocolError: cut short, of another parameter set, another key than was named, or a second context.
@@ -97,10 +102,16 @@ def read_context(
     if known is not None:
         return known, positions
     key = bytes(body[at : at + key_bytes])
-    return Context(digest, _scheme(digest, key, round, transport) if key else None), positions
+    if not key:
+        return Context(digest), positions
+    opened = _opened(key, round, transport, digest)
+    if digest not in schemes:
+        schemes[digest] = _scheme(opened, round)
+    return Context(digest, schemes[digest]), positions
 
 
-def _scheme(digest: bytes, key: bytes, round: CKKSRound, transport: KeyPair | None) -> Scheme:
+def _opened(key: bytes, round: CKKSRound, transport: KeyPair | None, digest: bytes) -> bytes:
+    """The key's bytes, unsealed where they were sealed, and the ones that the context names."""
     parameters, shared = round.plan.set, round.trust == "shared_key"
     if shared:
         if transport is None or len(key) < DIGEST + TAG:
@@ -112,9 +123,17 @@ def _scheme(digest: bytes, key: bytes, round: CKKSRound, transport: KeyPair | No
         raise ProtocolError(f"ckks: no key of the {parameters.name} parameters: another set, or cut short")
     if context_digest(round.base.run, parameters, round.trust, key) != digest:
         raise ProtocolError("ckks: the key is not the one that the context names")
+    return key
+
+
+def _scheme(key: bytes, round: CKKSRound) -> Scheme:
+    parameters, shared = round.plan.set, round.trust == "shared_key"
     words = unpack(key, 1, 1 if shared else 2, parameters.degree, parameters.key_primes)
     scheme = Scheme(parameters)
-    scheme.take_secret(words) if shared else scheme.take_public(words)
+    if shared:
+        scheme.take_secret(words)
+    else:
+        scheme.take_public(words)
     return scheme
 
 

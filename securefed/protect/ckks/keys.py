@@ -41,12 +41,20 @@ class Context:
 
 @dataclass(eq=False)
 class Party:
-    """A client or the server over a run: its identity, the roster, contexts by the set's name."""
+    """A client or the server over a run.
+
+    Attributes:
+        id: the client's index, or `SERVER`. identity, roster: who signs, and whose signatures count.
+        contexts: those that have arrived, by the set's name.
+        schemes: context's digest -> what encrypts under it. The clients of one process share it: a
+            thousand of them would otherwise hold the same public key a thousand times.
+    """
 
     id: int
     identity: Identity = field(repr=False)
     roster: Roster = field(repr=False)
     contexts: dict[str, Context] = field(default_factory=dict, repr=False)
+    schemes: dict[bytes, Scheme] = field(default_factory=dict, repr=False)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise PrivacyError(

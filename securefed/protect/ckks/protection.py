@@ -15,7 +15,7 @@ from securefed.protect.ckks.keys import HolderParty, Party
 from securefed.protect.ckks.messages import HOLDER_SEAT, KEY_HOLDER
 from securefed.protect.ckks.parameters import SETS
 from securefed.protect.ckks.round import TRUST, CKKSRound, Trust
-from securefed.protect.ckks.scheme import available
+from securefed.protect.ckks.scheme import Scheme, available
 from securefed.protect.ckks.server import CKKSServer
 from securefed.types import SERVER, Reveals, RoundParameters
 
@@ -181,7 +181,8 @@ class CKKS:
         identities = {k: Identity.generate(entropy) for k in ids}
         seats = {HOLDER_SEAT if k == KEY_HOLDER else k: identities[k].public for k in ids if k != SERVER}
         roster = Roster(identities[SERVER].public, seats)
-        parties = {k: Party(k, identities[k], roster) for k in ids if k != KEY_HOLDER}
+        schemes: dict[bytes, Scheme] = {}
+        parties = {k: Party(k, identities[k], roster, schemes=schemes) for k in ids if k != KEY_HOLDER}
         return OpenCKKS(self, parties, HolderParty(KEY_HOLDER, identities[KEY_HOLDER], roster))
 
     def client(self, parameters: RoundParameters, client: int, entropy: Entropy) -> NoReturn:

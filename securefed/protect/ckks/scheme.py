@@ -69,6 +69,8 @@ class _Exchange:
         self._unpacker = zstandard.ZstdDecompressor()
         self._descriptor: int | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> _Exchange:
         if sys.platform == "linux":
             self._descriptor = os.memfd_create("securefed-ckks")
             self._path = Path(f"/proc/self/fd/{self._descriptor}")
@@ -76,6 +78,13 @@ class _Exchange:
             self._folder = tempfile.TemporaryDirectory(prefix="securefed-ckks-")
             self._path = Path(self._folder.name) / "words"
         self._version = self._read(self._seal.EncryptionParameters(self._seal.SCHEME_TYPE.CKKS))[3:5]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def _read(self, item: Any) -> bytes:
         item.save(str(self._path))
@@ -118,17 +127,6 @@ class _Exchange:
         finally:
             self._path.write_bytes(b"")
 
-    def close(self) -> None:
-        """Gives the file back."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-        if self._folder is not None:
-            self._folder.cleanup()
-
-    def __del__(self) -> None:
-        self.close()
-
 
 class Scheme:
     """CKKS over one parameter set: encodes, and with a key encrypts or decrypts, N coordinates at a time.
@@ -142,7 +140,6 @@ class Scheme:
 
     def __init__(self, parameters: ParameterSet) -> None:
         self.parameters = parameters
-        self._exchange = _Exchange()
         seal = self._seal = _libraries()[0]
         parms = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
         parms.set_poly_modulus_degree(parameters.degree)
@@ -171,7 +168,7 @@ class Scheme:
         generator.create_public_key(public)
         self._keep_secret(generator.secret_key())
         self._encrypt = self._seal.Encryptor(self._context, public).encrypt
-        return self._words(self._exchange.save(public), 2, len(self.parameters.key_primes))
+        return self._key_words(public, 2)
 
     def take_public(self, words: Words) -> None:
         """Encrypts with this public key from now on.
@@ -181,19 +178,21 @@ class Scheme:
         """
         public = self._seal.PublicKey()
         self._seal.KeyGenerator(self._context).create_public_key(public)  # for the members around the words
-        self._exchange.load(public, self._context, self._exchange.save(public), words)
+        with _Exchange() as exchange:
+            exchange.load(public, self._context, exchange.save(public), words)
         self._encrypt = self._seal.Encryptor(self._context, public).encrypt
 
     def secret_words(self) -> Words:
         """The secret key's words (1, 1, key primes, N), to be sealed to those who share it."""
         if self._secret is None:
             raise PrivacyError("ckks: there is no secret key here")
-        return self._words(self._exchange.save(self._secret), 1, len(self.parameters.key_primes))
+        return self._key_words(self._secret, 1)
 
     def take_secret(self, words: Words) -> None:
         """Encrypts and decrypts with this secret key from now on; raises ProtocolError if it is none."""
         secret = self._seal.KeyGenerator(self._context).secret_key()
-        self._exchange.load(secret, self._context, self._exchange.save(secret), words)
+        with _Exchange() as exchange:
+            exchange.load(secret, self._context, exchange.save(secret), words)
         self._keep_secret(secret)
 
     def _keep_secret(self, secret: Any) -> None:
@@ -217,10 +216,12 @@ class Scheme:
         blocks[: values.size] = values
         out = np.empty((count, 2, len(self.parameters.primes), degree), np.uint64)
         plain, cipher = self._seal.Plaintext(), self._seal.Ciphertext()
-        for i, block in enumerate(blocks.reshape(count, degree)):
-            self._encoder.encode((block[:half] + 1j * block[half:]).tolist(), 2.0**log2_scale, plain)
-            self._encrypt(plain, cipher)
-            out[i] = self._words(self._exchange.save(cipher), 2, len(self.parameters.primes))[0]
+        with _Exchange() as exchange:
+            for i, block in enumerate(blocks.reshape(count, degree)):
+                slots = (block[:half] + 1j * block[half:]).tolist()
+                self._encoder.encode(slots, 2.0**log2_scale, plain)
+                self._encrypt(plain, cipher)
+                out[i] = self._words(exchange.save(cipher), 2, len(self.parameters.primes))[0]
         return out
 
     def decrypt(self, words: Words, log2_scale: int) -> NDArray[np.float64]:
@@ -233,22 +234,22 @@ class Scheme:
             raise ProtocolError(
                 "ckks: the key holder, open: the secret key is missing, so nothing can be decrypted"
             )
-        members = self._members(log2_scale)
         plain, cipher = self._seal.Plaintext(), self._seal.Ciphertext()
         out = np.empty((len(words), 2, self.parameters.degree // 2))
-        for i, one in enumerate(words):
-            self._exchange.load(cipher, self._context, members, one)
-            self._decryptor.decrypt(cipher, plain)
-            slots = np.array(self._encoder.decode_complex(plain))
-            out[i, 0], out[i, 1] = slots.real, slots.imag
+        with _Exchange() as exchange:
+            self._encoder.encode(0.0, 2.0**log2_scale, plain)
+            self._encrypt(plain, cipher)
+            members = exchange.save(cipher)  # of this set and scale; its words are replaced
+            for i, one in enumerate(words):
+                exchange.load(cipher, self._context, members, one)
+                self._decryptor.decrypt(cipher, plain)
+                slots = np.array(self._encoder.decode_complex(plain))
+                out[i, 0], out[i, 1] = slots.real, slots.imag
         return out.reshape(-1)
 
-    def _members(self, log2_scale: int) -> bytes:
-        """A ciphertext of this set and scale as SEAL writes it; its words are to be replaced."""
-        plain, cipher = self._seal.Plaintext(), self._seal.Ciphertext()
-        self._encoder.encode(0.0, 2.0**log2_scale, plain)
-        self._encrypt(plain, cipher)
-        return self._exchange.save(cipher)
+    def _key_words(self, key: Any, polynomials: int) -> Words:
+        with _Exchange() as exchange:
+            return self._words(exchange.save(key), polynomials, len(self.parameters.key_primes))
 
     def _words(self, members: bytes, polynomials: int, primes: int) -> Words:
         """The words at the end of an object's members, uint64 (1, polynomials, primes, N)."""
@@ -257,11 +258,6 @@ class Scheme:
         return np.frombuffer(members, "<u8", count, len(members) - 8 * count).reshape(shape).astype(np.uint64)
 
     # ------------------------------------------------------------------------------------------ secrecy
-
-    def close(self) -> None:
-        """Forgets the keys and closes the file."""
-        self._encrypt = self._decryptor = self._secret = None
-        self._exchange.close()
 
     def __repr__(self) -> str:
         return f"Scheme({self.parameters.name}, keys hidden)"

@@ -139,7 +139,9 @@ class CKKSServer:
 
     def _take_context(self, body: memoryview) -> Output:
         name = self._round.plan.set.name
-        context, self._positions = read_context(body, self._round, self._party.contexts.get(name), None)
+        context, self._positions = read_context(
+            body, self._round, self._party.contexts.get(name), None, self._party.schemes
+        )
         self._party.contexts[name] = context
         self._begin()
         early, self._early = self._early, []

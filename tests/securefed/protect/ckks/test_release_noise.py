@@ -10,7 +10,7 @@ import pytest
 from securefed.crypto.entropy import SystemEntropy
 from securefed.protect.ckks.parameters import COMPACT, GUARD, PRECISE, WIDE, Plan
 from securefed.protect.ckks.residues import Words, add_into
-from securefed.protect.ckks.scheme import Scheme
+from securefed.protect.ckks.scheme import Scheme, _Exchange
 
 pytest.importorskip("tenseal", reason="the extra ckks is not installed")
 
@@ -36,7 +36,8 @@ def recover_key(total: Words, released: np.ndarray) -> list[int]:
     plain = sealapi.Plaintext()
     slots = (released[:half] + 1j * released[half:]).tolist()
     attacker._encoder.encode(slots, 2.0**PLAN.log2_scale, plain)
-    m = np.frombuffer(attacker._exchange.save(plain)[-8 * N :], "<u8").tolist()
+    with _Exchange() as exchange:
+        m = np.frombuffer(exchange.save(plain)[-8 * N :], "<u8").tolist()
     q = COMPACT.primes[0]
     c0, c1 = total[0, 0, 0].tolist(), total[0, 1, 0].tolist()
     return [(mi - a) * pow(b, -1, q) % q for mi, a, b in zip(m, c0, c1, strict=True)]

@@ -92,6 +92,14 @@ def test_keys_are_made_once_a_run_and_fetched_once() -> None:
     assert second.result.survivors == (0, 1, 2, 3)
 
 
+def test_the_clients_of_one_process_hold_one_public_key_together() -> None:
+    protection = opened()
+    Played(protection, parameters()).play(updates())
+    schemes = {id(protection.parties[k].contexts["compact"].scheme) for k in range(4)}
+    assert len(schemes) == 1
+    assert protection.holder.keys["compact"][0] is not protection.parties[0].contexts["compact"].scheme
+
+
 def test_the_servers_memory_does_not_grow_with_the_cohort() -> None:
     def peak(n: int) -> int:
         d = 100_000
@@ -478,7 +486,7 @@ def test_a_key_sealed_to_one_client_opens_for_no_other() -> None:
     from securefed.protect.ckks.context import read_context
 
     with pytest.raises(ProtocolError):
-        read_context(body, played.server._round, None, KeyPair.generate(SystemEntropy()))
+        read_context(body, played.server._round, None, KeyPair.generate(SystemEntropy()), {})
 
 
 def test_keys_show_in_no_repr_and_are_never_pickled() -> None:
