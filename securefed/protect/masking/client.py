@@ -12,8 +12,8 @@ import numpy as np
 
 from securefed.crypto.entropy import Entropy
 from securefed.errors import ProtocolError
-from securefed.protect.masking.messages import Envelope, Step, open_envelope, run_tag
-from securefed.protect.masking.parameters import MaskingParameters, Policy
+from securefed.protect.masking.messages import Envelope, Step, open_envelope
+from securefed.protect.masking.parameters import MaskingParameters, Policy, run_tag
 from securefed.protect.masking.party import Party
 from securefed.protect.masking.playing import Playing
 from securefed.types import SERVER, Message, Output, RoundParameters, Update
@@ -42,6 +42,7 @@ class MaskingClient:
         self, base: RoundParameters, party: Party, policy: Policy, entropy: Entropy, *, threads: int = 1
     ) -> None:
         self._base, self._party, self._policy, self._threads = base, party, policy, threads
+        self._run = run_tag(base.run)
         self._stream = entropy.stream("masking", base.run, base.round, party.id)
         self._awaited: Step | None = Step.ADVERTISE
         self._heard: dict[Step, bytes] = {}
@@ -88,7 +89,7 @@ class MaskingClient:
             ProtocolError: not a message the server signed for this step of this round.
         """
         envelope = self._authentic(payload)
-        step, digest = envelope.header.step, hashlib.sha256(envelope.signed).digest()
+        step, digest = envelope.step, hashlib.sha256(envelope.signed).digest()
         if self._heard.get(step) == digest:
             return Output()  # the same message twice says nothing new
         if self._awaited is None:
@@ -107,9 +108,9 @@ class MaskingClient:
 
     def _authentic(self, payload: bytes) -> Envelope:
         """The message, signed by the roster's server for this run and round."""
-        envelope = open_envelope(payload, tagged=False)
+        envelope = open_envelope(payload)
         header = envelope.header
-        if (header.sender, header.run, header.round) != (SERVER, run_tag(self._base.run), self._base.round):
+        if (header.sender, header.run, header.round) != (SERVER, self._run, self._base.round):
             raise ProtocolError(
                 f"masking: not a message of the server for round {self._base.round}; a replay?"
             )

@@ -40,10 +40,15 @@ def share_key(shared: bytes, context: bytes, owner: tuple[int, bytes], holder: t
 
 
 def tag_keys(shared: bytes, context: bytes, client: int, advert: bytes) -> tuple[bytes, ...]:
-    """One-time Poly1305 keys of a client's messages to the server, by step; the first is unused."""
+    """One-time Poly1305 keys of a client's messages to the server after its advertisement, by step."""
     info = b"".join((DOMAIN, b" tags", context, _PAIR.pack(client, client), advert))
     block = hkdf(shared, info, length=160)
     return tuple(block[32 * i : 32 * (i + 1)] for i in range(5))
+
+
+def advert_tag_key(shared: bytes, context: bytes, client: int) -> bytes:
+    """The one-time Poly1305 key of a client's advertisement; it advertises once in a round of a run."""
+    return hkdf(shared, b"".join((DOMAIN, b" advert tag", context, _PAIR.pack(client, client))))
 
 
 def graph_seed(context: bytes, transcript: bytes) -> bytes:

@@ -20,10 +20,10 @@ from securefed.protect.masking.messages import (
     Cohort,
     Dealing,
     Envelope,
-    Header,
     Kind,
     Step,
     check_header,
+    head_of,
     open_envelope,
 )
 from securefed.protect.masking.parameters import MaskingParameters
@@ -41,15 +41,22 @@ class Peers:
     Attributes:
         holders: this client and its neighbours, ascending.
         adverts: client -> hash of its advertisement, all that advertised.
-        transport, mask: neighbour -> public key.
+        shown: neighbour -> its advertisement.
     """
 
     server_transport: bytes
     topology: Topology
     holders: tuple[int, ...]
     adverts: dict[int, bytes]
-    transport: dict[int, bytes] = field(repr=False)
-    mask: dict[int, bytes] = field(repr=False)
+    shown: dict[int, Envelope] = field(repr=False)
+
+    def transport(self, neighbour: int) -> bytes:
+        """A neighbour's public key for sealing, of this run."""
+        return self.shown[neighbour].body[:KEY]
+
+    def mask(self, neighbour: int) -> bytes:
+        """A neighbour's public key for masks, of this round."""
+        return self.shown[neighbour].body[KEY:]
 
 
 def read_cohort(
@@ -57,7 +64,7 @@ def read_cohort(
 ) -> Peers:
     """Checks the server's list and, by signature, each neighbour's advertisement.
 
-    Only neighbours' signatures are verified: what the others advertised enters through its hash, which
+    Only neighbours are looked at: what the others advertised enters through its hash, which
     is in the transcript that a quorum has to sign before anything is opened.
 
     Raises:
@@ -80,43 +87,55 @@ def read_cohort(
         raise ProtocolError(
             f"server: it shows the keys of other neighbours than the {len(neighbours)} of the graph"
         )
-    keys = {
-        j: _checked_keys(
+    shown = {
+        j: _checked_advert(
             bytes(envelope.attachment[i * ADVERT : (i + 1) * ADVERT]), j, cohort.adverts[j], p, party
         )
         for i, j in enumerate(neighbours)
     }
-    every = [key for pair in keys.values() for key in pair]
-    if len(set(every)) != len(every) or party.transport.public in every:
-        raise ProtocolError("server: two clients advertise the same key")
-    return Peers(
-        cohort.transport,
-        topology,
-        holders,
-        cohort.adverts,
-        {j: pair[0] for j, pair in keys.items()},
-        {j: pair[1] for j, pair in keys.items()},
-    )
+    peers = Peers(cohort.transport, topology, holders, cohort.adverts, shown)
+    _check_distinct(peers, party)
+    return peers
 
 
-def _checked_keys(
+def _checked_advert(
     payload: bytes, client: int, digest: bytes, p: MaskingParameters, party: Party
-) -> tuple[bytes, bytes]:
-    """(transport, mask) keys of one neighbour, signed by it for these parameters and this model."""
+) -> Envelope:
+    """One neighbour's advertisement, for these parameters and this model.
+
+    Its signature is checked where this transport key is met for the first time. Later the shares sealed
+    under both sides' advertisements prove the rest, before anything masked leaves (`_open_shares`).
+    """
     if hashlib.sha256(payload).digest() != digest:
         raise ProtocolError(f"server: the keys it shows of client {client} are not those it lists")
-    envelope = open_envelope(payload, tagged=False)
-    if envelope.header.sender != client or not party.roster.verify(
-        client, envelope.signed, envelope.signature
-    ):
+    envelope = open_envelope(payload)
+    if envelope.sender != client or envelope.step is not Step.ADVERTISE or len(envelope.body) != 2 * KEY:
         raise ProtocolError(f"server: the keys it shows of client {client} are not signed by it")
+    if (client, envelope.body[:KEY]) not in party.met:
+        _check_signature(envelope, party)
+        party.met.add((client, envelope.body[:KEY]))
     try:
-        check_header(envelope.header, Header.of(Step.ADVERTISE, client, p, p.digest))
+        check_header(envelope, head_of(Step.ADVERTISE, client, p))
     except ProtocolError as error:
         raise ProtocolError(f"client {client}, or a server that shows each another round: {error}") from None
-    if envelope.header.step is not Step.ADVERTISE or len(envelope.body) != 2 * KEY:
-        raise ProtocolError(f"client {client}: its advertisement is malformed")
-    return envelope.body[:KEY], envelope.body[KEY:]
+    return envelope
+
+
+def _check_signature(advert: Envelope, party: Party) -> None:
+    if not party.roster.verify(advert.sender, advert.signed, advert.signature):
+        raise ProtocolError(f"server: the keys it shows of client {advert.sender} are not signed by it")
+
+
+def _check_distinct(peers: Peers, party: Party) -> None:
+    """Raises ProtocolError where a key is met twice: who copies a key answers for another."""
+    owner = {party.transport.public: party.id}
+    for j in peers.shown:
+        for key in (peers.transport(j), peers.mask(j)):
+            if key in owner:
+                raise ProtocolError(
+                    f"clients {owner[key]} and {j} advertise the same key; one of them, or the server, copied it"
+                )
+            owner[key] = j
 
 
 def deal(
@@ -144,7 +163,7 @@ def deal(
         )
         if holder != me:
             key = share_key(
-                shared_secret(party, holder, peers.transport[holder]),
+                shared_secret(party, holder, peers.transport(holder)),
                 context,
                 (me, peers.adverts[me]),
                 (holder, peers.adverts[holder]),
@@ -205,7 +224,7 @@ def _open_shares(
 ) -> dict[Kind, bytearray]:
     me, context, commitments = party.id, p.context, dealt[: 2 * DIGEST]
     key = share_key(
-        shared_secret(party, owner, peers.transport[owner]),
+        shared_secret(party, owner, peers.transport(owner)),
         context,
         (owner, peers.adverts[owner]),
         (me, peers.adverts[me]),
@@ -213,6 +232,7 @@ def _open_shares(
     try:
         plain = open_sealed(key, _NONCE, dealt[2 * DIGEST :], commitments)
     except ProtocolError:
+        _check_signature(peers.shown[owner], party)
         raise ProtocolError(
             f"client {owner}: its sealed shares for client {me} do not open; it, or the server, altered them"
         ) from None

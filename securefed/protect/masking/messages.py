@@ -5,7 +5,8 @@
     body       of the step, below
     signature  Ed25519 by the sender over domain, header without lengths, and SHA-256 of the body
     attachment what needs no signature: sealed shares, the masked vector (its digest is in the body)
-    tag        Poly1305 over all before it, clients to server only, empty where there is no key yet
+    tag        from clients only: Poly1305 (RFC 8439, section 2.5) over all before it, under a one-time key
+               of client and server; zero where they share none yet
 
 Everything has one encoding; lengths are checked before anything is used, and bytes left over are
 refused. A message that does not parse raises ProtocolError and nothing else.
@@ -19,24 +20,29 @@ import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from securefed.errors import ProtocolError
 from securefed.protect.masking.parameters import DOMAIN, VERSION, MaskingParameters
+from securefed.types import SERVER
 
 MAGIC = b"SFMK"
+_START = struct.Struct("<4sBBxxi")
 _FIXED = struct.Struct("<4sBBxxiI32s32s32s")
 _LENGTHS = struct.Struct("<IQ")
+_PARSED = struct.Struct("<4sBBHi100xIQ")
 _PREFIX = _FIXED.size + _LENGTHS.size
 SIGNATURE, TAG, DIGEST, KEY, SHARE = 64, 16, 32, 32, 33
 SEALED = 2 * SHARE + 16
 """Two shares and the tag of ChaCha20-Poly1305."""
 DEALT = 2 * DIGEST + SEALED
 """Two commitments and the sealed shares, for one neighbour."""
-ADVERT = _PREFIX + 2 * KEY + SIGNATURE
+ADVERT = _PREFIX + 2 * KEY + SIGNATURE + TAG
 """A whole advertisement: two public keys, signed."""
+_SERVER = struct.pack("<i", SERVER)
 MAX_BODY = 1 << 26
 MAX_CLIENTS = 1 << 20
 
@@ -55,8 +61,10 @@ class Step(enum.IntEnum):
     LEAVE = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+_STEPS = tuple(Step)
+
+
+class Header(NamedTuple):
     """Who speaks, in which step of which round, holding which parameters and which global model."""
 
     step: Step
@@ -67,39 +75,52 @@ class Header:
     model: bytes
 
     @classmethod
-    def of(cls, step: Step, sender: int, p: MaskingParameters, digest: bytes) -> Header:
-        """The header of a round whose parameters have this digest."""
-        return cls(step, sender, p.base.round, run_tag(p.base.run), digest, p.model)
+    def decode(cls, head: bytes) -> Header:
+        """The fields of 112 bytes that `open_envelope` has let pass."""
+        _, _, step, sender, *rest = _FIXED.unpack(head)
+        return cls(Step(step), sender, *rest)
 
     def encode(self) -> bytes:
         """112 bytes; all of them are signed."""
-        return _FIXED.pack(
-            MAGIC, VERSION, self.step, self.sender, self.round, self.run, self.parameters, self.model
-        )
-
-    def signed(self, body: bytes) -> bytes:
-        """What a signature covers."""
-        return DOMAIN + self.encode() + hashlib.sha256(body).digest()
+        return _FIXED.pack(MAGIC, VERSION, *self)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Envelope:
+def head_of(step: Step, sender: int, p: MaskingParameters) -> bytes:
+    """The encoded header of a message in a round with these parameters."""
+    return _START.pack(MAGIC, VERSION, step, sender) + p.header
+
+
+def signed_bytes(header: bytes, body: bytes) -> bytes:
+    """What a signature covers."""
+    return b"".join((DOMAIN, header, hashlib.sha256(body).digest()))
+
+
+class Envelope(NamedTuple):
     """A parsed message; nothing in it has been authenticated yet."""
 
-    header: Header
-    body: bytes = field(repr=False)
-    signature: bytes = field(repr=False)
-    attachment: memoryview = field(repr=False)
-    tag: bytes = field(repr=False)
-    payload: bytes = field(repr=False)
+    head: bytes
+    step: Step
+    sender: int
+    body: bytes
+    signature: bytes
+    attachment: memoryview
+    tag: bytes
+    payload: bytes
+
+    def __repr__(self) -> str:
+        return f"Envelope(step={self.step.name.lower()}, sender={self.sender}, {len(self.payload)} bytes)"
+
+    @property
+    def header(self) -> Header:
+        return Header.decode(self.head)
 
     @property
     def signed(self) -> bytes:
-        return self.header.signed(self.body)
+        return signed_bytes(self.head, self.body)
 
     def tag_holds(self, key: bytes) -> bool:
         """Whether the one-time key made the tag over the rest."""
-        if len(self.tag) != TAG:
+        if not self.tag:
             return False
         try:
             Poly1305.verify_tag(key, memoryview(self.payload)[:-TAG], self.tag)
@@ -108,37 +129,34 @@ class Envelope:
         return True
 
 
-def run_tag(run: str) -> bytes:
-    """H(run), 32 bytes."""
-    return hashlib.sha256(run.encode()).digest()
-
-
 def seal_envelope(
-    header: Header,
+    head: bytes,
     body: bytes,
     signature: bytes,
     attachments: Sequence[bytes | memoryview] = (),
     key: bytes | None = None,
 ) -> bytes:
-    """The bytes of a message, with a tag where there is a one-time key.
+    """The bytes of a message.
+
+    Args:
+        key: of the tag; None where client and server share none. The server's messages have no tag.
 
     The attachment is copied once: a masked vector of 10^8 words is 400 MB.
     """
-    size = sum(len(a) for a in attachments)
-    parts = [header.encode(), _LENGTHS.pack(len(body), size), body, signature, *attachments]
+    size = sum(map(len, attachments))
+    parts = [head, _LENGTHS.pack(len(body), size), body, signature, *attachments]
     if key is not None:
         mac = Poly1305(key)
         for part in parts:
             mac.update(part)
         parts.append(mac.finalize())
+    elif head[8:12] != _SERVER:
+        parts.append(bytes(TAG))
     return b"".join(parts)
 
 
-def open_envelope(payload: bytes, *, tagged: bool) -> Envelope:
+def open_envelope(payload: bytes) -> Envelope:
     """The parts of a message.
-
-    Args:
-        tagged: whether this step's messages end in a tag.
 
     Raises:
         ProtocolError: too short, too long, another magic, version or step.
@@ -147,40 +165,48 @@ def open_envelope(payload: bytes, *, tagged: bool) -> Envelope:
         raise ProtocolError(
             f"masking: a message has at least {_PREFIX + SIGNATURE} bytes, found {len(payload)}"
         )
-    magic, version, step, sender, round_, run, parameters, model = _FIXED.unpack_from(payload)
-    if magic != MAGIC or payload[6:8] != b"\0\0":
+    magic, version, step, zeros, sender, body_size, size = _PARSED.unpack_from(payload)
+    if magic != MAGIC or zeros:
         raise ProtocolError("masking: not a masking message")
     if version != VERSION:
         raise ProtocolError(f"masking: this side speaks version {VERSION}, found version {version}")
-    if step not in Step.__members__.values():
+    if step >= len(_STEPS):
         raise ProtocolError(f"masking: there is no step {step}")
-    body_size, size = _LENGTHS.unpack_from(payload, _FIXED.size)
-    tag = TAG if tagged and step not in (Step.ADVERTISE, Step.LEAVE) else 0
-    expected = _PREFIX + body_size + SIGNATURE + size + tag
-    if body_size > MAX_BODY or len(payload) != expected:
-        raise ProtocolError(f"masking: the message announces {expected} bytes, found {len(payload)}")
     at = _PREFIX + body_size
     end = at + SIGNATURE + size
-    header = Header(Step(step), sender, round_, run, parameters, model)
-    attachment = memoryview(payload)[at + SIGNATURE : end]
+    whole = end if sender == SERVER else end + TAG
+    if body_size > MAX_BODY or len(payload) != whole:
+        raise ProtocolError(f"masking: the message announces {whole} bytes, found {len(payload)}")
     return Envelope(
-        header, payload[_PREFIX:at], payload[at : at + SIGNATURE], attachment, payload[end:], payload
+        payload[: _FIXED.size],
+        _STEPS[step],
+        sender,
+        payload[_PREFIX:at],
+        payload[at : at + SIGNATURE],
+        memoryview(payload)[at + SIGNATURE : end],
+        payload[end:],
+        payload,
     )
 
 
-def check_header(found: Header, expected: Header) -> None:
-    """Raises ProtocolError naming the first thing in which a header is of another exchange than ours."""
+def check_header(envelope: Envelope, expected: bytes) -> None:
+    """Raises ProtocolError naming the first thing in which a message is of another exchange than ours.
+
+    Args:
+        expected: an encoded header; its step is not compared.
+    """
+    if envelope.head[8:] == expected[8:]:
+        return
+    found, ours = envelope.header, Header.decode(expected)
     for what, is_, should in (
-        ("sender", found.sender, expected.sender),
-        ("run", found.run, expected.run),
-        ("round", found.round, expected.round),
-        ("global model", found.model, expected.model),
-        ("set of round parameters", found.parameters, expected.parameters),
+        ("sender", found.sender, ours.sender),
+        ("run", found.run, ours.run),
+        ("round", found.round, ours.round),
+        ("global model", found.model, ours.model),
+        ("set of round parameters", found.parameters, ours.parameters),
     ):
         if is_ != should:
-            raise ProtocolError(
-                f"masking: the message is of another {what} than ours in round {expected.round}"
-            )
+            raise ProtocolError(f"masking: the message is of another {what} than ours in round {ours.round}")
 
 
 # ------------------------------------------------------------------------------------------- bodies
@@ -268,22 +294,20 @@ class Kind(enum.IntEnum):
 _OPENED = struct.Struct(f"<IB{SHARE}s")
 
 
-def encode_opened(opened: Sequence[tuple[int, Kind, bytes]]) -> bytes:
+def encode_opened(opened: Sequence[tuple[int, int, bytes]]) -> bytes:
     """UNMASK, from a client: (owner, kind, share) each."""
     return b"".join(_OPENED.pack(owner, kind, share) for owner, kind, share in opened)
 
 
-def decode_opened(body: bytes) -> list[tuple[int, Kind, bytes]]:
+def decode_opened(body: bytes) -> list[tuple[int, int, bytes]]:
     """The inverse; raises ProtocolError on a wrong length or an unknown kind."""
     if len(body) % _OPENED.size:
         raise ProtocolError(
             f"masking: opened shares have {_OPENED.size} bytes each, found {len(body)} in all"
         )
-    found = []
-    for owner, kind, share in _OPENED.iter_unpack(body):
-        if kind > 1:
-            raise ProtocolError(f"masking: there is no share of kind {kind}")
-        found.append((owner, Kind(kind), share))
+    found = list(_OPENED.iter_unpack(body))
+    if any(kind > 1 for _, kind, _ in found):
+        raise ProtocolError("masking: there are shares of two kinds only")
     return found
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast, get_args
 
 from securefed.crypto.encoding import Reader, Writer
+from securefed.crypto.prg import CipherName
 from securefed.errors import ProtocolError
 from securefed.protect.graph import neighbourhood
 from securefed.protect.masking.fixedpoint import Limbs, Quantizer, levels_for
@@ -38,7 +41,7 @@ class MaskingParameters:
         threshold: shares that open a secret. quorum: signatures on one digest before any is opened.
         min_survivors: the fewest inputs a released sum may hold.
         max_clipped_share: of all coordinates, the share that may be clipped.
-        cipher: of the mask stream, "aes" or "chacha".
+        cipher: of the mask stream, "aes" or "chacha20".
     """
 
     base: RoundParameters
@@ -52,7 +55,7 @@ class MaskingParameters:
     quorum: int
     min_survivors: int
     max_clipped_share: float
-    cipher: str = "aes"
+    cipher: CipherName = "aes"
 
     @property
     def n(self) -> int:
@@ -122,7 +125,7 @@ class MaskingParameters:
             quorum,
             survivors,
             r.f64(),
-            r.text(16),
+            _cipher(r.text(16)),
         )
         r.finish()
         found.validate()
@@ -140,6 +143,11 @@ class MaskingParameters:
         """One hash over domain, version, run, round, parameters and global model: enters every key."""
         return hashlib.sha256(DOMAIN + bytes([VERSION]) + self.digest + self.model).digest()
 
+    @cached_property
+    def header(self) -> bytes:
+        """What all headers of the round have in common: round, H(run), H(parameters), H(global model)."""
+        return struct.pack("<I32s32s32s", self.base.round, run_tag(self.base.run), self.digest, self.model)
+
     def validate(self) -> None:
         """Raises ProtocolError where the numbers contradict each other, whoever proposed them."""
         n, b = self.n, self.base
@@ -153,6 +161,7 @@ class MaskingParameters:
         _need(_positive(self.value_range), f"value_range must be above 0, found {self.value_range}")
         _need(_positive(self.max_weight), f"max_weight must be above 0, found {self.max_weight}")
         _need(0 <= self.max_clipped_share <= 1, f"max_clipped_share={self.max_clipped_share} is no share")
+        _need(self.k == n - 1 or self.k % 2 == 0, f"k={self.k} is neither even nor n - 1 = {n - 1}")
         _need(1 <= self.k < n, f"k={self.k} neighbours need a cohort above {self.k}, found {n}")
         _need(
             2 <= self.threshold <= self.k + 1,
@@ -162,7 +171,6 @@ class MaskingParameters:
             n < 2 * self.quorum <= 2 * n, f"quorum={self.quorum} must be more than half of {n}, at most all"
         )
         _need(self.min_survivors <= n, f"min_survivors={self.min_survivors} is more than the cohort of {n}")
-        _need(self.cipher in ("aes", "chacha"), f"unknown cipher {self.cipher!r}")
         for weight in b.weights or ():
             _need(
                 0 < weight <= self.max_weight, f"a public weight {weight} lies outside (0, {self.max_weight}]"
@@ -223,6 +231,18 @@ class Policy:
             ("max_clipped_share", p.max_clipped_share, self.max_clipped_share),
         ):
             _need(value <= bound, f"{name}={value} is above this client's bound of {bound}")
+
+
+def _cipher(name: str) -> CipherName:
+    for known in get_args(CipherName):
+        if name == known:
+            return cast(CipherName, known)
+    raise ProtocolError(f"masking parameters: unknown cipher {name!r}")
+
+
+def run_tag(run: str) -> bytes:
+    """H(run), 32 bytes."""
+    return hashlib.sha256(run.encode()).digest()
 
 
 def _positive(value: float) -> bool:

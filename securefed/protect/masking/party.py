@@ -21,6 +21,10 @@ class Party:
     identity: Identity = field(repr=False)
     transport: KeyPair = field(repr=False)
     roster: Roster = field(repr=False)
+    met: set[tuple[int, bytes]] = field(default_factory=set, repr=False)
+    """(peer, transport key) whose signature has been checked; what they tag or seal needs no other check."""
+    server_transport: bytes | None = None
+    """The server's transport key, once it has signed it."""
     _shared: dict[bytes, bytes] = field(default_factory=dict, repr=False)
     _rounds: dict[str, int] = field(default_factory=dict)
 

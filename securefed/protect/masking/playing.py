@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 
 import numpy as np
 
@@ -19,13 +20,12 @@ from securefed.crypto.keys import KeyPair
 from securefed.crypto.packing import pack
 from securefed.crypto.prg import add_masks
 from securefed.errors import ProtocolError
-from securefed.protect.masking.derivation import pair_key, self_key, tag_keys
+from securefed.protect.masking.derivation import advert_tag_key, pair_key, self_key, tag_keys
 from securefed.protect.masking.fixedpoint import weight_unit
 from securefed.protect.masking.holding import Peers, deal, read_cohort, shared_secret, take_shares
 from securefed.protect.masking.messages import (
     DIGEST,
     Envelope,
-    Header,
     Kind,
     Quorum,
     Step,
@@ -33,12 +33,15 @@ from securefed.protect.masking.messages import (
     check_header,
     decode_ids,
     encode_opened,
+    head_of,
     seal_envelope,
+    signed_bytes,
 )
 from securefed.protect.masking.parameters import MaskingParameters
 from securefed.protect.masking.party import Party
 from securefed.types import SERVER, Update
 
+_LITTLE = sys.byteorder == "little"
 Held = dict[int, dict[Kind, bytearray]]
 """Owner -> its two shares, of which one is opened, once."""
 
@@ -105,6 +108,7 @@ class Playing:
         self._transcript = chain(p.context, envelope.body)
         self._peers = read_cohort(envelope, p, party, self._advert, self._transcript)
         shared = shared_secret(party, SERVER, self._peers.server_transport)
+        party.server_transport = self._peers.server_transport
         self._tags = tag_keys(shared, p.context, self._me, self._advert)
         body, self._own = deal(self._peers, party, p, bytes(self._seed), self._mask_key.seed, self._stream)
         return self._message(Step.SHARE, body)
@@ -124,7 +128,7 @@ class Playing:
         tail = [clipped, round(update.weight / weight_unit(p.max_weight))] if secret else [clipped]
         words[p.base.size :] = p.limbs.encode(tail)
         add_masks(words, self._mask_keys(), bits=p.bits, threads=self._threads, cipher=p.cipher)
-        vector = memoryview(pack(words, p.bits)).cast("B")
+        vector = memoryview(words if p.bits == 32 and _LITTLE else pack(words, p.bits)).cast("B")
         self._masked = hashlib.sha256(vector).digest()
         self._stated = self._transcript
         self._forget_masks()
@@ -155,7 +159,7 @@ class Playing:
         self._check_quorum(Quorum.decode(envelope.body))
         inside, graph, threshold = self._digests.keys(), self._peers.topology, self._p.threshold
         opened = []
-        for owner, pair in self._held.items():
+        for owner, pair in sorted(self._held.items()):
             kind = Kind.SELF if owner in inside else Kind.KEY
             if kind is Kind.SELF and graph.alive(owner, inside) < threshold:
                 raise ProtocolError(
@@ -175,18 +179,20 @@ class Playing:
     def require_header(self, envelope: Envelope) -> None:
         """Raises ProtocolError unless the server's message is of these parameters and this model."""
         try:
-            check_header(envelope.header, self._header(envelope.header.step, SERVER))
+            check_header(envelope, head_of(envelope.step, SERVER, self._p))
         except ProtocolError as error:
             raise ProtocolError(f"server: {error}") from None
 
-    def _header(self, step: Step, sender: int) -> Header:
-        return Header.of(step, sender, self._p, self._p.digest)
-
     def _message(self, step: Step, body: bytes, *attachments: bytes | memoryview) -> bytes:
-        header = self._header(step, self._me)
-        signature = self._party.identity.sign(header.signed(body))
-        key = self._tags[step] if Step.ADVERTISE < step < Step.LEAVE else None
-        return seal_envelope(header, body, signature, attachments, key)
+        head = head_of(step, self._me, self._p)
+        signature = self._party.identity.sign(signed_bytes(head, body))
+        return seal_envelope(head, body, signature, attachments, self._tag_key(step))
+
+    def _tag_key(self, step: Step) -> bytes | None:
+        known = self._party.server_transport
+        if step is Step.ADVERTISE and known is not None:
+            return advert_tag_key(self._party.shared(known), self._p.context, self._me)
+        return self._tags[step] if Step.ADVERTISE < step < Step.LEAVE else None
 
     def _mask_keys(self) -> list[tuple[bytes, int]]:
         """The stream keys of this client's masks and their signs: + towards later ids, - towards earlier."""
@@ -195,7 +201,7 @@ class Playing:
         for j in self._held:
             if j == me:
                 continue
-            theirs = self._peers.mask[j]
+            theirs = self._peers.mask(j)
             try:
                 shared = self._mask_key.exchange(theirs)
             except ProtocolError as error:
@@ -228,7 +234,7 @@ class Playing:
                 self._verify(j, Step.MASK, self._stated + self._digests[j], quorum.stated[j])
 
     def _verify(self, client: int, step: Step, body: bytes, signature: bytes) -> None:
-        signed = self._header(step, client).signed(body)
+        signed = signed_bytes(head_of(step, client, self._p), body)
         if not self._party.roster.verify(client, signed, signature):
             raise ProtocolError(
                 f"server: the signature it shows of client {client} in step {step.name.lower()} is not on what this "

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from securefed.crypto.identity import Identity, Roster
 from securefed.crypto.keys import KeyPair
+from securefed.crypto.prg import CipherName
 from securefed.errors import ProtocolError
 from securefed.protect.masking.client import MaskingClient
 from securefed.protect.masking.fixedpoint import levels_for
@@ -42,7 +43,7 @@ class Masking:
             refused unless `below_table`.
         max_clipped_share: of all coordinates; a round that clips more is aborted.
         min_cohort: smallest cohort a client takes part in.
-        cipher: "aes", or "chacha" on machines without AES instructions.
+        cipher: "aes", or "chacha20" on machines without AES instructions.
         threads: for the mask streams; 1 keeps CPU time lowest, more is faster for large vectors.
     """
 
@@ -59,7 +60,7 @@ class Masking:
     max_clipped_share: float = 0.01
     min_cohort: int = MIN_HONEST
     below_table: bool = False
-    cipher: Literal["aes", "chacha"] = "aes"
+    cipher: CipherName = "aes"
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -73,7 +74,7 @@ class Masking:
             ("max_clipped_share", 0 <= self.max_clipped_share <= 1, "in [0, 1]"),
             ("min_cohort", self.min_cohort >= MIN_HONEST, f"at least {MIN_HONEST}"),
             ("threads", self.threads >= 1, "at least 1"),
-            ("cipher", self.cipher in ("aes", "chacha"), "aes or chacha"),
+            ("cipher", self.cipher in ("aes", "chacha20"), "aes or chacha20"),
         ):
             if not ok:
                 raise ValueError(f"{name} must be {bound}, found {getattr(self, name)}")

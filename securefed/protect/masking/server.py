@@ -16,7 +16,7 @@ import numpy as np
 
 from securefed.crypto.packing import packed_size, unpack
 from securefed.errors import ProtocolError
-from securefed.protect.masking.derivation import graph_seed, tag_keys
+from securefed.protect.masking.derivation import advert_tag_key, graph_seed, tag_keys
 from securefed.protect.masking.fixedpoint import Words
 from securefed.protect.masking.messages import (
     DIGEST,
@@ -24,17 +24,18 @@ from securefed.protect.masking.messages import (
     Cohort,
     Dealing,
     Envelope,
-    Header,
     Quorum,
     Step,
     chain,
     check_header,
     decode_opened,
     encode_ids,
+    head_of,
     open_envelope,
     seal_envelope,
+    signed_bytes,
 )
-from securefed.protect.masking.parameters import MaskingParameters
+from securefed.protect.masking.parameters import MAX_BITS, MaskingParameters
 from securefed.protect.masking.party import Party
 from securefed.protect.masking.topology import Topology
 from securefed.protect.masking.unmasking import Advert, Opened, decode_total, remove_masks
@@ -95,7 +96,7 @@ class MaskingServer:
             return Output()  # a stranger's bytes change nothing
         try:
             envelope = self._checked(sender, payload)
-            if envelope.header.step is Step.LEAVE:
+            if envelope.step is Step.LEAVE:
                 self._farewell(sender, envelope)
             else:
                 self._accept(sender, envelope)
@@ -116,10 +117,14 @@ class MaskingServer:
     # ---------------------------------------------------------------------------------- what comes in
 
     def _checked(self, sender: int, payload: bytes) -> Envelope:
-        """The message, if its sender made it for this step of this round."""
-        envelope = open_envelope(payload, tagged=True)
-        step = envelope.header.step
-        check_header(envelope.header, Header.of(step, sender, self.parameters, self.parameters.digest))
+        """The message, if its sender made it for this step of this round.
+
+        The tag, under a key that only the two share, says who sent it. The signature is for others, so
+        it is checked where others will have to rely on it: see `_check_signed`.
+        """
+        envelope, p = open_envelope(payload), self.parameters
+        step = envelope.step
+        check_header(envelope, head_of(step, sender, p))
         if step is not Step.LEAVE and step is not self.step:
             late = "late: this step is over" if step < self.step else "too early"
             raise ProtocolError(f"masking: a message of step {step.name.lower()} came {late}")
@@ -132,9 +137,33 @@ class MaskingServer:
             raise ProtocolError(f"masking: {step.name.lower()}: {again}")
         if Step.ADVERTISE < step < Step.LEAVE and not envelope.tag_holds(self._tags(sender)[step]):
             raise ProtocolError(f"masking: {step.name.lower()}: garbled or forged, the tag does not hold")
-        if not self.party.roster.verify(sender, envelope.signed, envelope.signature):
-            raise ProtocolError(f"masking: {step.name.lower()}: wrong signature")
+        self._check_signed(envelope)
         return envelope
+
+    def _check_signed(self, envelope: Envelope) -> None:
+        """Checks the signature of whatever has no tag, and of an agreement, which all others will check.
+
+        An advertisement needs it once for each transport key; then its tag will do. A dealing and opened
+        shares are checked against commitments; a masked vector's is checked before it is shown to others.
+        """
+        step, sender, party = envelope.step, envelope.sender, self.party
+        if step is Step.ADVERTISE:
+            if len(envelope.body) != 2 * KEY or envelope.attachment:
+                raise ProtocolError("masking: advertise: not two public keys")
+            met = (sender, envelope.body[:KEY])
+            if met in party.met:
+                key = advert_tag_key(party.shared(met[1]), self.parameters.context, sender)
+                if envelope.tag_holds(key):
+                    return
+            self._verify(sender, envelope.signed, envelope.signature, step)
+            party.shared(met[1])  # a key of low order is refused here
+            party.met.add(met)
+        elif step is Step.AGREE or step is Step.LEAVE:
+            self._verify(sender, envelope.signed, envelope.signature, step)
+
+    def _verify(self, client: int, signed: bytes, signature: bytes, step: Step) -> None:
+        if not self.party.roster.verify(client, signed, signature):
+            raise ProtocolError(f"masking: {step.name.lower()}: client {client} sent a wrong signature")
 
     def _tags(self, client: int) -> tuple[bytes, ...]:
         advert = self._adverts[client]
@@ -151,11 +180,8 @@ class MaskingServer:
     def _accept(self, sender: int, envelope: Envelope) -> None:
         body = envelope.body
         if self.step is Step.ADVERTISE:
-            if len(body) != 2 * KEY or envelope.attachment:
-                raise ProtocolError("masking: advertise: not two public keys")
             digest = hashlib.sha256(envelope.payload).digest()
             self._adverts[sender] = Advert(body[:KEY], body[KEY:], digest, envelope.payload)
-            self.party.shared(body[:KEY])  # a key of low order is refused here
         elif self.step is Step.SHARE:
             self._dealings[sender] = Dealing.decode(body, sender, self._topology.holders(sender))
         elif self.step is Step.MASK:
@@ -180,7 +206,10 @@ class MaskingServer:
             raise ProtocolError(
                 f"masking: mask: a masked vector has {expected} bytes, found {len(envelope.attachment)}"
             )
-        np.add(self._acc, unpack(envelope.attachment, words, p.bits), out=self._acc)
+        vector = envelope.attachment
+        narrow = p.bits < MAX_BITS
+        found = unpack(vector, words, p.bits) if narrow else np.frombuffer(vector, "<u4")
+        np.add(self._acc, found, out=self._acc)
         self._digests[sender], self._statements[sender] = body[DIGEST:], envelope.signature
 
     # --------------------------------------------------------------------------------- what goes out
@@ -207,12 +236,12 @@ class MaskingServer:
 
     def _broadcast(self, body: bytes, attachments: Mapping[int, tuple[bytes, ...]]) -> Output:
         """One signed body to all, each with what only it needs; expects an answer of each."""
-        header = Header.of(self.step, SERVER, self.parameters, self.parameters.digest)
-        signature = self.party.identity.sign(header.signed(body))
+        head = head_of(self.step, SERVER, self.parameters)
+        signature = self.party.identity.sign(signed_bytes(head, body))
         self._expected = set(attachments)
         return Output(
             send=tuple(
-                Message(SERVER, k, seal_envelope(header, body, signature, extra))
+                Message(SERVER, k, seal_envelope(head, body, signature, extra))
                 for k, extra in attachments.items()
             )
         )
@@ -254,6 +283,7 @@ class MaskingServer:
         self._require(len(survivors), p.min_survivors, "too few masked vectors (min_survivors)")
         self._opened = Opened(p, self._topology, self._adverts, self._dealings, frozenset(survivors))
         body = encode_ids(survivors, [self._digests[k] for k in survivors])
+        self._stated = self._transcript
         self._transcript = chain(self._transcript, body)
         self.step = Step.AGREE
         return self._broadcast(body, dict.fromkeys(survivors, ()))
@@ -263,6 +293,9 @@ class MaskingServer:
         self._require(len(self._signed), p.quorum, "too few signatures on the survivors (quorum)")
         signed = {k: self._signed[k] for k in sorted(self._signed)}
         stated = {k: self._statements[k] for k in sorted(self._statements) if k not in signed}
+        for k, signature in stated.items():
+            statement = signed_bytes(head_of(Step.MASK, k, p), self._stated + self._digests[k])
+            self._verify(k, statement, signature, Step.MASK)
         self.step = Step.UNMASK
         return self._broadcast(Quorum(signed, stated).encode(), dict.fromkeys(signed, ()))
 
@@ -270,7 +303,10 @@ class MaskingServer:
         """Takes the masks off and decodes; the one place where the server learns something."""
         p = self.parameters
         survivors = tuple(sorted(self._digests))
-        remove_masks(self._acc, self._opened, self.threads)
+        try:
+            remove_masks(self._acc, self._opened, self.threads)
+        finally:
+            self._refused.update(self._opened.wrong)
         total, weight, clipped_share = decode_total(self._acc, p, survivors)
         self.ended = Ended.RESULT
         result = Collected(

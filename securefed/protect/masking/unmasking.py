@@ -32,13 +32,18 @@ class Advert:
 
 @dataclass(eq=False)
 class Opened:
-    """The shares that holders have opened so far, each checked against its dealer's commitment."""
+    """The shares that holders have opened so far, owner -> holder -> share.
+
+    Attributes:
+        wrong: holder -> what it opened that it did not hold.
+    """
 
     p: MaskingParameters
     topology: Topology
     adverts: Mapping[int, Advert] = field(repr=False)
     dealings: Mapping[int, Dealing] = field(repr=False)
     survivors: frozenset[int]
+    wrong: dict[int, str] = field(default_factory=dict)
     _shares: dict[int, dict[int, bytes]] = field(default_factory=dict, repr=False)
     _places: dict[int, dict[int, int]] = field(default_factory=dict, repr=False)
 
@@ -53,58 +58,78 @@ class Opened:
             found = self._places[owner] = points(self.topology.holders(owner))
         return found
 
-    def take(self, holder: int, opened: Sequence[tuple[int, Kind, bytes]]) -> None:
-        """Checks one holder's shares and keeps those that are still needed.
+    def expected(self, holder: int) -> list[tuple[int, int]]:
+        """(owner, kind) of the shares this holder has to open, in order."""
+        owners = self.topology.holders(holder)
+        return [(owner, int(self.kind(owner))) for owner in owners if owner in self.dealings]
+
+    def take(self, holder: int, opened: Sequence[tuple[int, int, bytes]]) -> None:
+        """Keeps one holder's shares; whether they are right shows when they are put together.
 
         Raises:
-            ProtocolError: a share of the wrong kind, of a stranger, twice, or unlike its commitment;
-                the holder is to blame, since it checked the commitment when it took the share.
+            ProtocolError: other shares than this holder has to open.
         """
-        seen: set[int] = set()
-        for owner, kind, _ in opened:
-            if owner in seen or owner not in self.dealings or holder not in self.places(owner):
-                raise ProtocolError(f"masking: unmask: it holds no share of client {owner}, or sent it twice")
-            if kind is not self.kind(owner):
-                raise ProtocolError(f"masking: unmask: it opens the wrong kind of share of client {owner}")
-            seen.add(owner)
-        fit: list[tuple[int, bytes]] = []
-        for owner, kind, share in opened:
-            if len(self._shares.get(owner, ())) >= self.p.threshold:
-                continue  # opened already; one more share says nothing new
-            expected = self.dealings[owner].dealt[holder][kind * DIGEST : (kind + 1) * DIGEST]
-            if commit(share, share_context(self.p.context, owner, holder, kind)) != expected:
-                raise ProtocolError(
-                    f"masking: unmask: its share of client {owner} does not fit the commitment"
-                )
-            fit.append((owner, share))
-        for owner, share in fit:
-            self._shares.setdefault(owner, {})[self.places(owner)[holder]] = share
+        if [(owner, kind) for owner, kind, _ in opened] != self.expected(holder):
+            raise ProtocolError(
+                "masking: unmask: it must open one share of each neighbour, of the kind agreed on"
+            )
+        for owner, _, share in opened:
+            self._shares.setdefault(owner, {})[holder] = share
 
     def secret(self, owner: int) -> bytes:
         """The seed that the shares of this client open.
 
+        It is checked against what its owner committed to. Only where that fails is each share held
+        against its own commitment: a holder that opened a wrong one is named in `wrong`, the others'
+        shares are put together again, and if they still do not fit, their dealer is to blame.
+
         Raises:
             ProtocolError: too few shares, or shares that do not fit what the dealer committed to.
         """
+        seed = self._joined(owner)
+        if seed is None and self._discard_wrong(owner):
+            seed = self._joined(owner)
+        if seed is None:
+            raise ProtocolError(
+                f"client {owner} dealt shares of another {self._what(owner)} than it committed to"
+            )
+        return seed
+
+    def _what(self, owner: int) -> str:
+        return "self-mask seed" if owner in self.survivors else "mask key"
+
+    def _joined(self, owner: int) -> bytes | None:
+        """The owner's seed from its first shares, None if it is not the committed one."""
         shares, p = self._shares.get(owner, {}), self.p
-        what = "self-mask seed" if owner in self.survivors else "mask key"
         if len(shares) < p.threshold:
             raise ProtocolError(
-                f"too few shares (threshold): {len(shares)} of the needed {p.threshold} for the {what} of client {owner}"
+                f"too few shares (threshold): {len(shares)} of the needed {p.threshold} for the "
+                f"{self._what(owner)} of client {owner}"
             )
+        places = self.places(owner)
+        first = sorted(shares)[: p.threshold]
         try:
-            seed = combine(shares, p.threshold)
-        except ProtocolError as error:
-            raise ProtocolError(
-                f"client {owner} dealt shares of its {what} that do not fit together: {error}"
-            ) from None
+            seed = combine({places[holder]: shares[holder] for holder in first}, p.threshold)
+        except ProtocolError:
+            return None
         if owner in self.survivors:
             honest = secret_commitment(seed, p.context, owner) == self.dealings[owner].secret
         else:
             honest = KeyPair.from_seed(seed).public == self.adverts[owner].mask
-        if not honest:
-            raise ProtocolError(f"client {owner} dealt shares of another {what} than it committed to")
-        return seed
+        return seed if honest else None
+
+    def _discard_wrong(self, owner: int) -> bool:
+        """Drops shares that do not fit their commitments and names their holders; whether there were any.
+
+        The holder is to blame, since it checked the commitment when it took the share.
+        """
+        kind, shares = self.kind(owner), self._shares[owner]
+        for holder in list(shares):
+            committed = self.dealings[owner].dealt[holder][kind * DIGEST : (kind + 1) * DIGEST]
+            if commit(shares[holder], share_context(self.p.context, owner, holder, kind)) != committed:
+                self.wrong[holder] = f"unmask: its share of client {owner} does not fit the commitment"
+                del shares[holder]
+        return bool(self.wrong)
 
 
 def remove_masks(words: Words, opened: Opened, threads: int) -> None:

@@ -14,7 +14,14 @@ import numpy as np
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.layout import vector_digest
 from securefed.protect.masking import Masking, MaskingClient, MaskingParameters, MaskingServer, OpenMasking
-from securefed.protect.masking.messages import Envelope, Header, Step, open_envelope, seal_envelope
+from securefed.protect.masking.messages import (
+    Envelope,
+    Header,
+    Step,
+    open_envelope,
+    seal_envelope,
+    signed_bytes,
+)
 from securefed.types import SERVER, Collected, Output, RoundParameters, Update
 
 D = 8
@@ -104,7 +111,7 @@ class Play:
         assert said.abort is None, said.abort
         output = None
         for message in said.send:
-            self.said[open_envelope(message.payload, tagged=True).header.step, k] = message.payload
+            self.said[open_envelope(message.payload).step, k] = message.payload
             output = self.server.receive(k, message.payload)
         return output if output and (output.send or output.result or output.abort) else None
 
@@ -136,19 +143,20 @@ class Play:
     ) -> bytes:
         """The message with parts replaced, signed (and tagged) anew by its own sender."""
         assert self.parties is not None
-        e = open_envelope(payload, tagged=who != SERVER)
+        e = open_envelope(payload)
         new_header, new_body = header(e.header), e.body if body is None else body
-        signature = self.parties.parties[who].identity.sign(new_header.signed(new_body))
+        head = new_header.encode()
+        signature = self.parties.parties[who].identity.sign(signed_bytes(head, new_body))
         extra = bytes(e.attachment) if attachment is None else attachment
-        if who != SERVER and key is None and e.tag:
-            key = self.server._tags(who)[e.header.step]
-        return seal_envelope(new_header, new_body, signature, (extra,), key)
+        if who != SERVER and key is None and Step.ADVERTISE < e.step < Step.LEAVE:
+            key = self.server._tags(who)[e.step]
+        return seal_envelope(head, new_body, signature, (extra,), key)
 
     def abort_of(self, k: int, payload: bytes) -> str:
         """Why the client ends its session when it hears this; fails if it goes on."""
         output = self.clients[k].receive(payload)
         assert output.abort is not None, f"client {k} went on"
-        assert [open_envelope(m.payload, tagged=True).header.step for m in output.send] in ([], [Step.LEAVE])
+        assert [open_envelope(m.payload).step for m in output.send] in ([], [Step.LEAVE])
         return output.abort
 
 
@@ -156,8 +164,8 @@ def by_receiver(output: Output) -> dict[int, bytes]:
     return {m.receiver: m.payload for m in output.send}
 
 
-def parse(payload: bytes, tagged: bool = False) -> Envelope:
-    return open_envelope(payload, tagged=tagged)
+def parse(payload: bytes) -> Envelope:
+    return open_envelope(payload)
 
 
 def reworded(p: MaskingParameters, **changes: object) -> MaskingParameters:

@@ -27,7 +27,7 @@ VICTIM = 1
 
 def vector_in(play: Play, keys: list[tuple[bytes, int]]) -> np.ndarray:
     """What is left of the victim's masked vector when these masks are taken off, in units of the range."""
-    e = parse(play.said[Step.MASK, VICTIM], True)
+    e = parse(play.said[Step.MASK, VICTIM])
     words = unpack(e.attachment, D + play.p.tail, play.p.bits).copy()
     add_masks(words, keys, bits=play.p.bits)
     return words[:D].view(np.int32) / LEVELS
@@ -40,8 +40,8 @@ def opened_secret(play: Play, owner: int, kind: Kind) -> bytes | None:
         places[holder]: share
         for (step, holder), payload in play.said.items()
         if step is Step.UNMASK
-        for who, what, share in decode_opened(parse(payload, True).body)
-        if who == owner and what is kind
+        for who, what, share in decode_opened(parse(payload).body)
+        if who == owner and what == kind
     }
     return (
         combine(dict(list(shares.items())[: play.p.threshold]), play.p.threshold)
@@ -172,7 +172,7 @@ def ask_twice(client_type: type[MaskingClient]) -> bool:
     signatures = {}
     try:
         for k, payload in by_receiver(listed).items():
-            signatures[k] = parse(play.clients[k].receive(payload).send[0].payload, True).signature
+            signatures[k] = parse(play.clients[k].receive(payload).send[0].payload).signature
         play.server.step = Step.UNMASK
         asked = play.server._broadcast(Quorum(signatures, {}).encode(), dict.fromkeys(survivors, ()))
         for k, payload in by_receiver(asked).items():
@@ -202,7 +202,7 @@ def low_bits(make: Callable[[int], np.ndarray], rounds: int = 40) -> float:
         client.submit(Update(VICTIM, round, make(round)))
         play.clients[VICTIM] = client
         play.up_to(Step.AGREE)
-        e = parse(play.said[Step.MASK, VICTIM], True)
+        e = parse(play.said[Step.MASK, VICTIM])
         ones.append(unpack(e.attachment, D + play.p.tail, 32)[:D] & 1)
     return float(np.mean(ones))
 

@@ -25,8 +25,9 @@ from securefed.protect.masking.messages import (
     encode_ids,
     encode_opened,
     open_envelope,
-    run_tag,
+    signed_bytes,
 )
+from securefed.protect.masking.parameters import run_tag
 from tests.securefed.protect.cast import CONFIG, Play, base
 
 P = CONFIG.parameters(base(6))
@@ -77,8 +78,7 @@ def test_a_list_out_of_order_repeated_cut_or_stretched_is_refused(wrong: bytes) 
 
 
 DECODERS = {
-    "envelope": lambda b: open_envelope(b, tagged=True),
-    "envelope of the server": lambda b: open_envelope(b, tagged=False),
+    "envelope": open_envelope,
     "parameters": lambda b: MaskingParameters.decode(b, "00" * 32),
     "cohort": Cohort.decode,
     "dealing": lambda b: Dealing.decode(b, 0, range(4)),
@@ -129,23 +129,22 @@ def test_a_length_that_lies_is_refused_before_anything_is_read(field: int, at: i
     payload[at : at + 4] = field.to_bytes(4, "little")
     if bytes(payload) != HONEST["envelope"]:
         with pytest.raises(ProtocolError):
-            open_envelope(bytes(payload), tagged=False)
+            open_envelope(bytes(payload))
 
 
 def test_what_is_signed_says_everything_about_where_it_belongs() -> None:
     """Two messages that differ in step, sender, round, run, parameters, model or body are signed differently."""
-    from dataclasses import replace
-
-    header = open_envelope(HONEST["envelope"], tagged=False).header
+    header = open_envelope(HONEST["envelope"]).header
     others = [
-        replace(header, step=Step.AGREE),
-        replace(header, sender=3),
-        replace(header, round=4),
-        replace(header, run=run_tag("other")),
-        replace(header, parameters=bytes(32)),
-        replace(header, model=bytes(32)),
+        header._replace(step=Step.AGREE),
+        header._replace(sender=3),
+        header._replace(round=4),
+        header._replace(run=run_tag("other")),
+        header._replace(parameters=bytes(32)),
+        header._replace(model=bytes(32)),
     ]
-    signed = {h.signed(b"body") for h in (header, *others)} | {header.signed(b"bodz")}
+    signed = {signed_bytes(h.encode(), b"body") for h in (header, *others)}
+    signed.add(signed_bytes(header.encode(), b"bodz"))
     assert len(signed) == 8
     assert all(s.startswith(b"securefed masking") for s in signed)
 

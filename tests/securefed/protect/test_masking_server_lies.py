@@ -64,7 +64,7 @@ def test_parameters_below_the_floors_of_a_client_are_refused(changes: dict[str, 
     payload = play.lie(
         Play.up_to(play_of(play), Step.ADVERTISE)[0],
         body=play.p.encode(),
-        header=lambda h: replace(h, parameters=play.p.digest),
+        header=lambda h: h._replace(parameters=play.p.digest),
     )
     reason = play.abort_of(0, payload)
     assert reason.startswith("server: ")
@@ -166,6 +166,26 @@ def test_substituted_keys_of_a_neighbour_are_noticed() -> None:
         forged = flip(genuine, 130)  # another mask key under the old signature
         reason = play.abort_of(0, cohort_lie(play, shown[0], 3, forged, relist=relist))
         assert reason == f"server: the keys it shows of client 3 {said}"
+
+
+def test_in_later_rounds_substituted_keys_are_noticed_before_anything_masked_leaves() -> None:
+    """The transport key is known, so the signature is not looked at; the sealed shares do not open."""
+    first = Play()
+    first.finish(first.up_to(Step.ADVERTISE))
+    play = Play(round=4, parties=first.parties)
+    shown = play.up_to(Step.SHARE)
+    forged = flip(play.server._adverts[3].payload, 124 + 40)  # the mask key, not the transport key
+    assert play.clients[0].receive(cohort_lie(play, shown[0], 3, forged, relist=True)).abort is None
+    honest = {k: play.clients[k].receive(shown[k]).send[0].payload for k in range(1, 6)}
+    for k, payload in honest.items():
+        play.server.receive(k, payload)
+    messages = by_receiver(play.server.advance())
+    lied = play.lie(
+        messages[1],
+        body=encode_ids(range(6)),
+        attachment=b"".join(play.server._dealings[j].dealt[0] for j in range(1, 6)),
+    )
+    assert play.abort_of(0, lied) == "server: the keys it shows of client 3 are not signed by it"
 
 
 def test_one_clients_keys_in_the_place_of_anothers_are_noticed() -> None:
@@ -285,9 +305,7 @@ def test_different_survivor_lists_to_different_clients_open_nothing() -> None:
     play = Play()
     shown = play.up_to(Step.AGREE)
     lied = {k: survivors_without(play, shown[k], 5) if k < 3 else shown[k] for k in range(6)}
-    signatures = {
-        k: parse(play.clients[k].receive(m).send[0].payload, True).signature for k, m in lied.items()
-    }
+    signatures = {k: parse(play.clients[k].receive(m).send[0].payload).signature for k, m in lied.items()}
     del signatures[5]
     play.server._signed, play.server.step = signatures, Step.UNMASK
     body = Quorum(signatures, {}).encode()
@@ -303,7 +321,7 @@ def test_asking_for_both_shares_of_one_peer_gets_one() -> None:
     play = Play()
     shown = play.up_to(Step.UNMASK)
     said = play.clients[0].receive(shown[0]).send[0].payload
-    opened = decode_opened(parse(said, True).body)
+    opened = decode_opened(parse(said).body)
     assert [(owner, kind) for owner, kind, _ in opened] == [(k, Kind.SELF) for k in range(6)]
     with pytest.raises(ProtocolError, match="has ended"):
         play.clients[0].receive(
@@ -318,7 +336,7 @@ def agree_body(play: Play) -> bytes:
 
 
 def at(step: Step):  # type: ignore[no-untyped-def]  # a small lambda factory
-    return lambda h: replace(h, step=step)
+    return lambda h: h._replace(step=step)
 
 
 def test_a_survivor_list_without_the_client_or_with_another_digest_of_it_is_noticed() -> None:
@@ -407,14 +425,19 @@ def test_a_survivor_shown_another_set_of_sharers_is_not_unmasked() -> None:
     for k in range(5):
         play.answer(k, messages[k])
     # an honest server refuses the vector; a lying one takes it as if it had been made on the common view
-    e = parse(vector, True)
+    e = parse(vector)
     play.server.receive(5, vector)
     assert "another view" in play.server._refused[5]
     play.server._digests[5], play.server._statements[5] = e.body[DIGEST:], e.signature
     shown = by_receiver(play.server._show_survivors())
     for k in range(5):
         play.answer(k, shown[k])
-    quorum = by_receiver(play.server.advance())
+    assert "mask: client 5 sent a wrong signature" in str(
+        play.server.advance().abort
+    )  # an honest server's word
+    play.server.step = Step.UNMASK
+    body = Quorum(dict(play.server._signed), {5: e.signature}).encode()
+    quorum = by_receiver(play.server._broadcast(body, dict.fromkeys(range(5), ())))
     for k in range(5):
         assert "client 5 in step mask" in play.abort_of(k, quorum[k])
 
@@ -503,7 +526,7 @@ def test_a_step_out_of_order_changes_nothing() -> None:
 def test_a_message_of_the_server_under_other_parameters_is_noticed() -> None:
     play = Play()
     shown = play.up_to(Step.SHARE)
-    lied = play.lie(shown[0], header=lambda h: replace(h, parameters=bytes(32)))
+    lied = play.lie(shown[0], header=lambda h: h._replace(parameters=bytes(32)))
     assert "another set of round parameters" in play.abort_of(0, lied)
 
 
