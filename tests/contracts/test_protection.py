@@ -344,7 +344,7 @@ class TestVerifiedCkks(TestCkks):
         return self.config.open("run", range(5), SystemEntropy())
 
 
-class TestSharedKeyCkks(TestVerifiedCkks):
+class TestSharedKeyCkks(TestCkks):
     config = CKKS(trust="shared_key", value_range=1.0, max_weight=50.0)
 
 

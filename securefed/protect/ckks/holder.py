@@ -46,6 +46,7 @@ class CKKSKeyHolder:
     def __init__(self, round: CKKSRound, party: HolderParty, entropy: Entropy) -> None:
         self._round, self._party, self._entropy = round, party, entropy
         self._sum: Sum | None = None
+        self._waiting: bytes | None = None
 
     def start(self) -> Output:
         """Waits to be asked."""
@@ -63,6 +64,9 @@ class CKKSKeyHolder:
             if envelope.step is Step.REQUEST:
                 return self._context(envelope)
             if envelope.step is Step.OPEN and sender == SERVER:
+                if self._waiting is None and self._missing(envelope.body):
+                    self._waiting = bytes(envelope.body)  # they may be under way; asked again, it answers
+                    return Output()
                 return self._open(envelope.body)
         except ProtocolError as error:
             return self._deny(sender, str(error))
@@ -108,7 +112,14 @@ class CKKSKeyHolder:
             envelope = read(payload, client, SERVER, self._round, self._party.roster)
             if envelope.step is Step.SUBMIT:
                 self._running().take(client, envelope.body, add=True)
-        return Output()
+        if self._waiting is None or self._missing(self._waiting):
+            return Output()
+        return self._open(memoryview(self._waiting))
+
+    def _missing(self, body: bytes | memoryview) -> bool:
+        """Whether a sum is asked for whose signed ciphertexts have not all come."""
+        survivors, _ = read_ids(memoryview(body)[DIGEST:], self._round.base.clients)
+        return self._round.trust == "verified" and bool(set(survivors) - self._running().clients)
 
     def _open(self, body: memoryview) -> Output:
         """The decrypted, noised sum.
@@ -129,6 +140,7 @@ class CKKSKeyHolder:
             raise ProtocolError(
                 f"{where}: a sum of {len(survivors)} is below min_survivors={round.min_survivors}"
             )
+        self._waiting = None
         if (round.base.run, round.base.round) in self._party.opened:
             raise ProtocolError(f"{where}: a sum of round {round.base.round} has been opened; one a round")
         words = self._words(survivors, rest)

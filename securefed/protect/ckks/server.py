@@ -44,7 +44,7 @@ class CKKSServer:
         self._early: list[tuple[int, bytes]] = []
         self._sum: Sum | None = None
         self._refused: dict[int, str] = {}
-        self._left: set[int] = set()
+        self._again: Message | None = None
 
     def start(self) -> Output:
         """Asks for the context's name, and for which coordinates are encrypted, where it does not know."""
@@ -77,6 +77,9 @@ class CKKSServer:
             raise ProtocolError(f"ckks: round {self._round.base.round} has already ended")
         if not self._informed:
             return self._abort("the key holder did not answer the server's request for the context")
+        if self._phase is Phase.OPEN and self._again is not None:
+            again, self._again = self._again, None
+            return Output(send=(again,))
         if self._phase is Phase.OPEN:
             return self._abort("the key holder did not answer step open")
         return self._open()
@@ -108,7 +111,6 @@ class CKKSServer:
         assert self._sum is not None
         if sender in self._sum.clients:
             raise ProtocolError(f"ckks: client {sender} left after it had submitted; what it sent was kept")
-        self._left.add(sender)
         self._refused[sender] = reason.decode("utf-8", "replace")[:300]
 
     def _complete(self) -> Output:
@@ -160,7 +162,12 @@ class CKKSServer:
         self._phase = Phase.OPEN
         words = b"" if self._sum.words is None else pack(self._sum.words, self._round.plan.set.primes)
         self._sum.words = None
-        return self._send(Step.OPEN, self._sum.digest, write_ids(survivors), words)
+        asked = self._send(Step.OPEN, self._sum.digest, write_ids(survivors), words)
+        if (
+            self._round.trust == "verified"
+        ):  # it may overtake a ciphertext; the holder then waits to be asked again
+            self._again = asked.send[0]
+        return asked
 
     def _finish(self, body: memoryview) -> Output:
         """The result, from the opened sum; the one place where the server learns something."""

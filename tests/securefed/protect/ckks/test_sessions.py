@@ -372,6 +372,23 @@ def test_under_verified_a_substituted_ciphertext_never_enters() -> None:
     assert "signed ciphertexts came of [0, 2, 3]" in played.play(updates()).abort
 
 
+def test_under_verified_ciphertexts_may_come_after_the_question() -> None:
+    """A network may deliver them in any order; the sum is that of all of them."""
+    played = Played(opened(trust="verified"), parameters())
+    kept: list[Message] = []
+
+    def change(message: Message) -> Iterable[Message]:
+        late = message.sender == SERVER and message.payload[5] == Step.SUBMIT
+        if late and len(kept) < 2:
+            kept.append(message)
+            return ()
+        return (message, *kept) if message.payload[5] == Step.OPEN else (message,)
+
+    played.change = change
+    given = updates()
+    np.testing.assert_allclose(played.play(given).result.total, true_sum(given, range(4)), atol=1e-6)
+
+
 def test_an_opening_that_the_server_did_not_sign_is_ignored() -> None:
     played = collected_only()
     words = submission(played, 0).payload[148:-64]
