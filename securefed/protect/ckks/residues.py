@@ -7,6 +7,8 @@ prime of b bits takes b bits: whole bytes first, the bits that are left over as 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,12 +23,27 @@ def packed_size(count: int, bits: int) -> int:
     return count * (bits // 8) + (bits % 8) * ((count + 7) // 8)
 
 
+def _columns(bits: int) -> list[tuple[type[np.unsignedinteger[Any]], int]]:
+    """The whole bytes of a residue as columns of 32, 16 and 8 bits: (type, first bit) each."""
+    out: list[tuple[type[np.unsignedinteger[Any]], int]] = []
+    at = 0
+    for kind, width in ((np.uint32, 32), (np.uint16, 16), (np.uint8, 8)):
+        while bits - at >= width:
+            out.append((kind, at))
+            at += width
+    return out
+
+
 def pack_residues(residues: Words, bits: int) -> bytes:
     """Residues below 2^bits, uint64 (m,), as `packed_size(m, bits)` bytes."""
-    whole, rest = divmod(bits, 8)
-    octets = np.ascontiguousarray(residues, "<u8").view(np.uint8).reshape(-1, 8)
-    planes = [np.packbits(octets[:, whole] >> np.uint8(i) & np.uint8(1)) for i in range(rest)]
-    return b"".join((octets[:, :whole].tobytes(), *(p.tobytes() for p in planes)))
+    whole = bits // 8 * 8
+    columns = [
+        (residues >> np.uint64(at)).astype(np.dtype(kind).newbyteorder("<")).tobytes()
+        for kind, at in _columns(bits)
+    ]
+    rest = (residues >> np.uint64(whole)).astype(np.uint8)
+    planes = [np.packbits(rest >> np.uint8(i) & np.uint8(1)).tobytes() for i in range(bits - whole)]
+    return b"".join(columns + planes)
 
 
 def unpack_residues(payload: bytes | memoryview, count: int, bits: int) -> Words:
@@ -39,14 +56,16 @@ def unpack_residues(payload: bytes | memoryview, count: int, bits: int) -> Words
         raise ProtocolError(
             f"ckks: {count} residues of {bits} bits have {packed_size(count, bits)} bytes, found {len(payload)}"
         )
-    whole, rest = divmod(bits, 8)
-    octets = np.zeros((count, 8), np.uint8)
-    octets[:, :whole] = np.frombuffer(payload, np.uint8, count * whole).reshape(count, whole)
-    plane = (count + 7) // 8
-    for i in range(rest):
-        ones = np.frombuffer(payload, np.uint8, plane, count * whole + i * plane)
-        octets[:, whole] |= np.unpackbits(ones, count=count) << np.uint8(i)
-    return octets.view("<u8").reshape(count).astype(np.uint64, copy=False)
+    out, offset = np.zeros(count, np.uint64), 0
+    for kind, at in _columns(bits):
+        column = np.frombuffer(payload, np.dtype(kind).newbyteorder("<"), count, offset)
+        out |= column.astype(np.uint64) << np.uint64(at)
+        offset += column.nbytes
+    for i in range(bits // 8 * 8, bits):
+        ones = np.frombuffer(payload, np.uint8, (count + 7) // 8, offset)
+        out |= np.unpackbits(ones, count=count).astype(np.uint64) << np.uint64(i)
+        offset += ones.nbytes
+    return out
 
 
 def pack(words: Words, primes: tuple[int, ...]) -> bytes:
