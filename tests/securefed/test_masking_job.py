@@ -86,7 +86,7 @@ def test_a_round_that_clips_too_much_ends_with_the_reason(home: Path, tmp_path: 
         ({"protection.bits": 33}, "bits must be in 16 .. 32"),
         ({"protection.threshold": 2, "data.clients": 20}, "threshold=2 is below"),
         ({"protection.quorum": 2}, "more than half"),
-        ({"protection.k": 3, "protection.threshold": 4, "data.clients": 30}, "k=3 is below"),
+        ({"protection.k": 4, "protection.threshold": 5, "data.clients": 30}, "k=4 is below"),
         ({"protection.min_survivors": 2}, "min_survivors=2 is below"),
         ({"protection.gamma": 0.5}, "gamma must be in"),
         ({"protection.value_range": 0.0}, "value_range must be above 0"),

@@ -82,7 +82,8 @@ class Quantizer:
         """The sums behind ring elements, float64, in units of coordinate x scale."""
         shift = np.uint32(32 - self.bits)
         signed = (words << shift).view(np.int32)  # the top bit of the narrow ring becomes the sign
-        return signed * (self.step * 2.0 ** -float(shift))
+        real: NDArray[np.float64] = np.multiply(signed, self.step * 2.0 ** -float(shift), dtype=np.float64)
+        return real
 
 
 @dataclass(frozen=True)

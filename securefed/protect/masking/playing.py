@@ -128,7 +128,8 @@ class Playing:
         tail = [clipped, round(update.weight / weight_unit(p.max_weight))] if secret else [clipped]
         words[p.base.size :] = p.limbs.encode(tail)
         add_masks(words, self._mask_keys(), bits=p.bits, threads=self._threads, cipher=p.cipher)
-        vector = memoryview(words if p.bits == 32 and _LITTLE else pack(words, p.bits)).cast("B")
+        whole_words = p.bits == 32 and _LITTLE  # then packing would only copy
+        vector = (words.data if whole_words else memoryview(pack(words, p.bits))).cast("B")
         self._masked = hashlib.sha256(vector).digest()
         self._stated = self._transcript
         self._forget_masks()

@@ -85,7 +85,7 @@ faults = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(what=faults, order=st.randoms(use_true_random=False))
 @pytest.mark.parametrize(("opened", "n"), [(OPEN, N), (OPEN_SPARSE, 12)], ids=["complete", "sparse"])
 def test_a_hostile_network_never_gives_a_wrong_sum(
