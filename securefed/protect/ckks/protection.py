@@ -100,7 +100,12 @@ class CKKS:
         """What a round of n clients and d coordinates will cost and err, and what stays in clear."""
         example = self._example(n, d, largest_weight)
         plan = example.plan
-        lines = [plan.describe(), f"trust {self.trust}: {TRUST[self.trust]}"]
+        said = plan.describe()
+        if largest_weight is not None:  # weights are hidden among those up to max_weight, and pay for it
+            said += (
+                f", {plan.error * self.max_weight / largest_weight:.1e} where all weigh {largest_weight:g}"
+            )
+        lines = [said, f"trust {self.trust}: {TRUST[self.trust]}"]
         if self.partial:
             clear = d - example.encrypted
             lines.append(

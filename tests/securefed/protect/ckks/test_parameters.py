@@ -151,6 +151,10 @@ def test_what_is_said_before_a_run_names_cost_error_trust_and_what_stays_in_clea
     assert "expected error of the mean" in text
     assert "is trusted not to open single ones" in text
     assert "67,048 of 74,498 coordinates (90.0%)" in text
+    heavy, light = (CKKS(max_weight=w).cost(12, 1000, 10.0)[0] for w in (10.0, 1000.0))
+    error = [float(line.split(", ")[-1].split(" ")[0]) for line in (heavy, light)]
+    assert "where all weigh 10" in light
+    assert error[1] == pytest.approx(100 * error[0], rel=0.2)
     assert "IN CLEAR" not in "\n".join(CKKS().cost(12, 74_498, None))
 
 
