@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from securefed.federation import run as run
     from securefed.layout import Layout as Layout
     from securefed.privacy.ledger import Ledger as Ledger
+    from securefed.protect.ckks import CKKSClient as CKKSClient
+    from securefed.protect.ckks import CKKSKeyHolder as CKKSKeyHolder
+    from securefed.protect.ckks import CKKSServer as CKKSServer
     from securefed.protect.masking import MaskingClient as MaskingClient
     from securefed.protect.masking import MaskingServer as MaskingServer
     from securefed.secure_sum import SecureSum as SecureSum
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CKKSClient",
+    "CKKSKeyHolder",
+    "CKKSServer",
     "BudgetExceeded",
     "CheckpointError",
     "Config",
@@ -81,6 +87,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "CKKSClient": "securefed.protect.ckks",
+    "CKKSKeyHolder": "securefed.protect.ckks",
+    "CKKSServer": "securefed.protect.ckks",
     "Config": "securefed.config",
     "Layout": "securefed.layout",
     "Ledger": "securefed.privacy.ledger",

@@ -20,6 +20,7 @@ from securefed.types import Aggregator, Protection
 PROTECTIONS: dict[str, str] = {
     "plain": "securefed.protect.plain:Plain",
     "masking": "securefed.protect.masking.protection:Masking",
+    "ckks": "securefed.protect.ckks.protection:CKKS",
 }
 AGGREGATORS: dict[str, str] = {
     "mean": "securefed.aggregation:Mean",

@@ -169,6 +169,23 @@ class PerRun(Protocol):
         ...
 
 
+class HelperSession(Protocol):
+    """One round of a party that is neither client nor server, such as the holder of a decryption key."""
+
+    def start(self) -> Output: ...
+
+    def receive(self, sender: int, payload: bytes) -> Output: ...
+
+
+@runtime_checkable
+class Assisted(Protocol):
+    """A protection that needs more parties than clients and server; ids below `SERVER` are theirs."""
+
+    def helpers(self, parameters: RoundParameters, entropy: Entropy) -> Mapping[int, HelperSession]:
+        """Party id -> its session of this round."""
+        ...
+
+
 @runtime_checkable
 class CohortBound(Protocol):
     """A protection that cannot carry every cohort; the config asks before anything is read."""
@@ -185,6 +202,19 @@ class Describable(Protocol):
     @property
     def facts(self) -> Mapping[str, str]:
         """Heading -> sentence: what it assumes, what it does not hide, how exact it is."""
+        ...
+
+
+@runtime_checkable
+class Costed(Protocol):
+    """A protection whose cost and error follow from the cohort and d: said before a run starts."""
+
+    def cost(self, n: int, d: int, largest_weight: float | None) -> Sequence[str]:
+        """Lines for people: what one client sends, the expected error, what stays in clear.
+
+        Raises:
+            ProtocolError: this cohort cannot be carried.
+        """
         ...
 
 

@@ -212,6 +212,11 @@ def _check_pairs(c: Config) -> None:
         f"client-level noise at the server bounds each update, protection {c.protection.name} hides them; "
         'use protection = "plain", or privacy.unit = "example"',
     )
+    _require(
+        not getattr(protection, "partial", False) or (rule.needs == "sum" and c.privacy.unit != "client"),
+        f"protection {c.protection.name} with these options shows updates in part, aggregator {c.aggregator.name} or "
+        'client-level noise needs them whole; use protection = "plain"',
+    )
     _check_cohort(c, c.clients_per_round or c.data.clients, None)
     _require(
         not (c.privacy.unit == "client" and c.weights == "size"),

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from securefed.crypto.entropy import Entropy
-from securefed.engine.exchange import MAX_STEPS, opened
+from securefed.engine.exchange import MAX_STEPS, helpers_of, opened
 from securefed.errors import ProtocolError
 from securefed.types import (
     SERVER,
     ClientSession,
     Collected,
+    HelperSession,
     Message,
     Output,
     Protection,
@@ -105,7 +106,8 @@ def exchange_with_faults(
     """
     protection = opened(protection, parameters.run, parameters.clients, entropy)
     clients = {k: protection.client(parameters, k, entropy) for k in parameters.clients if k in updates}
-    return _Round(protection, parameters, clients, schedule).play(updates)
+    helpers = helpers_of(protection, parameters, entropy)
+    return _Round(protection, parameters, clients, helpers, schedule).play(updates)
 
 
 class _Round:
@@ -116,10 +118,12 @@ class _Round:
         protection: Protection,
         parameters: RoundParameters,
         clients: Mapping[int, ClientSession],
+        helpers: Mapping[int, HelperSession],
         schedule: Schedule,
     ) -> None:
         self.server = protection.server(parameters)
         self.name, self.clients, self.schedule = protection.name, clients, schedule
+        self.helpers = helpers
         self.waiting: list[Message] = []
         self.late: list[tuple[int, Message]] = []
         self.sent: list[Message] = []
@@ -132,6 +136,8 @@ class _Round:
 
     def play(self, updates: Mapping[int, Update]) -> Transcript:
         output = self.post(self.server.start())
+        for helper in self.helpers.values():
+            self.post(helper.start())
         for k, session in self.clients.items():
             self.post(session.start())
             self.post(session.submit(updates[k]))
@@ -140,6 +146,8 @@ class _Round:
                 message = self.waiting.pop(self.schedule.pick(len(self.waiting)))
                 if message.receiver == SERVER:
                     output = self.post(self.server.receive(message.sender, message.payload))
+                elif message.receiver in self.helpers:
+                    self.post(self.helpers[message.receiver].receive(message.sender, message.payload))
                 else:
                     self.hear(message)
             if output.result is not None or output.abort is not None:

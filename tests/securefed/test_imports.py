@@ -46,7 +46,7 @@ PEER = "benchmarks/securefed_benchmarks/make_private_step.py"
 ONE_FILE = {
     "opacus": {"securefed/training/dp.py", "securefed/privacy/opacus_accountants.py", PEER},
     "peft": {"securefed/models/adapters.py", PEER},
-    "tenseal": {"securefed/protect/ckks.py"},
+    "tenseal": {"securefed/protect/ckks/scheme.py", "benchmarks/securefed_benchmarks/ckks_vs_nvflare.py"},
     "flwr": {"securefed/engine/flower.py"},
 }
 """The only files that know each of these libraries."""

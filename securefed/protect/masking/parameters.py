@@ -203,7 +203,7 @@ class Policy:
 
     def floors(self, n: int) -> tuple[int, int, int, int]:
         """(k, threshold, quorum, min_survivors) for a cohort of n."""
-        row = neighbourhood(n, self.gamma, self.drop)
+        row = neighbourhood(n, self.gamma, self.drop, chosen_drops=True)
         k = row.k if self.k is None else min(self.k, n - 1)
         threshold = row.threshold if self.threshold is None else min(self.threshold, k + 1)
         quorum = row.quorum if self.quorum is None else self.quorum
