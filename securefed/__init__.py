@@ -19,10 +19,12 @@ from securefed.errors import ConfigError as ConfigError
 from securefed.errors import DataError as DataError
 from securefed.errors import DivergedError as DivergedError
 from securefed.errors import ModelError as ModelError
+from securefed.errors import PolicyRefusal as PolicyRefusal
 from securefed.errors import PrivacyError as PrivacyError
 from securefed.errors import ProtocolError as ProtocolError
 from securefed.errors import SecureFedError as SecureFedError
 from securefed.errors import SelfCheckError as SelfCheckError
+from securefed.errors import SuspiciousModelError as SuspiciousModelError
 
 if TYPE_CHECKING:
     from securefed.config import Config as Config
@@ -32,12 +34,26 @@ if TYPE_CHECKING:
     from securefed.federation import run as run
     from securefed.layout import Layout as Layout
     from securefed.privacy.ledger import Ledger as Ledger
+    from securefed.protect.ckks import CKKSClient as CKKSClient
+    from securefed.protect.ckks import CKKSKeyHolder as CKKSKeyHolder
+    from securefed.protect.ckks import CKKSServer as CKKSServer
+    from securefed.protect.masking import MaskingClient as MaskingClient
+    from securefed.protect.masking import MaskingServer as MaskingServer
+    from securefed.secure_sum import SecureSum as SecureSum
+    from securefed.secure_sum import secure_sum as secure_sum
     from securefed.types import Update as Update
     from securefed.types import View as View
+    from securefed.wrapping.federate import federate as federate
+    from securefed.wrapping.private import Private as Private
+    from securefed.wrapping.private import make_private as make_private
+    from securefed.wrapping.trainer import PrivateTrainer as PrivateTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CKKSClient",
+    "CKKSKeyHolder",
+    "CKKSServer",
     "BudgetExceeded",
     "CheckpointError",
     "Config",
@@ -46,30 +62,51 @@ __all__ = [
     "DivergedError",
     "Layout",
     "Ledger",
+    "MaskingClient",
+    "MaskingServer",
     "ModelError",
+    "PolicyRefusal",
     "PrivacyError",
+    "Private",
+    "PrivateTrainer",
     "ProtocolError",
     "Result",
     "SecureFedError",
+    "SecureSum",
     "SelfCheckError",
+    "SuspiciousModelError",
     "Update",
     "View",
     "__version__",
+    "federate",
     "load_config",
+    "make_private",
     "resume",
     "run",
+    "secure_sum",
 ]
 
 _HOME = {
+    "CKKSClient": "securefed.protect.ckks",
+    "CKKSKeyHolder": "securefed.protect.ckks",
+    "CKKSServer": "securefed.protect.ckks",
     "Config": "securefed.config",
     "Layout": "securefed.layout",
     "Ledger": "securefed.privacy.ledger",
+    "MaskingClient": "securefed.protect.masking",
+    "MaskingServer": "securefed.protect.masking",
+    "Private": "securefed.wrapping.private",
+    "PrivateTrainer": "securefed.wrapping.trainer",
     "Result": "securefed.federation",
+    "SecureSum": "securefed.secure_sum",
     "Update": "securefed.types",
     "View": "securefed.types",
+    "federate": "securefed.wrapping.federate",
     "load_config": "securefed.config",
+    "make_private": "securefed.wrapping.private",
     "resume": "securefed.federation",
     "run": "securefed.federation",
+    "secure_sum": "securefed.secure_sum",
 }
 """Where each lazy name lives; the block for type checkers above says the same."""
 

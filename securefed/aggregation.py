@@ -6,6 +6,8 @@ rule needs the single updates (or the sums of groups) and says so in `needs`.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ from securefed.types import Aggregator, Collected, Reveals, RoundContext, Vector
 
 if TYPE_CHECKING:
     import torch
+
+    from securefed.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,64 @@ class Mean:
     def needs(self) -> Reveals:
         return "sum"
 
-    def __call__(self, updates: torch.Tensor) -> torch.Tensor:
-        return updates.mean(0)
+    def __call__(self, updates: Rows) -> torch.Tensor:
+        """The mean of n rows, (d,).
 
-    def step(self, updates: torch.Tensor, context: RoundContext, state: Any) -> tuple[torch.Tensor, Any]:
+        Raises:
+            ValueError: no matrix of floats, ragged rows, or a row with a NaN or an infinity.
+        """
+        return self._weighted(updates, None)
+
+    def step(self, updates: Rows, context: RoundContext, state: Any) -> tuple[torch.Tensor, Any]:
+        return self._weighted(updates, context.weights), state
+
+    def _weighted(self, updates: Rows, public: tuple[float, ...] | None) -> torch.Tensor:
         import torch
 
-        weights = torch.tensor(context.weights, dtype=updates.dtype, device=updates.device)
-        return weights @ updates / weights.sum(), state
+        from securefed.rows import as_rows, bad_rows, combine
+
+        rows = as_rows(updates)
+        if bad := bad_rows(rows):
+            raise ValueError(
+                f"mean: row {bad[0]} of n={rows.n} holds a NaN or an infinity; refuse that client"
+            )
+        weights = torch.tensor(public or (1.0,) * rows.n, dtype=torch.float64)
+        return combine(weights, rows) / float(weights.sum())
+
+
+def round_generator(seed: int, round: int) -> torch.Generator:
+    """The seeded generator of one round's rule: the same whether the run was stopped in between or not."""
+    import torch
+
+    digest = hashlib.sha256(f"aggregator:{seed}:{round}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def pack_state(state: Any) -> dict[str, Vector]:
+    """A rule's memory as named float32 vectors, for a checkpoint.
+
+    Raises:
+        ProtocolError: it is something else than a mapping from text to vectors, so it could not be resumed.
+    """
+    import torch
+
+    if state is None:
+        return {}
+    if isinstance(state, Mapping) and all(
+        isinstance(v, torch.Tensor) and v.ndim == 1 for v in state.values()
+    ):
+        return {str(k): v.detach().cpu().numpy().astype("float32") for k, v in state.items()}
+    raise ProtocolError(
+        f"a rule's state is a mapping from text to vectors (d,), found {type(state).__name__}; "
+        "else a stopped run could not go on"
+    )
+
+
+def unpack_state(vectors: Mapping[str, Vector]) -> dict[str, torch.Tensor] | None:
+    """The memory that `pack_state` stored; None where there is none."""
+    import torch
+
+    return {k: torch.from_numpy(v.copy()) for k, v in vectors.items()} or None
 
 
 def aggregate(
@@ -50,7 +104,8 @@ def aggregate(
     it; any other gets the matrix of the survivors' updates.
 
     Raises:
-        ProtocolError: nobody's input survived, or the rule must see updates that were hidden.
+        ProtocolError: nobody's input survived, the rule must see updates that were hidden, or it refuses
+            what survived (too few for its f, say).
     """
     if not collected.survivors or collected.weight <= 0:
         raise ProtocolError(f"round {context.round}: no client's update survived; nothing to aggregate")
@@ -64,5 +119,8 @@ def aggregate(
     import torch
 
     rows = torch.from_numpy(np.stack([collected.updates[k] for k in collected.survivors]))
-    vector, state = rule.step(rows, context, state)
+    try:
+        vector, state = rule.step(rows, context, state)
+    except ValueError as error:
+        raise ProtocolError(f"round {context.round}: {error}") from error
     return vector.detach().cpu().numpy().astype("float32"), state

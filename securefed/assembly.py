@@ -18,6 +18,7 @@ from securefed.config import Config, check_against_shards, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.data import load_dataset, make_shards
 from securefed.data.records import Dataset, Examples, Shard
+from securefed.engine.liars import poisoned
 from securefed.errors import ConfigError
 from securefed.privacy.budget import Budget
 from securefed.privacy.calibration import calibrate_noise
@@ -25,6 +26,7 @@ from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
 from securefed.registry import ALGORITHMS, make
 from securefed.training.client import ClientRunner, Guarantee
+from securefed.training.limits import under_policy
 from securefed.types import SERVER
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def assemble(config: Config) -> Assembly:
     dataset = load_dataset(config.data, task=config.model.task)
     shards = tuple(make_shards(dataset, config.data))
     check_against_shards(config, [len(s.train) for s in shards])
+    shards = poisoned(config, dataset, shards)
     images = dataset.train.images
     if config.stop.patience > 0 and config.stop.metric == "f1" and len(dataset.classes) != 2:
         raise ConfigError(
@@ -126,9 +129,11 @@ def make_guarantee(config: Config, clients: int) -> Guarantee | None:
 
     Raises:
         PrivacyError: no noise reaches the target epsilon on this schedule.
+        PolicyRefusal: this site's policy forbids the job.
     """
     p = config.privacy
     if p.unit == "none":
+        under_policy(config, 0.0, None, clients)
         return None
     budget = Budget(
         epsilon=float("inf") if p.epsilon is None else p.epsilon,
@@ -136,11 +141,12 @@ def make_guarantee(config: Config, clients: int) -> Guarantee | None:
         site_epsilon=p.site_epsilon,
         accountant=p.accountant,
     )
-    if p.noise_multiplier is not None:
-        return Guarantee(p.noise_multiplier, budget)
-    assert p.epsilon is not None
-    rate, releases = planned_releases(config, clients)
-    return Guarantee(calibrate_noise(p.epsilon, p.delta, rate, releases, p.accountant), budget)
+    noise = p.noise_multiplier
+    if noise is None:
+        assert p.epsilon is not None
+        rate, releases = planned_releases(config, clients)
+        noise = calibrate_noise(p.epsilon, p.delta, rate, releases, p.accountant)
+    return Guarantee(noise, under_policy(config, noise, budget, clients))
 
 
 def disjoint(shards: Sequence[Shard]) -> bool:

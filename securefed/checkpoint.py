@@ -35,6 +35,7 @@ class State:
         moments: the server optimizer's.
         local: client -> what it keeps to itself, float32 over the local names (fedsa). In a real
             federation each client holds its own; a simulation must hold them all.
+        rule: the aggregation rule's memory, named vectors (a rule without memory has none).
         best, stale: the best watched metric so far and evaluations since, for `stop.patience`.
         charges: reservations in the site's ledger so far; one with fewer has forgotten something.
         mib_up, mib_down, seconds: totals so far, for the report.
@@ -45,6 +46,7 @@ class State:
     vector: Vector = field(repr=False)
     moments: Moments = field(repr=False)
     local: Mapping[int, Vector] = field(default_factory=dict, repr=False)
+    rule: Mapping[str, Vector] = field(default_factory=dict, repr=False)
     best: float | None = None
     stale: int = 0
     charges: int = 0
@@ -71,6 +73,7 @@ def save_state(folder: Path, state: State, identity: Mapping[str, str]) -> Path:
     moments = {"first": state.moments.first, "second": state.moments.second}
     tensors |= {name: m for name, m in moments.items() if m.any()}  # FedAvg has none to keep
     tensors |= {f"local.{k}": v for k, v in state.local.items()}
+    tensors |= {f"rule.{k}": v for k, v in state.rule.items()}
     data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()})
     facts = {name: getattr(state, name) for name in _FACTS}
     text = json.dumps(
@@ -133,8 +136,9 @@ def _state(tree: dict[str, Any], data: bytes) -> State:
 
     arrays = load(data)
     local = {int(k.removeprefix("local.")): v for k, v in arrays.items() if k.startswith("local.")}
+    rule = {k.removeprefix("rule."): v for k, v in arrays.items() if k.startswith("rule.")}
     facts = {name: tree[name] for name in _FACTS}
     facts["client_metrics"] = {int(k): v for k, v in facts["client_metrics"].items()}
     none = Moments.zeros(arrays["vector"].size)
     moments = Moments(arrays.get("first", none.first), arrays.get("second", none.second))
-    return State(vector=arrays["vector"], moments=moments, local=local, **facts)
+    return State(vector=arrays["vector"], moments=moments, local=local, rule=rule, **facts)

@@ -130,6 +130,8 @@ def round_record(
         seconds=seconds,
         train_seconds=sum(o.seconds for o in outcomes),
         diagnostics=_mean_diagnostics(outcomes),
+        dropped=dict(collected.dropped),
+        clipped_share=collected.clipped_share,
     )
 
 

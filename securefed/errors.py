@@ -29,12 +29,20 @@ class DivergedError(ModelError):
     """One client's training left the finite numbers: a learning rate too high, or a record that breaks the model."""
 
 
+class SuspiciousModelError(ModelError):
+    """A client refuses the global model: it looks made to extract data. Nothing was trained or spent."""
+
+
 class PrivacyError(SecureFedError):
     """Something that would void a privacy guarantee."""
 
 
 class BudgetExceeded(PrivacyError):
     """A step that would spend more than the budget; nothing was spent."""
+
+
+class PolicyRefusal(PrivacyError):
+    """A job that this site's policy forbids; the message names the line."""
 
 
 class SelfCheckError(PrivacyError):

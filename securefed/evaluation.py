@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from securefed.data.batch import Encoded
+from securefed.engine.liars import triggered
 from securefed.layout import Layout
 from securefed.types import Vector
 
@@ -34,16 +35,37 @@ class Evaluator:
         self._clients: dict[int, Encoded] = {}
         parts = sum(len(s.test) for s in assembly.shards)
         self._covered = parts == len(assembly.dataset.test)
+        self._triggered = triggered(assembly.config, assembly.dataset)
+        self._backdoor: Encoded | None = None
 
     def evaluate(
         self, vector: Vector, local: Mapping[int, Vector], kept: Layout
     ) -> tuple[Scores, dict[int, Scores]]:
         """Global scores, and each client's own where the job asks for them.
 
+        Where simulated liars plant a backdoor, `attack_success` is the share of triggered test records that
+        get the liars' label.
+
         Args:
             vector: the global model (d,). local: client -> what it keeps, over `kept`; a client is judged
                 with its own parts, the global test set with the server's.
         """
+        scores, own = self._evaluate(vector, local, kept)
+        if self._triggered is not None:
+            scores = {**scores, "attack_success": self._attack_success()}
+        return scores, own
+
+    def _attack_success(self) -> float:
+        assert self._triggered is not None
+        if self._backdoor is None:
+            self._backdoor = self._assembly.model.encode(
+                self._triggered, self._assembly.config.data.max_length
+            )
+        return self._score(self._predict(self._backdoor))["accuracy"]
+
+    def _evaluate(
+        self, vector: Vector, local: Mapping[int, Vector], kept: Layout
+    ) -> tuple[Scores, dict[int, Scores]]:
         model = self._assembly.model
         model.write(vector, model.layout)
         personal = bool(kept.names)

@@ -17,9 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-
-from securefed.aggregation import aggregate
+from securefed.aggregation import pack_state, unpack_state
 from securefed.algorithms.fedavg import FedAvg
 from securefed.algorithms.plan import RoundPlan, local_names
 from securefed.algorithms.server_optimizer import Moments
@@ -44,20 +42,23 @@ from securefed.chronicle import (
 )
 from securefed.config import Config, load_config, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
-from securefed.engine.exchange import exchange
+from securefed.engine.exchange import opened
 from securefed.engine.inprocess import Engine, InProcess, Pool
+from securefed.engine.liars import Liars, describe
 from securefed.errors import BudgetExceeded, CheckpointError
 from securefed.evaluation import Evaluator
-from securefed.layout import Layout, vector_digest
+from securefed.layout import Layout
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
 from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
+from securefed.rounds import Rounds
 from securefed.tracking.tracker import Tracker
 from securefed.training.client import ClientJob, ClientOutcome
-from securefed.types import SERVER, Collected, RoundContext, RoundParameters, Vector
+from securefed.types import SERVER, Collected, Vector
 
 if TYPE_CHECKING:
+    from securefed.factors import AdapterSpace
     from securefed.privacy.view import RunView
 
 logger = logging.getLogger(__name__)
@@ -120,8 +121,9 @@ def run(
         federation.check_budget()
         path.mkdir(parents=True)
         (path / "config.toml").write_text(to_toml(job), encoding="utf-8")
+        facts = {"run": run_id, "version": 1, "attack": describe(job, len(federation.assembly.shards))}
         # Last, when the ledger knows the run: a folder with a run.json is one that can be resumed.
-        (path / "run.json").write_text(json.dumps({"run": run_id, "version": 1}), encoding="utf-8")
+        (path / "run.json").write_text(json.dumps(facts), encoding="utf-8")
         return federation.play(None, trackers, stop_flag)
 
 
@@ -214,7 +216,7 @@ class Federation:
         protection = make_protection(config.protection)
         if isinstance(protection, Plain) and self.rule.needs == "sum" and config.privacy.unit != "client":
             protection = replace(protection, keep_updates=False)  # O(d) memory; nobody needs the rows
-        self.protection = protection
+        self.protection = opened(protection, run_id, range(len(assembly.shards)), entropy)
         self.guarantee = make_guarantee(config, len(assembly.shards))
         self.ledger = Ledger.site() if config.private else None
         if self.ledger is not None:
@@ -227,8 +229,9 @@ class Federation:
         self.mechanism = self._make_mechanism()
         self.engine: Engine = self._make_engine()
         self.identity = {"run": run_id, **assembly.identity}
-        self.rule_state: Any = None
+        self.server = Rounds(run_id, self.protection, self.rule, self.mechanism, entropy, config.seed)
         self._saved = -math.inf
+        self.liars = Liars.of(config, len(assembly.shards))
 
     def _make_mechanism(self) -> ServerMechanism | None:
         if self.config.privacy.unit != "client":
@@ -292,6 +295,7 @@ class Federation:
     def _play(self, resumed: State | None, tracker: Tracker, stop_flag: StopFlag | None) -> Result:
         started = time.perf_counter()
         state = resumed or _first_state(self.assembly)
+        self.server.rule_state = unpack_state(self.liars.unpack(state.rule))
         before = state.seconds
         resumed_at = None if resumed is None else state.round
         facts = run_info(
@@ -328,13 +332,14 @@ class Federation:
             state.moments,
         )
         local = dict(state.local) | {o.client: o.local for o in outcomes if o.local is not None}
-        up, down = sum(collected.bytes_up.values()) / MIB, self._bytes_down(len(chosen)) / MIB
+        up, down = sum(collected.bytes_up.values()) / MIB, self._bytes_down(chosen, collected) / MIB
         new = replace(
             state,
             round=state.round + 1,
             vector=vector,
             moments=moments,
             local=local,
+            rule={**pack_state(self.server.rule_state), **self.liars.pack()},
             mib_up=state.mib_up + up,
             mib_down=state.mib_down + down,
         )
@@ -385,29 +390,32 @@ class Federation:
             BudgetExceeded: every client (or the server's own mechanism) refused to spend more.
         """
         shared = self.model.layout.select(set(plan.share).__contains__)
-        if self.mechanism is not None and (stored := self.mechanism.stored(state.round)) is not None:
-            return stored, _nobody(shared.size), []
-        reservation = None if self.mechanism is None else self.mechanism.reserve(state.round)
-        outcomes = self.engine.train([self._job(state, plan, client) for client in chosen])
-        refusals = {o.client: o.refusal for o in outcomes if o.refusal is not None}
-        if self.mechanism is None and refusals and len(refusals) == len(chosen):
-            raise BudgetExceeded(next(iter(refusals.values())))
-        collected = self._collect(state, shared, chosen, outcomes)
-        collected = replace(collected, refused={**collected.refused, **refusals})
-        if self.mechanism is not None and reservation is not None:
-            return (
-                self.mechanism.release(reservation, state.round, collected, self.entropy),
-                collected,
-                outcomes,
-            )
-        context = RoundContext(
-            round=state.round,
-            clients=collected.survivors,
-            weights=tuple((collected.weights or {}).get(k, 1.0) for k in collected.survivors),
-            layout_digest=shared.digest,
+
+        def train() -> list[ClientOutcome]:
+            outcomes = self.engine.train([self._job(state, plan, client) for client in chosen])
+            return self.liars.lie(outcomes, state.round, shared.digest)
+
+        found = self.server.play(
+            state.round,
+            shared,
+            state.vector,
+            chosen,
+            train,
+            weights=self._public_weights(chosen),
+            space=self._adapter_space(state, shared),
         )
-        vector, self.rule_state = aggregate(self.rule, collected, context, self.rule_state)
-        return vector, collected, outcomes
+        self.liars.remember(found[0], shared.digest)
+        return found
+
+    def _adapter_space(self, state: State, shared: Layout) -> AdapterSpace | None:
+        """How a rule may measure this round's updates in product space; fedsa's clients share no B to do so."""
+        m = self.config.model
+        if m.adapter not in ("lora", "rolora", "ffa") or self.rule.needs != "updates":
+            return None
+        from securefed.factors import AdapterSpace
+
+        base = {**self.model.layout.unflatten(state.vector), **self.model.frozen_adapter}
+        return AdapterSpace.of(shared, base, m.alpha / (m.rank**0.5 if m.rslora else m.rank))
 
     def _job(self, state: State, plan: RoundPlan, client: int) -> ClientJob:
         start = state.vector
@@ -425,26 +433,15 @@ class Federation:
         by_size = self.config.weights == "size" or (self.config.weights == "auto" and not self.config.private)
         return float(len(self.assembly.shards[client].train)) if by_size else 1.0
 
-    def _collect(
-        self, state: State, shared: Layout, chosen: tuple[int, ...], outcomes: list[ClientOutcome]
-    ) -> Collected:
-        if not chosen:
-            return _nobody(shared.size)
-        parameters = RoundParameters(
-            run=self.run_id,
-            round=state.round,
-            clients=chosen,
-            size=shared.size,
-            layout_digest=shared.digest,
-            model_digest=vector_digest(state.vector),
-        )
-        updates = {o.client: o.update for o in outcomes if o.update is not None}
-        return exchange(self.protection, parameters, updates, self.entropy)
+    def _public_weights(self, chosen: tuple[int, ...]) -> tuple[float, ...] | None:
+        """Weights are constants known to all but where they are the clients' record counts without DP."""
+        secret = not self.config.private and self.config.weights != "equal"
+        return None if secret else tuple(self._weight(client) for client in chosen)
 
-    def _bytes_down(self, clients: int) -> int:
-        """The global model goes to each client of the cohort as float32."""
+    def _bytes_down(self, chosen: tuple[int, ...], collected: Collected) -> int:
+        """The global model goes to each client of the cohort as float32, and what the protection sends."""
         sent = self.model.layout.size - self._local_layout().size
-        return 4 * sent * clients
+        return 4 * sent * len(chosen) + sum(collected.bytes_down.values())
 
     # -------------------------------------------------------------------------------- judging and telling
 
@@ -515,8 +512,3 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _nobody(size: int) -> Collected:
-    """The outcome of a round in which no client was drawn: noise alone is released."""
-    return Collected(survivors=(), total=np.zeros(size), weight=0.0, updates={})

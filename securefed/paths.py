@@ -19,6 +19,16 @@ def cache_dir() -> Path:
     return _folder("cache")
 
 
+def policy_path() -> Path:
+    """The file with this site's limits, `securefed.privacy.policy`; it need not exist."""
+    home = os.environ.get("SECUREFED_HOME")
+    if home:
+        return Path(home).expanduser() / "policy.toml"
+    import platformdirs
+
+    return Path(platformdirs.user_config_path("securefed", appauthor=False)) / "policy.toml"
+
+
 def _folder(kind: str) -> Path:
     home = os.environ.get("SECUREFED_HOME")
     if home:

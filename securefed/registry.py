@@ -13,12 +13,14 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from securefed.config import Component
+from securefed.config import AttackConfig, Component
 from securefed.errors import ConfigError
 from securefed.types import Aggregator, Protection
 
 PROTECTIONS: dict[str, str] = {
     "plain": "securefed.protect.plain:Plain",
+    "masking": "securefed.protect.masking.protection:Masking",
+    "ckks": "securefed.protect.ckks.protection:CKKS",
 }
 AGGREGATORS: dict[str, str] = {
     "mean": "securefed.aggregation:Mean",
@@ -30,10 +32,22 @@ ENGINES: dict[str, str] = {
     "inprocess": "securefed.engine.inprocess:InProcess",
 }
 PLAIN: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+PRE_AGGREGATORS: dict[str, str] = {}
 OUTER: dict[str, tuple[str, str]] = {
     "aggregator": ("securefed_defenses", "AGGREGATORS"),
+    "pre_aggregator": ("securefed_defenses", "PRE_AGGREGATORS"),
+    "attack": ("securefed_attacks", "BYZANTINE"),
+    "poison": ("securefed_attacks", "POISONS"),
 }
 """Where a kind of component may also be found: package and the name of its dict."""
+
+
+TABLES: dict[str, dict[str, str]] = {
+    "aggregator": AGGREGATORS,
+    "pre_aggregator": PRE_AGGREGATORS,
+    "attack": {},
+}
+"""Kinds of components that may be parts of others."""
 
 
 def find_class(kind: str, name: str, table: Mapping[str, str]) -> type[Any]:
@@ -90,7 +104,7 @@ def make(kind: str, component: Component, table: Mapping[str, str]) -> Any:
                 raise ConfigError(f"{kind} {component.name} has no option {key!r}; {hint}")
         _check_types(kind, component, cls)
     try:
-        return cls(**component.options)
+        return cls(**_with_parts(cls, component.options))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{kind} {component.name}: {error}") from None
 
@@ -106,6 +120,27 @@ def _check_types(kind: str, component: Component, cls: type[Any]) -> None:
             raise ConfigError(f"{kind} {component.name}: {key} must be {PLAIN[hint]}, found {value!r}")
 
 
+def _with_parts(cls: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with those that name parts of a component (`cls.parts`: field -> kind) built."""
+    parts: Mapping[str, str] = getattr(cls, "parts", {})
+    return {key: _part(parts[key], value) if key in parts else value for key, value in options.items()}
+
+
+def _part(kind: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return make(kind, Component(value), TABLES[kind])
+    if isinstance(value, Mapping):
+        if not isinstance(value.get("name"), str):
+            raise ConfigError(
+                f'{kind} is a name or a table with a name, found {dict(value)!r}; add name = "..."'
+            )
+        options = {k: v for k, v in value.items() if k != "name"}
+        return make(kind, Component(value["name"], options), TABLES[kind])
+    if isinstance(value, list | tuple):
+        return tuple(_part(kind, one) for one in value)
+    return value  # built already, in Python
+
+
 def make_protection(component: Component) -> Protection:
     """The protection a job names."""
     protection: Protection = make("protection", component, PROTECTIONS)
@@ -116,3 +151,23 @@ def make_aggregator(component: Component) -> Aggregator:
     """The aggregation rule a job names."""
     rule: Aggregator = make("aggregator", component, AGGREGATORS)
     return rule
+
+
+def make_attack(attack: AttackConfig, aggregator: Component) -> Any:
+    """The attack on the aggregate that a job names; None where it names none.
+
+    An attack that is made against a rule gets the job's own where its options name no other.
+    """
+    if not attack.name:
+        return None
+    options = dict(attack.options)
+    parts: Mapping[str, str] = getattr(find_class("attack", attack.name, {}), "parts", {})
+    for key, kind in parts.items():
+        if kind == "aggregator":
+            options.setdefault(key, {"name": aggregator.name, **aggregator.options})
+    return make("attack", Component(attack.name, options), {})
+
+
+def make_poison(attack: AttackConfig) -> Any:
+    """The change of a liar's records that a job names; None where it names none."""
+    return None if attack.poison is None else make("poison", attack.poison, {})

@@ -5,7 +5,7 @@ An *update* is always new minus old, float32, shape (d,). `n` clients form a rou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from securefed.crypto.entropy import Entropy
+    from securefed.factors import AdapterSpace
 
 Vector = NDArray[np.float32]
 """A flat model or update, float32, shape (d,)."""
@@ -59,6 +60,8 @@ class RoundParameters:
         size: d, the number of coordinates of an update.
         layout_digest: names, order and shapes of those coordinates (`Layout.digest`).
         model_digest: the global model the cohort trains from (`layout.vector_digest`).
+        weights: the clients' weights in their order where they are public constants (under DP always);
+            None where a weight is the client's own secret or travels with its update.
     """
 
     run: str
@@ -67,6 +70,7 @@ class RoundParameters:
     size: int
     layout_digest: str
     model_digest: str
+    weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,9 @@ class Collected:
         weights: each survivor's weight, only where the protection reveals updates.
         refused: client -> reason, for input that was refused (non-finite, wrong shape, replay ...).
         bytes_up: client -> bytes sent to the server. bytes_down: client -> bytes received.
+        dropped: client -> name of the step it did not answer, where the protection has steps.
+        clipped_share: of all survivors' coordinates, the share that fixed point clipped; None where
+            the protection has no fixed point.
     """
 
     survivors: tuple[int, ...]
@@ -100,6 +107,8 @@ class Collected:
     refused: Mapping[int, str] = field(default_factory=dict)
     bytes_up: Mapping[int, int] = field(default_factory=dict)
     bytes_down: Mapping[int, int] = field(default_factory=dict)
+    dropped: Mapping[int, str] = field(default_factory=dict)
+    clipped_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +157,67 @@ class Protection(Protocol):
     def server(self, parameters: RoundParameters) -> ServerSession: ...
 
 
+@runtime_checkable
+class PerRun(Protocol):
+    """A protection whose parties keep identities and keys for a whole run: it is opened once, then used.
+
+    The component itself is a frozen dataclass of configuration and holds no secret.
+    """
+
+    def open(self, run: str, clients: Sequence[int], entropy: Entropy) -> Protection:
+        """The protection with fresh keys for these clients and their server."""
+        ...
+
+
+class HelperSession(Protocol):
+    """One round of a party that is neither client nor server, such as the holder of a decryption key."""
+
+    def start(self) -> Output: ...
+
+    def receive(self, sender: int, payload: bytes) -> Output: ...
+
+
+@runtime_checkable
+class Assisted(Protocol):
+    """A protection that needs more parties than clients and server; ids below `SERVER` are theirs."""
+
+    def helpers(self, parameters: RoundParameters, entropy: Entropy) -> Mapping[int, HelperSession]:
+        """Party id -> its session of this round."""
+        ...
+
+
+@runtime_checkable
+class CohortBound(Protocol):
+    """A protection that cannot carry every cohort; the config asks before anything is read."""
+
+    def check_cohort(self, n: int, largest_weight: float | None) -> None:
+        """Raises ProtocolError where n clients, or a weight (None: 1 or public), do not fit."""
+        ...
+
+
+@runtime_checkable
+class Describable(Protocol):
+    """A protection that has more to say in a report than what it reveals."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Heading -> sentence: what it assumes, what it does not hide, how exact it is."""
+        ...
+
+
+@runtime_checkable
+class Costed(Protocol):
+    """A protection whose cost and error follow from the cohort and d: said before a run starts."""
+
+    def cost(self, n: int, d: int, largest_weight: float | None) -> Sequence[str]:
+        """Lines for people: what one client sends, the expected error, what stays in clear.
+
+        Raises:
+            ProtocolError: this cohort cannot be carried.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RoundContext:
     """What a robust rule may read beside the updates.
@@ -157,6 +227,7 @@ class RoundContext:
         layout_digest: which coordinates the rows hold (a rule with memory keeps one state per layout).
         root_update: the server's own update on trusted data, for rules that need one.
         generator: seeded randomness of the experiment, for random rules.
+        space: how to read an update of adapters, for rules that measure distances in product space.
     """
 
     round: int
@@ -165,6 +236,7 @@ class RoundContext:
     layout_digest: str
     root_update: torch.Tensor | None = None
     generator: torch.Generator | None = None
+    space: AdapterSpace | None = None
 
 
 @runtime_checkable

@@ -2,16 +2,65 @@
 
 An attack takes a `securefed.View`, exactly what one adversary saw, so that the same attack measures
 leakage with and without a protection. A Byzantine attack maps the honest updates (h, d) to the f
-malicious ones (f, d).
+malicious ones (f, d); a poison changes a liar's own records before it trains on them.
 
-Empty in this release: the tables stand so that tools can ask them by name, and hold no entry yet.
+>>> import torch
+>>> BYZANTINE["ipm"](tau=2.0)(torch.tensor([[1.0], [3.0]]), f=1)
+tensor([[-4.]])
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-BYZANTINE: dict[str, type[Any]] = {}
-"""Name -> class of the attacks on the aggregate; none in this release."""
+from securefed_attacks.adaptive import Optimal as Optimal
+from securefed_attacks.base import Byzantine as Byzantine
+from securefed_attacks.base import Knowledge as Knowledge
+from securefed_attacks.base import Line as Line
+from securefed_attacks.byzantine import ALIE as ALIE
+from securefed_attacks.byzantine import IPM as IPM
+from securefed_attacks.byzantine import Boost as Boost
+from securefed_attacks.byzantine import Gaussian as Gaussian
+from securefed_attacks.byzantine import Inf as Inf
+from securefed_attacks.byzantine import Mimic as Mimic
+from securefed_attacks.byzantine import NaN as NaN
+from securefed_attacks.byzantine import SignFlip as SignFlip
+from securefed_attacks.fang import FangKrum as FangKrum
+from securefed_attacks.fang import FangTrimmedMean as FangTrimmedMean
+from securefed_attacks.min_max import MinMax as MinMax
+from securefed_attacks.min_max import MinSum as MinSum
+from securefed_attacks.poison import BadNets as BadNets
+from securefed_attacks.poison import LabelFlip as LabelFlip
+from securefed_attacks.poison import Poison as Poison
+from securefed_attacks.rop import ROP as ROP
 
-__all__ = ["BYZANTINE"]
+BYZANTINE: dict[str, type[Any]] = {
+    "sign_flip": SignFlip,
+    "boost": Boost,
+    "ipm": IPM,
+    "alie": ALIE,
+    "mimic": Mimic,
+    "gaussian": Gaussian,
+    "inf": Inf,
+    "nan": NaN,
+    "min_max": MinMax,
+    "min_sum": MinSum,
+    "rop": ROP,
+    "fang_krum": FangKrum,
+    "fang_trimmed_mean": FangTrimmedMean,
+    "optimal": Optimal,
+}
+"""Name -> attack on the aggregate: honest (h, d) -> (f, d)."""
+
+POISONS: dict[str, type[Any]] = {"label_flip": LabelFlip, "badnets": BadNets}
+"""Name -> change of a liar's own records before it trains."""
+
+__all__ = [
+    "BYZANTINE",
+    "POISONS",
+    *sorted(c.__name__ for c in [*BYZANTINE.values(), *POISONS.values()]),
+    "Byzantine",
+    "Knowledge",
+    "Line",
+    "Poison",
+]

@@ -72,6 +72,11 @@ def _asked(args: argparse.Namespace) -> tuple[str, float, Any]:
     stored = read_json(folder / "run.json")
     if not isinstance(stored, dict) or "run" not in stored:
         raise CheckpointError(f"{folder} is not the folder of a run; give the one that securefed run printed")
+    if "delta" in stored:  # a run of `federate` or `make_private`, which has no job file
+        if stored.get("unit") == "none":
+            raise PrivacyError(f"{folder} was not private: no epsilon holds")
+        delta = float(stored["delta"]) if args.delta is None else args.delta
+        return str(stored["run"]), delta, args.accountant or stored.get("accountant")
     privacy = load_config(folder / "config.toml").privacy
     if privacy.unit == "none":
         raise PrivacyError(

@@ -1,10 +1,12 @@
 """The job: frozen dataclasses loaded from TOML, changed by dotted overrides, checked together."""
 
+from securefed.config.attack import check_liars as check_liars
 from securefed.config.check import check as check
 from securefed.config.check import check_against_shards as check_against_shards
 from securefed.config.load import load_config as load_config
 from securefed.config.load import parse_value as parse_value
 from securefed.config.schema import Adapter as Adapter
+from securefed.config.schema import AttackConfig as AttackConfig
 from securefed.config.schema import Component as Component
 from securefed.config.schema import Config as Config
 from securefed.config.schema import DataConfig as DataConfig

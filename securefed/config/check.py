@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from securefed.config.attack import check_attack
 from securefed.config.schema import Config
-from securefed.errors import ConfigError
+from securefed.errors import ConfigError, ProtocolError
+from securefed.types import CohortBound
 
 MOST_HIDDEN = 1 << 16
 MOST_THREADS = 1024
@@ -29,6 +31,7 @@ def check(config: Config) -> None:
     _check_privacy(config)
     _check_adapter(config)
     _check_pairs(config)
+    check_attack(config)
 
 
 def _check_ranges(c: Config) -> None:
@@ -202,6 +205,19 @@ def _check_pairs(c: Config) -> None:
             f"aggregator {c.aggregator.name} must see single updates, protection {c.protection.name} reveals only their sum; "
             'use protection = "grouped" (a robust rule over sums of groups) or aggregator = "mean"'
         )
+    if c.clients_per_round or c.data.clients:
+        _check_rule(c, c.clients_per_round or c.data.clients)
+    _require(
+        not (c.privacy.unit == "client" and protection.reveals != "updates"),
+        f"client-level noise at the server bounds each update, protection {c.protection.name} hides them; "
+        'use protection = "plain", or privacy.unit = "example"',
+    )
+    _require(
+        not getattr(protection, "partial", False) or (rule.needs == "sum" and c.privacy.unit != "client"),
+        f"protection {c.protection.name} with these options shows updates in part, aggregator {c.aggregator.name} or "
+        'client-level noise needs them whole; use protection = "plain"',
+    )
+    _check_cohort(c, c.clients_per_round or c.data.clients, None)
     _require(
         not (c.privacy.unit == "client" and c.weights == "size"),
         'client-level DP bounds what one client adds, so all weigh the same; set weights = "equal"',
@@ -210,6 +226,30 @@ def _check_pairs(c: Config) -> None:
         not (c.privacy.unit == "client" and rule.needs != "sum"),
         f'client-level noise is scaled for a sum; the sensitivity of {c.aggregator.name} is not proved, use aggregator = "mean"',
     )
+
+
+def _check_rule(c: Config, n: int) -> None:
+    """A rule that states the smallest n it accepts (by a method `check`) is asked before anything runs."""
+    from securefed.registry import make_aggregator
+
+    check_n = getattr(make_aggregator(c.aggregator), "check", None)
+    try:
+        if check_n is not None:
+            check_n(n)
+    except ValueError as error:
+        raise ConfigError(f"a round has {n} clients: {error}") from None
+
+
+def _check_cohort(c: Config, n: int, largest_weight: float | None) -> None:
+    """Refuses a cohort that the protection cannot carry; n = 0 where only the data will tell."""
+    from securefed.registry import make_protection
+
+    protection = make_protection(c.protection)
+    if n and isinstance(protection, CohortBound):
+        try:
+            protection.check_cohort(n, largest_weight)
+        except ProtocolError as error:
+            raise ConfigError(f"protection {c.protection.name}: {error}") from None
 
 
 def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
@@ -227,6 +267,9 @@ def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
         config.clients_per_round <= len(sizes),
         f"clients_per_round={config.clients_per_round} but only {len(sizes)} clients have data",
     )
+    _check_rule(config, config.clients_per_round or len(sizes))
+    secret_weights = not config.private and config.weights != "equal"
+    _check_cohort(config, config.clients_per_round or len(sizes), max(sizes) if secret_weights else None)
     for named in config.train.client_learning_rate:
         _require(
             int(named) < len(sizes),

@@ -136,6 +136,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} is a table, found {value!r}; write [{where}]")
         return _build(typing.cast("type[Any]", hint), value, where + ".")
+    if hint is Any:
+        return value  # an option of a component, which checks it itself
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(args, value, where)

@@ -74,7 +74,8 @@ class TrainConfig:
     """One client's local work in one round. Give `steps` or `epochs`, not both (0 = not given).
 
     `batch_size` is the batch of a step without DP; under DP the expected batch is
-    sample_rate x records. `physical_tokens` bounds padded tokens (`physical_batch` images) per pass.
+    sample_rate x records. `inspect_model`: a client refuses a global model that looks made to extract
+    data (`models.inspection`) before it trains on it. `physical_tokens` bounds padded tokens (`physical_batch` images) per pass.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -93,6 +94,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     proximal_mu: float = 0.0
     client_learning_rate: Mapping[str, float] = field(default_factory=dict)
+    inspect_model: bool = False
     cache_frozen: bool = True
     cache_mib: int = 4096
 
@@ -116,6 +118,26 @@ class PrivacyConfig:
     accountant: Literal["pld", "prv", "rdp"] = "pld"
     site_epsilon: float = 0.0
     grad_sample_mode: Literal["hooks", "functorch"] = "hooks"
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """Liars in a simulation: `f` of the clients, drawn from the job's seed; none where f = 0.
+
+    `name` with its `options` is an attack on the aggregate: what a liar sends instead of what it trained.
+    `poison` changes its records before it trains on them. At least one of the two is given.
+    `participation`: probability with which a liar lies in a round; else it is honest in that round.
+    `colluding = false`: each liar plays the attack alone, as if it were the only one.
+    `declared_f`: the f that the rule was told, where it is wrong on purpose (-1: it is f).
+    """
+
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    poison: Component | None = None
+    f: int = 0
+    participation: float = 1.0
+    colluding: bool = True
+    declared_f: int = -1
 
 
 @dataclass(frozen=True)
@@ -195,6 +217,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     stop: StopConfig = field(default_factory=StopConfig)

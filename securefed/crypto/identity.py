@@ -155,6 +155,8 @@ class Roster:
             return False
         return True
 
+    accepts = verify  # the name where a reader might expect `verify` to raise
+
     def check(self, party: int, message: bytes, signature: bytes) -> None:
         """Raises unless this party signed exactly these bytes.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,16 +27,23 @@ def pack(words: NDArray[np.uint32], bits: int) -> bytes:
     """
     _check(bits)
     n = len(words)
-    if bits == 32:
+    if bits == 32 or not n:
         return words.astype("<u4", copy=False).tobytes()
-    if n and int(words.max()) >> bits:
+    if int(words.max()) >> bits:
         raise ProtocolError(f"a word of {int(words.max()).bit_length()} bits does not fit {bits}")
-    out = np.empty(packed_size(n, bits), np.uint8)
-    for start in range(0, n, BLOCK):
+    payload = io.BytesIO()
+    payload.seek(packed_size(n, bits) - 1)
+    payload.write(b"\0")  # the whole size at once; getvalue hands over this buffer without a copy
+    with payload.getbuffer() as view:
+        _pack_into(np.frombuffer(view, np.uint8), words, bits)
+    return payload.getvalue()
+
+
+def _pack_into(out: NDArray[np.uint8], words: NDArray[np.uint32], bits: int) -> None:
+    for start in range(0, len(words), BLOCK):
         block = words[start : start + BLOCK]
         at = start * bits // 8
         out[at : at + packed_size(len(block), bits)] = _pack_block(block, bits)
-    return out.tobytes()
 
 
 def unpack(payload: bytes | memoryview, n: int, bits: int) -> NDArray[np.uint32]:
@@ -77,12 +86,19 @@ def _pack_block(block: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
 
 
 def _pack_pairs(block: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
+    if bits == 16:
+        return block.astype("<u2").view(np.uint8)
     even = block[0::2].astype("<u8")
-    odd = block[1::2]
-    np.bitwise_or(even[: len(odd)], odd.astype("<u8") << np.uint64(bits), out=even[: len(odd)])
-    width = bits // 4
-    packed = even.view(np.uint8).reshape(-1, 8)[:, :width]
-    return np.ascontiguousarray(packed).ravel()[: packed_size(len(block), bits)]
+    odd = block[1::2].astype("<u8")
+    odd <<= np.uint64(bits)
+    even[: len(odd)] |= odd
+    packed = np.ascontiguousarray(even.view(_low(bits // 4))["low"])
+    return packed.view(np.uint8)[: packed_size(len(block), bits)]
+
+
+def _low(width: int) -> np.dtype[np.void]:
+    """The low bytes of a little-endian 64-bit word: copied as one item they move faster than one by one."""
+    return np.dtype({"names": ["low"], "formats": [f"V{width}"], "itemsize": 8})
 
 
 def _unpack_block(data: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.uint32]:
@@ -102,17 +118,17 @@ def _unpack_block(data: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.
 
 
 def _unpack_pairs(data: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.uint32]:
+    if bits == 16:
+        return data.view("<u2").astype(np.uint32)
     pairs, width = -(-count // 2), bits // 4
-    wide = np.zeros((pairs, 8), np.uint8)
-    whole = len(data) // width
-    wide[:whole, :width] = data[: whole * width].reshape(whole, width)
-    if whole < pairs:
-        wide[whole, : len(data) - whole * width] = data[whole * width :]
-    both = wide.view("<u8").ravel()
-    words = np.empty((pairs, 2), np.uint32)
-    words[:, 0] = both & np.uint64((1 << bits) - 1)
-    words[:, 1] = (both >> np.uint64(bits)) & np.uint64((1 << bits) - 1)
-    return words.ravel()[:count]
+    if len(data) < pairs * width:  # an odd word at the end
+        data = np.concatenate([data, np.zeros(pairs * width - len(data), np.uint8)])
+    both = np.zeros(pairs, "<u8")
+    both.view(_low(width))["low"] = data.view(f"V{width}")
+    words = np.empty(2 * pairs, np.uint32)
+    np.bitwise_and(both, np.uint64((1 << bits) - 1), out=words[0::2], casting="unsafe")
+    np.right_shift(both, np.uint64(bits), out=words[1::2], casting="unsafe")
+    return words[:count]
 
 
 def _check(bits: int) -> None:

@@ -96,9 +96,13 @@ def _add_range(
     for a in range(start, stop, BLOCK_WORDS):
         block = words[a : min(a + BLOCK_WORDS, stop)]
         n = len(block)
+        # 16 bits are summed as such: half the traffic, and no widening of every stream
+        narrow = block if size == 4 else block.astype(np.uint16)
         for encryptor, sign in streams:
             encryptor.update_into(_ZEROS[: size * n] if n < BLOCK_WORDS else _zeros(size), raw[: size * n])
-            (np.add if sign > 0 else np.subtract)(block, stream_block[:n], out=block)
+            (np.add if sign > 0 else np.subtract)(narrow, stream_block[:n], out=narrow)
+        if narrow is not block:
+            block[:] = narrow
         if bits < 32:
             np.bitwise_and(block, ring, out=block)
 

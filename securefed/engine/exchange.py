@@ -6,17 +6,20 @@ The same bytes that travel here travel over a network; only who carries them dif
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from securefed.crypto.entropy import Entropy
 from securefed.errors import ProtocolError
 from securefed.types import (
     SERVER,
+    Assisted,
     ClientSession,
     Collected,
+    HelperSession,
     Message,
     Output,
+    PerRun,
     Protection,
     RoundParameters,
     Update,
@@ -38,13 +41,17 @@ def exchange(
     Raises:
         ProtocolError: the protocol aborted (the reason is named), or its sessions do not end.
     """
+    protection = opened(protection, parameters.run, parameters.clients, entropy)
     server = protection.server(parameters)
     clients = {k: protection.client(parameters, k, entropy) for k in parameters.clients if k in updates}
+    helpers = helpers_of(protection, parameters, entropy)
     up: Counter[int] = Counter()
     down: Counter[int] = Counter()
     queue: deque[Message] = deque()
     output = server.start()
     queue.extend(output.send)
+    for helper in helpers.values():
+        queue.extend(helper.start().send)
     for k, session in clients.items():
         queue.extend(session.start().send)
         queue.extend(session.submit(updates[k]).send)
@@ -55,6 +62,9 @@ def exchange(
                 up[message.sender] += len(message.payload)
                 output = server.receive(message.sender, message.payload)
                 queue.extend(output.send)
+            elif message.receiver in helpers:
+                up[message.sender] += len(message.payload)
+                queue.extend(helpers[message.receiver].receive(message.sender, message.payload).send)
             else:
                 down[message.receiver] += len(message.payload)
                 queue.extend(_deliver(clients, message).send)
@@ -65,6 +75,21 @@ def exchange(
         output = server.advance()
         queue.extend(output.send)
     raise ProtocolError(f"round {parameters.round}: {protection.name} did not end after {MAX_STEPS} steps")
+
+
+def opened(protection: Protection, run: str, clients: Sequence[int], entropy: Entropy) -> Protection:
+    """The protection ready for this run: with keys where it needs some, else itself.
+
+    Open once a run, so that identities outlive its rounds; `exchange` opens for one round what is not.
+    """
+    return protection.open(run, clients, entropy) if isinstance(protection, PerRun) else protection
+
+
+def helpers_of(
+    protection: Protection, parameters: RoundParameters, entropy: Entropy
+) -> Mapping[int, HelperSession]:
+    """Party id -> session of those who are neither client nor server; empty for most protections."""
+    return protection.helpers(parameters, entropy) if isinstance(protection, Assisted) else {}
 
 
 def _deliver(clients: Mapping[int, ClientSession], message: Message) -> Output:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import get_args
 
 from securefed.errors import PrivacyError
-from securefed.privacy.events import Accountant, Event, SampledGaussian, merge
+from securefed.privacy.events import Accountant, BestOf, Event, NonPrivate, SampledGaussian, covers, merge
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Spent:
     accountant: Accountant
 
 
-def epsilon(events: Iterable[Event], delta: float, accountant: Accountant = "pld") -> Spent:
+def epsilon(events: Iterable[Event], delta: float, accountant: Accountant | None = None) -> Spent:
     """An upper bound on what the composition of these events spends at delta.
 
     Equal events are merged first and the answer is remembered, so that asking again is cheap. Where the
@@ -33,7 +33,8 @@ def epsilon(events: Iterable[Event], delta: float, accountant: Accountant = "pld
     Args:
         events: any order; none, or none with steps, spend nothing.
         delta: in (0, 1).
-        accountant: "pld" (tight, default), "prv" (Opacus), "rdp" (cruder, always there).
+        accountant: "pld" (tight), "prv" (Opacus), "rdp" (cruder, always there); by default the tightest
+            that is valid for every event: "pld" for sampled Gaussians, "rdp" for the rest and for mixtures.
 
     Raises:
         PrivacyError: delta out of range, an unknown accountant or one not valid for an event, or no
@@ -44,9 +45,11 @@ def epsilon(events: Iterable[Event], delta: float, accountant: Accountant = "pld
     """
     if not 0 < delta < 1:
         raise PrivacyError(f"delta must lie strictly between 0 and 1, got {delta!r}")
+    merged = merge(events)
+    if accountant is None:
+        accountant = "pld" if covers("pld", merged) else "rdp"
     if accountant not in get_args(Accountant):
         raise PrivacyError(f"no accountant {accountant!r}; choose pld, prv or rdp (gdp under-reports)")
-    merged = merge(events)
     for event in merged:
         if accountant not in event.ACCOUNTANTS:
             valid = ", ".join(event.ACCOUNTANTS)
@@ -56,14 +59,14 @@ def epsilon(events: Iterable[Event], delta: float, accountant: Accountant = "pld
     return _epsilon(merged, delta, accountant)
 
 
-def epsilon_of(events: Iterable[Event], delta: float, accountant: Accountant = "pld") -> float:
+def epsilon_of(events: Iterable[Event], delta: float, accountant: Accountant | None = None) -> float:
     """`epsilon(...).epsilon`."""
     return epsilon(events, delta, accountant).epsilon
 
 
 @lru_cache(maxsize=4096)
 def _epsilon(merged: tuple[Event, ...], delta: float, accountant: Accountant) -> Spent:
-    noisy = tuple(e for e in merged if isinstance(e, SampledGaussian) and e.noise_multiplier > 0)
+    noisy = tuple(event for event in merged if _is_noisy(event))
     if len(noisy) < len(merged):  # something left without noise
         return Spent(math.inf, delta, accountant)
     if not noisy:
@@ -75,16 +78,27 @@ def _epsilon(merged: tuple[Event, ...], delta: float, accountant: Accountant) ->
         except (ArithmeticError, MemoryError):
             continue
     raise PrivacyError(
-        f"no accountant gives a finite epsilon for noise multipliers down to {noisy[0].noise_multiplier:g}; "
-        "add noise"
+        f"no accountant gives a finite epsilon at delta={delta:g} for events down to {noisy[0]!r}; add noise"
     )
 
 
-def _ask(accountant: Accountant, events: tuple[SampledGaussian, ...], delta: float) -> float:
+def _is_noisy(event: Event) -> bool:
+    """Whether there is noise in everything that left with this event."""
+    if isinstance(event, BestOf):
+        return all(_is_noisy(inner) for inner in event.trial)
+    return not isinstance(event, NonPrivate) and getattr(event, "noise_multiplier", 1.0) > 0
+
+
+def _ask(accountant: Accountant, events: tuple[Event, ...], delta: float) -> float:
+    if accountant == "rdp":
+        from securefed.privacy.renyi import rdp_epsilon
+
+        return rdp_epsilon([event for event in events if not isinstance(event, NonPrivate)], delta)
+    gaussians = [event for event in events if isinstance(event, SampledGaussian)]
     if accountant == "pld":
         from securefed.privacy.pld import pld_epsilon
 
-        return pld_epsilon(events, delta)
-    from securefed.privacy.opacus_accountants import prv_epsilon, rdp_epsilon
+        return pld_epsilon(gaussians, delta)
+    from securefed.privacy.opacus_accountants import prv_epsilon
 
-    return prv_epsilon(events, delta) if accountant == "prv" else rdp_epsilon(events, delta)
+    return prv_epsilon(gaussians, delta)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from securefed.errors import PrivacyError
 from securefed.privacy.accounting import epsilon_of
 from securefed.privacy.calibration import max_steps
-from securefed.privacy.events import Accountant, Event, SampledGaussian, merge
+from securefed.privacy.events import Accountant, Event, SampledGaussian, covers, merge, steps_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Budget:
         epsilon: cap for the run, per record (or client), > 0.
         delta: in (0, 1).
         site_epsilon: cap over all runs of this site on the same data set; 0 = no cap.
-        accountant: by which it is counted.
+        accountant: by which it is counted; where it is not valid for an event, RDP counts instead.
 
     Raises:
         PrivacyError: a field outside its range.
@@ -46,8 +46,9 @@ def fits(before: Sequence[Event], event: Event, epsilon: float, budget: Budget) 
     For a sampled Gaussian this compares step counts with a remembered maximum, so that a schedule of
     equal rounds asks the accountant once.
     """
+    accountant = _counted_by((*before, event), budget)
     if not isinstance(event, SampledGaussian) or event.steps == 0:
-        return epsilon_of((*before, event), budget.delta, budget.accountant) <= epsilon
+        return epsilon_of((*before, event), budget.delta, accountant) <= epsilon
     if math.isinf(epsilon):
         return True
     same: list[SampledGaussian] = []
@@ -58,8 +59,13 @@ def fits(before: Sequence[Event], event: Event, epsilon: float, budget: Budget) 
         else:
             others.append(earlier)
     steps = event.steps + sum(e.steps for e in same)
-    allowed = max_steps(*_mechanism(event), epsilon, budget.delta, budget.accountant, tuple(others))
+    allowed = max_steps(*_mechanism(event), epsilon, budget.delta, accountant, tuple(others))
     return steps <= allowed
+
+
+def _counted_by(events: Sequence[Event], budget: Budget) -> Accountant:
+    """The budget's accountant, or RDP, which is valid for every event, where that one is not."""
+    return budget.accountant if covers(budget.accountant, events) else "rdp"
 
 
 def _mechanism(event: SampledGaussian) -> tuple[float, float]:
@@ -68,9 +74,10 @@ def _mechanism(event: SampledGaussian) -> tuple[float, float]:
 
 def refusal(who: str, before: Sequence[Event], event: Event, cap: float, budget: Budget) -> str:
     """The line that says what was refused, and what to do."""
-    spent = epsilon_of(before, budget.delta, budget.accountant)
-    after = epsilon_of((*before, event), budget.delta, budget.accountant)
-    steps = event.steps if isinstance(event, SampledGaussian) else 0
+    accountant = _counted_by((*before, event), budget)
+    spent = epsilon_of(before, budget.delta, accountant)
+    after = epsilon_of((*before, event), budget.delta, accountant)
+    steps = steps_of(event)
     after_text = f"{after:.4g}" if math.isfinite(after) else "infinity"
     return (
         f"{who} has spent epsilon={spent:.4g} of {cap:g} at delta={budget.delta:g}; {steps} more steps would "

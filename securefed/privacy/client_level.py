@@ -61,6 +61,31 @@ def clip_update(vector: Vector, max_norm: float) -> Clipped:
     return Clipped(clipped, float(max_norm))
 
 
+def noisy_share(clipped: Clipped, noise_multiplier: float, honest: int, stream: Stream) -> Vector:
+    """One client's update with its share of the noise, float32 (d,): for sums of real numbers, as under CKKS.
+
+    The sum over at least `honest` clients that keep their noise to themselves carries Gaussian noise of deviation
+    sensitivity x noise_multiplier, against everyone who sees only sums. Record one
+    `SampledGaussian(noise_multiplier, 1.0, 1)` a round; fewer survivors than honest + corrupt: abort.
+
+    Floating point: hardened as `Stream.normal`, not exact; in a ring of integers use `DistributedSkellam`.
+
+    Args:
+        clipped: from `clip_update`. noise_multiplier: > 0. honest: minimum of survivors minus clients
+            assumed corrupt, >= 1. stream: secret, fresh, this client's own.
+
+    Raises:
+        PrivacyError: an argument out of range.
+    """
+    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0) or honest < 1:
+        raise PrivacyError(
+            f"a share of noise needs noise_multiplier > 0 and honest >= 1, got {noise_multiplier!r} and {honest}"
+        )
+    deviation = clipped.sensitivity * noise_multiplier / math.sqrt(honest)
+    noised = clipped.vector + deviation * stream.normal(len(clipped.vector))
+    return noised.astype(np.float32)
+
+
 def noisy_mean(
     total_of_clipped: NDArray[np.floating],
     sensitivity: float,

@@ -12,8 +12,6 @@ from securefed.privacy.records import RunRow, find_runs, find_shards, spent_by_c
 from securefed.privacy.site import Exposure, per_shard, worst_cases
 from securefed.types import SERVER
 
-DEFAULT_ACCOUNTANT: Accountant = "pld"
-
 
 def exposures(connection: sqlite3.Connection, row: RunRow) -> dict[int, Exposure]:
     """Client -> all events of the run that one record of its shard (or, at client level, it) may have met.
@@ -50,8 +48,7 @@ def _shard_names(connection: sqlite3.Connection, row: RunRow) -> dict[int, str]:
 
 def worst(cases: Iterable[Exposure], delta: float, accountant: Accountant | None) -> Spent:
     """The largest epsilon of any case; 0 if there is none."""
-    chosen = accountant or DEFAULT_ACCOUNTANT
-    answers = [spent_by(case, delta, chosen) for case in dict.fromkeys((*cases, ()))]
+    answers = [spent_by(case, delta, accountant) for case in dict.fromkeys((*cases, ()))]
     return max(answers, key=lambda spent: spent.epsilon)
 
 

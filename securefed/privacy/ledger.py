@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from securefed.errors import BudgetExceeded, PrivacyError
 from securefed.paths import state_dir
 from securefed.privacy.budget import Budget, fits, refusal
-from securefed.privacy.events import Accountant, Event, NonPrivate, SampledGaussian, Unit, from_json, to_json
+from securefed.privacy.events import Accountant, Event, NonPrivate, Unit, from_json, steps_of, to_json
 from securefed.privacy.exposure import exposures, own_events, site_cases, touched, touched_at_site, worst
 from securefed.privacy.records import (
     RunRow,
@@ -132,7 +132,7 @@ class Ledger:
                 data set. Nothing is charged.
             PrivacyError: unknown run or client.
         """
-        steps = event.steps if isinstance(event, SampledGaussian) else 0
+        steps = steps_of(event)
         if budget is not None:
             with self._store.reading() as connection:  # slow once, then remembered: not under the lock
                 _admit(connection, run, client, event, budget)

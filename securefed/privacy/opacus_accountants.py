@@ -1,4 +1,4 @@
-"""Renyi and PRV accounting by Opacus; in this package the only file that knows it.
+"""Renyi divergences of sampled Gaussians and PRV accounting by Opacus; in this package the only file that knows it.
 
 Import it lazily: it loads torch.
 """
@@ -16,40 +16,16 @@ from opacus.accountants import PRVAccountant
 from opacus.accountants.analysis.rdp import compute_rdp
 
 from securefed.privacy.events import SampledGaussian
-
-ORDERS: tuple[float, ...] = (
-    *(1 + k / 20 for k in range(1, 20)),
-    *(2 + k / 10 for k in range(90)),
-    *range(11, 64),
-    *(64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1000),
-)
-
-
-def rdp_epsilon(events: Sequence[SampledGaussian], delta: float) -> float:
-    """An upper bound on epsilon by Renyi divergences (Mironov, Talwar and Zhang 2019, arXiv 1908.10530).
-
-    For a sampled Gaussian the direction "remove" bounds both (theorem 5 there). Converted by Canonne,
-    Kamath and Steinke 2020 (arXiv 2004.00010, proposition 12). Orders at which the series does not
-    converge are left out, which only loosens.
-
-    Raises:
-        ArithmeticError: no order gives a finite bound.
-    """
-    if not events:
-        return 0.0
-    orders = np.array(ORDERS)
-    total = np.zeros_like(orders)
-    for event in events:
-        total += event.steps * _step_divergences(event.noise_multiplier, event.sample_rate)
-    bounds = total + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
-    finite = bounds[np.isfinite(bounds)]
-    if finite.size == 0:
-        raise ArithmeticError("no Renyi order gives a finite bound")
-    return max(0.0, float(finite.min()))
+from securefed.privacy.renyi import ORDERS
 
 
 @lru_cache(maxsize=1024)
-def _step_divergences(noise_multiplier: float, sample_rate: float) -> NDArray[np.float64]:
+def step_divergences(noise_multiplier: float, sample_rate: float) -> NDArray[np.float64]:
+    """Renyi divergences of one Poisson-sampled Gaussian step at `renyi.ORDERS`, upper bounds.
+
+    Mironov, Talwar and Zhang 2019 (arXiv 1908.10530): the direction "remove" bounds both (theorem 5
+    there). Orders at which the series does not converge are infinite, which only loosens.
+    """
     values = np.array([_divergence(noise_multiplier, sample_rate, order) for order in ORDERS])
     values.setflags(write=False)
     return values

@@ -8,10 +8,11 @@ import math
 import sqlite3
 from dataclasses import dataclass
 
-from securefed.privacy.events import Accountant, NonPrivate, Relation, SampledGaussian, Unit
+from securefed.privacy.events import Accountant, Unit, covers
 from securefed.privacy.exposure import exposures, site_cases, worst
 from securefed.privacy.records import RunRow, find_runs, find_shards
 from securefed.privacy.site import Exposure
+from securefed.privacy.words import DISTRIBUTED, describe, is_distributed, relation_of
 from securefed.types import SERVER
 
 _ADVERSARY: dict[Unit, str] = {
@@ -22,6 +23,10 @@ _ADVERSARY: dict[Unit, str] = {
     "client": "against other clients and outsiders, not against the server, which sees updates before it adds the noise",
 }
 _OWN_NOISE = "against everyone who sees the updates, the server included: each client adds its own noise before sending"
+_ONE_HOLDER = (
+    "against everyone who sees what leaves the training (updates, or the model after any step): noise is in it "
+    "before it leaves"
+)
 _NOT_COVERED = (
     "the choice of hyper-parameters: every run that was tried on these records and is not in the ledger",
     "the same records under another data set name, in a file that has changed since, or at another site",
@@ -111,11 +116,11 @@ def make_statement(
         run=row.run,
         dataset=row.dataset,
         unit=row.unit,
-        relation=Relation.ZERO_OUT.value,
+        relation=relation_of(worst_off),
         epsilon=spent.epsilon,
         delta=delta,
         accountant=spent.accountant,
-        adversary=_OWN_NOISE if row.unit == "client" and local else _ADVERSARY[row.unit],
+        adversary=_adversary(row, clients, bool(local), worst_off),
         holds_for=_holds_for(row, clients),
         clients=clients,
         disjoint=row.disjoint,
@@ -125,9 +130,23 @@ def make_statement(
         unfinished=unfinished,
         site_epsilon=worst(site_cases(connection, row.dataset, row.unit), delta, accountant).epsilon,
         site_runs=len(find_runs(connection, row.dataset, row.unit)),
-        caveats=_caveats(row, delta, accountant, spent.accountant, [key.records for key in shards.values()]),
-        not_covered=(*_other_unit(connection, row), *_overlap(row), *_NOT_COVERED),
+        caveats=_caveats(
+            row,
+            delta,
+            accountant or ("pld" if covers("pld", worst_off) else "rdp"),
+            spent.accountant,
+            [key.records for key in shards.values()],
+        ),
+        not_covered=(*_other_unit(connection, row), *_overlap(row, clients), *_NOT_COVERED),
     )
+
+
+def _adversary(row: RunRow, clients: int, own_noise: bool, exposure: Exposure) -> str:
+    if is_distributed(exposure):
+        return DISTRIBUTED
+    if row.unit == "client":
+        return _OWN_NOISE if own_noise else _ADVERSARY["client"]
+    return _ONE_HOLDER if clients == 1 else _ADVERSARY["example"]
 
 
 def _holds_for(row: RunRow, clients: int) -> str:
@@ -135,6 +154,8 @@ def _holds_for(row: RunRow, clients: int) -> str:
         return f"every one of the {clients} clients"
     if not row.disjoint:
         return f"every record, even one held by all {clients} clients: their events are composed"
+    if clients == 1:
+        return "every record of the data set"
     return f"every record of the {clients} clients: the maximum over clients, whose shards are disjoint"
 
 
@@ -146,31 +167,22 @@ def _other_unit(connection: sqlite3.Connection, row: RunRow) -> tuple[str, ...]:
     )
 
 
-def _overlap(row: RunRow) -> tuple[str, ...]:
-    if row.unit == "example" and row.disjoint:
+def _overlap(row: RunRow, clients: int) -> tuple[str, ...]:
+    if row.unit == "example" and row.disjoint and clients > 1:
         return ("a record that appears at several clients: it spends the sum of what they spend",)
     return ()
 
 
 def _mechanism(exposure: Exposure) -> str:
-    words = []
-    for event in exposure:
-        if isinstance(event, SampledGaussian):
-            words.append(
-                f"{event.steps} Gaussian steps, noise multiplier {event.noise_multiplier:.4g}, "
-                f"sample rate {event.sample_rate:.4g}"
-            )
-        elif isinstance(event, NonPrivate):
-            words.append("a release without noise")
-    return "; ".join(words) or "nothing released yet"
+    return "; ".join(describe(event) for event in exposure) or "nothing released yet"
 
 
 def _caveats(
-    row: RunRow, delta: float, asked: Accountant | None, used: Accountant, records: list[int]
+    row: RunRow, delta: float, asked: Accountant, used: Accountant, records: list[int]
 ) -> tuple[str, ...]:
     caveats = []
-    if used != (asked or used) or (asked is None and used != "pld"):
-        caveats.append(f"the accountant {asked or 'pld'} failed here; {used} gives a cruder upper bound")
+    if used != asked:
+        caveats.append(f"the accountant {asked} failed here; {used} gives a cruder upper bound")
     population = min((n for n in records if n > 0), default=0) if row.unit == "example" else len(records)
     if population and delta >= 1 / population:
         caveats.append(

@@ -39,18 +39,24 @@ class Neighbourhood:
 
 
 @lru_cache(maxsize=256)
-def neighbourhood(n: int, gamma: float, drop: float = 0.1) -> Neighbourhood:
+def neighbourhood(n: int, gamma: float, drop: float = 0.1, *, chosen_drops: bool = False) -> Neighbourhood:
     """The smallest k that is private and completes for n clients of whom gamma n may collude with the server.
 
     Privacy fails with probability at most 2^-40 over the random graph, for colluders chosen before it is
     drawn: no client has `threshold` colluding neighbours, and the honest survivors stay connected.
     Completion fails with probability at most 2^-20 when a random share `drop` vanishes: everybody keeps
-    `threshold` neighbours. Since a global quorum of more than (n + gamma n) / 2 signs one digest, a server
+    `threshold` holders. Since a global quorum of more than (n + gamma n) / 2 signs one digest, a server
     cannot show two lists of survivors, and this bound of the honest-but-curious case is enough (without
     the quorum 2 threshold > k + 1 + colluders would be needed).
 
+    Drops are random here. A server that pretends drops once it knows the graph can silence the honest
+    clients of two runs of k/2 places and learn the sum of the arc between them. Clients that open a survivor's
+    share only where `threshold` of its holders survive stop it, unless threshold - 1 - k/2 colluders stand in
+    each run; `chosen_drops` takes thresholds (and the k they need) for which that happens with chance 2^-40.
+
     Args:
         n: clients in the cohort, >= 2. gamma: in [0, 0.5). drop: in [0, 1).
+        chosen_drops: whether the server may choose who drops, knowing the graph.
 
     Raises:
         ProtocolError: out of range, or a cohort in which no threshold is both private and reachable.
@@ -61,7 +67,7 @@ def neighbourhood(n: int, gamma: float, drop: float = 0.1) -> Neighbourhood:
     quorum = (n + corrupt) // 2 + 1
     if n > COMPLETE_UP_TO:
         for k in range(2, n - 1, 2):
-            threshold = _threshold(n, k, corrupt, gone)
+            threshold = _threshold(n, k, corrupt, gone, chosen_drops)
             if threshold is not None:
                 return Neighbourhood(k, threshold, quorum)
     threshold = max(n // 2 + 1, corrupt + 1)
@@ -73,16 +79,22 @@ def neighbourhood(n: int, gamma: float, drop: float = 0.1) -> Neighbourhood:
     return Neighbourhood(n - 1, threshold, quorum)
 
 
-def _threshold(n: int, k: int, corrupt: int, gone: int) -> int | None:
+def _threshold(n: int, k: int, corrupt: int, gone: int, chosen_drops: bool) -> int | None:
     """The smallest threshold that is private for this k, if the round then completes; else None."""
     if _disconnection(n, k, corrupt + gone) > 2.0**-PRIVACY_BITS:
         return None
-    caught = _tails(n - 1, corrupt, k)
-    for threshold in range(2, k + 2):
-        if n * caught[threshold] <= 2.0**-PRIVACY_BITS:
-            lost = k + 2 - threshold  # of the k neighbours so many may not vanish
-            return threshold if n * _tails(n - 1, gone, k)[lost] <= 2.0**-COMPLETION_BITS else None
+    least = 2
+    if chosen_drops:
+        least = k // 2 + 1 + _beside(n, k, corrupt)
+    for threshold in range(least, k + 2):
+        if leak_chance(n, k, threshold, corrupt, gone) <= 2.0**-PRIVACY_BITS:
+            return threshold if stuck_chance(n, k, threshold, gone) <= 2.0**-COMPLETION_BITS else None
     return None
+
+
+def leak_chance(n: int, k: int, threshold: int, corrupt: int, gone: int) -> float:
+    """The larger of two bounds: some client has `threshold` colluding neighbours; the honest survivors fall apart."""
+    return max(n * _tails(n - 1, corrupt, k)[threshold], _disconnection(n, k, corrupt + gone))
 
 
 def _disconnection(n: int, k: int, removed: int) -> float:
@@ -93,15 +105,31 @@ def _disconnection(n: int, k: int, removed: int) -> float:
     return n * n * run * run
 
 
-def _tails(population: int, marked: int, drawn: int) -> list[float]:
-    """P[X >= x] for x = 0 .. drawn + 2, X the marked ones among `drawn` of `population` (hypergeometric)."""
-    total = math.comb(population, drawn)
-    mass = [math.comb(marked, i) * math.comb(population - marked, drawn - i) for i in range(drawn + 1)]
-    tails, above = [0.0, 0.0], 0
-    for count in reversed(mass):
-        above += count
+def stuck_chance(n: int, k: int, threshold: int, gone: int) -> float:
+    """Bound on the chance that `gone` random drops leave some secret with fewer than `threshold` holders.
+
+    A survivor still holds a share of its own secret; of a client that is gone only neighbours are left,
+    and its secret is needed as much.
+    """
+    survivors = (n - gone) * _tails(n - 1, gone, k)[k + 2 - threshold]
+    return survivors + (gone * _tails(n - 1, gone - 1, k)[k + 1 - threshold] if gone else 0.0)
+
+
+def _beside(n: int, k: int, corrupt: int) -> int:
+    """The smallest x so that no k/2 places beside a client hold x colluders, but with chance 2^-40."""
+    tails = _tails(n - 1, corrupt, k // 2)
+    return next(x for x in range(len(tails)) if 2 * n * tails[x] <= 2.0**-PRIVACY_BITS)
+
+
+@lru_cache(maxsize=64)
+def _tails(population: int, marked: int, drawn: int) -> tuple[float, ...]:
+    """P[X >= x] for x = 0 .. drawn + 2, X the marked ones among `drawn` of `population` (hypergeometric), exactly."""
+    total, above = math.comb(population, drawn), 0
+    tails = [0.0, 0.0]
+    for i in reversed(range(drawn + 1)):
+        above += math.comb(marked, i) * math.comb(population - marked, drawn - i)
         tails.append(above / total)
-    return tails[::-1]
+    return tuple(reversed(tails))
 
 
 def regular_graph(clients: Sequence[int], k: int, seed: bytes) -> dict[int, tuple[int, ...]]:

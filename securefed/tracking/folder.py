@@ -15,6 +15,7 @@ from securefed.config import to_toml
 from securefed.registry import make_protection
 from securefed.tracking.files import METRICS, plain, read_rounds, write_json, write_text
 from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary
+from securefed.types import Describable
 
 _OPEN = "the run has not ended; `securefed epsilon` reads what it has spent so far from the site's ledger"
 
@@ -94,5 +95,10 @@ def _facts(info: RunInfo) -> dict[str, Any]:
         "model": info.model,
         "dataset": info.dataset,
         "mechanism": info.privacy,
-        "protection": {"name": protection.name, "reveals": protection.reveals},
+        "protection": {
+            "name": protection.name,
+            "reveals": protection.reveals,
+            "facts": dict(protection.facts) if isinstance(protection, Describable) else {},
+            "simulated": "simulated: no protection between clients",
+        },
     }

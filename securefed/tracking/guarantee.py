@@ -20,19 +20,30 @@ def guarantee(run: RunFiles) -> str:
     protection = run.facts["protection"]
     reveals = SEEN.get(protection["reveals"], protection["reveals"])
     server = f"The server sees {reveals} (protection: {protection['name']})."
+    carried = html.paragraph(server) + html.facts(_protection(run))
     statement = run.summary.get("statement")
     if not run.private:
         nothing = "No differential privacy: nothing bounds what an update or the model tells about a record."
-        return html.section("Who is guaranteed what", html.paragraph(nothing), html.paragraph(server))
+        return html.section("Who is guaranteed what", html.paragraph(nothing), carried)
     if not statement:
         later = "The run has not ended. The command securefed epsilon (last section) reads what it has spent so far."
         planned = html.facts(_planned(run.facts["mechanism"]))
-        return html.section("Who is guaranteed what", html.paragraph(later), planned, html.paragraph(server))
+        return html.section("Who is guaranteed what", html.paragraph(later), planned, carried)
     text = run.summary["statement_text"]
     folded = html.details("the same, as securefed epsilon prints it", html.preformatted(text))
-    return html.section(
-        "Who is guaranteed what", html.facts(_statement(statement)), html.paragraph(server), folded
-    )
+    return html.section("Who is guaranteed what", html.facts(_statement(statement)), carried, folded)
+
+
+def _protection(run: RunFiles) -> list[tuple[str, str | Sequence[str]]]:
+    """What the protection assumes, and what its rounds met."""
+    found: list[tuple[str, str | Sequence[str]]] = list(run.facts["protection"].get("facts", {}).items())
+    dropped = sum(len(r.get("dropped") or {}) for r in run.rounds)
+    if dropped:
+        found.append(("Dropped out", f"{numbers.count(dropped, 'client')} over all rounds"))
+    clipped = [r["clipped_share"] for r in run.rounds if r.get("clipped_share") is not None]
+    if clipped:
+        found.append(("Clipped", f"at most {max(clipped):.2%} of a round's coordinates"))
+    return found
 
 
 def _planned(m: Mapping[str, Any]) -> list[tuple[str, str | Sequence[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import IO, Any
 
 from securefed.tracking import plots
@@ -56,6 +57,8 @@ class ProgressTracker:
         )
         self._say(f"  privacy  {_guarantee(info)}")
         self._say(f"  seen     {_seen(info)}")
+        for line in _cost(info):
+            self._say(f"  sealed   {line}")
         easy = [
             f"{plots.baseline_name(k)} {v['accuracy']:.3f}"
             for k, v in info.baselines.items()
@@ -163,3 +166,17 @@ def _seen(info: RunInfo) -> str:
 
     protection = make_protection(info.config.protection)
     return f"the server sees {SEEN[protection.reveals]} ({protection.name}); simulated: this process holds all data and keys"
+
+
+def _cost(info: RunInfo) -> Sequence[str]:
+    """What the protection says of this cohort; d is the whole layout, of which a round may share a part."""
+    from securefed.registry import make_protection
+    from securefed.types import Costed
+
+    protection, config = make_protection(info.config.protection), info.config
+    if not isinstance(protection, Costed):
+        return ()
+    sizes = [int(shard["train"]) for shard in info.shards]
+    secret = not config.private and config.weights != "equal"
+    n = config.clients_per_round or len(sizes)
+    return protection.cost(n, int(info.model["trainable"]), float(max(sizes)) if secret else None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from securefed.tracking import plots, sections
+from securefed.tracking.attack import attack
 from securefed.tracking.files import RunFiles, read_run, write_text
 from securefed.tracking.guarantee import guarantee
 from securefed.tracking.html import page
@@ -60,6 +61,7 @@ def render(run: RunFiles, inline: Mapping[str, str]) -> str:
             sections.head(run),
             sections.what_ran(run),
             guarantee(run),
+            attack(run),
             sections.scores(run, inline),
             sections.clients(run),
             sections.data(run),

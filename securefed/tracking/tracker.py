@@ -40,7 +40,12 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round, 0-based. `diagnostics` come from private data and are flagged wherever shown."""
+    """One round, 0-based. `diagnostics` come from private data and are flagged wherever shown.
+
+    Attributes:
+        dropped: client -> the step of the protection it did not answer.
+        clipped_share: what the protection's fixed point clipped, as the server decoded it; None without.
+    """
 
     round: int
     rounds: int
@@ -57,6 +62,8 @@ class RoundRecord:
     seconds: float
     train_seconds: float
     diagnostics: Scores = field(default_factory=dict)
+    dropped: Mapping[int, str] = field(default_factory=dict)
+    clipped_share: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from securefed.config import Config
 from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
 from securefed.data.records import Shard
-from securefed.errors import BudgetExceeded, DivergedError
+from securefed.errors import BudgetExceeded, DivergedError, SuspiciousModelError
 from securefed.layout import Layout
 from securefed.privacy.budget import Budget
 from securefed.privacy.client_level import clip_update
@@ -26,6 +26,7 @@ from securefed.privacy.events import SampledGaussian
 from securefed.privacy.ledger import Ledger
 from securefed.training.dp import DPWork
 from securefed.training.frozen_cache import FrozenCache
+from securefed.training.limits import under_policy
 from securefed.training.local import LocalWork, train_locally
 from securefed.types import Update, Vector
 
@@ -101,6 +102,12 @@ class ClientRunner:
     ) -> None:
         self.config, self.model, self.shards, self.run = config, model, shards, run
         self._entropy, self._ledger, self._guarantee = entropy, ledger, guarantee
+        noise, budget = (0.0, None) if guarantee is None else (guarantee.noise_multiplier, guarantee.budget)
+        allowed = under_policy(
+            config, noise, budget, len(shards)
+        )  # what the site's owner allows, not the job
+        if guarantee is not None:
+            self._guarantee = replace(guarantee, budget=allowed)
         self._encoded: dict[int, Encoded] = {}
         self._checked: set[tuple[str, ...]] = set()
         self.cache = FrozenCache(config.train.cache_mib) if config.train.cache_frozen else None
@@ -118,7 +125,12 @@ class ClientRunner:
         return SampledGaussian(self._guarantee.noise_multiplier, p.sample_rate, self.config.train.steps)
 
     def run_job(self, job: ClientJob) -> ClientOutcome:
-        """The client's update for this round, or its refusal where the budget is spent."""
+        """The client's update for this round, or its refusal where the budget is spent.
+
+        Raises:
+            SuspiciousModelError: `train.inspect_model` is on and the model looks made to extract data.
+        """
+        self._inspect(job)
         if self.config.privacy.unit == "client":
             try:
                 return self._train(job)
@@ -145,6 +157,20 @@ class ClientRunner:
         outcome = self._train(job)
         self._ledger.settle(reservation, steps_taken=outcome.steps, payload=self._pack(outcome))
         return outcome
+
+    def _inspect(self, job: ClientJob) -> None:
+        """Before anything is spent or trained: the weights that the server sent, and nothing else of the model."""
+        if not self.config.train.inspect_model:
+            return
+        from securefed.models.inspection import inspect_model
+
+        fresh = [n for n, part in self.model.part_of.items() if part in ("B", "head")]
+        findings = inspect_model(self.model.layout.unflatten(job.start), may_be_zero=fresh)
+        if findings.suspicious:
+            raise SuspiciousModelError(
+                f"client {job.client}, round {job.round}: the global model looks made to extract data ({findings}); "
+                "ask the server, or set train.inspect_model = false"
+            )
 
     def _train(self, job: ClientJob) -> ClientOutcome:
         start = time.perf_counter()

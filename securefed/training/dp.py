@@ -73,6 +73,9 @@ class KeyedDPOptimizer(DPOptimizer):
             loss_reduction="sum",
         )
         self._denominator, self._noise, self._seen = dp.expected_batch, noise, seen
+        self.record_scale = 1.0
+        """What a record's row is multiplied by before it is clipped: 1 for a sum of losses, the number of
+        rows for their mean."""
 
     def clip_and_accumulate(self) -> None:
         """Adds each record's gradient, scaled to norm <= max_grad_norm, to the running sum.
@@ -83,9 +86,10 @@ class KeyedDPOptimizer(DPOptimizer):
         rows = self.grad_samples
         if len(rows[0]):
             norms = torch.stack([g.flatten(1).double().square().sum(1) for g in rows]).sum(0).sqrt()
+            norms = norms * self.record_scale
             finite = torch.isfinite(norms)
             factor = (self.max_grad_norm * MARGIN / norms.clamp(min=1e-30)).clamp(max=1.0)
-            factor = torch.where(finite, factor, torch.zeros_like(factor))
+            factor = torch.where(finite, factor * self.record_scale, torch.zeros_like(factor))
             self._seen.norms.append(norms[finite].detach().cpu())
             self._seen.dropped += int((~finite).sum())
         for p, g in zip(self.params, rows, strict=True):

@@ -69,14 +69,20 @@ def check_gradients(
         if not all(bool(torch.isfinite(e).all()) for e in expected.values()):
             continue  # such a record adds nothing in training; to stop for it would tell that it is there
         for name in parameters:
-            _compare(name, found[name][i], expected[name])
+            compare(name, found[name][i], expected[name])
     _clear(parameters)
 
 
-def _compare(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+def tolerance(*dtypes: torch.dtype) -> float:
+    """The bound for a comparison in which these dtypes took part."""
+    return max(TOLERANCE.get(dtype, max(TOLERANCE.values())) for dtype in dtypes)
+
+
+def compare(name: str, found: torch.Tensor, expected: torch.Tensor, bound: float | None = None) -> None:
+    """Raises SelfCheckError where two gradients of one tensor differ by more than rounding explains."""
     scale = max(float(found.norm()), float(expected.norm()))
     difference = float((found - expected).norm())
-    bound = max(TOLERANCE.values()) if found.dtype not in TOLERANCE else TOLERANCE[found.dtype]
+    bound = tolerance(found.dtype) if bound is None else bound
     if not difference <= bound * scale + 1e-6:  # also true for NaN
         raise SelfCheckError(
             f"{name}: per-sample gradient differs from autograd by {difference / max(scale, 1e-30):.2g} relative (bound {bound:g}); "

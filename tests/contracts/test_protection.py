@@ -13,6 +13,7 @@ The bytes are carried here by a loop of the suite's own, so that the engine's lo
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securefed.crypto.entropy import SystemEntropy
+from securefed.engine.exchange import helpers_of
 from securefed.errors import ProtocolError
 from securefed.layout import Layout, vector_digest
+from securefed.protect.ckks import CKKS, OpenCKKS
+from securefed.protect.masking import Masking
 from securefed.protect.plain import Plain
 from securefed.registry import PROTECTIONS
 from securefed.types import SERVER, Collected, Message, Output, Protection, Reveals, RoundParameters, Update
@@ -60,6 +64,7 @@ class Round:
         server = self.protection.server(self.parameters)
         entropy = SystemEntropy()
         clients = {k: self.protection.client(self.parameters, k, entropy) for k in self.updates}
+        helpers = helpers_of(self.protection, self.parameters, entropy)
         self._waiting: list[Message] = []
         output = self._post(server.start())
         for k, client in clients.items():
@@ -70,6 +75,8 @@ class Round:
                 message = self._waiting.pop(self.pick(len(self._waiting)))
                 if message.receiver == SERVER:
                     output = self._post(server.receive(message.sender, message.payload))
+                elif message.receiver in helpers:
+                    self._post(helpers[message.receiver].receive(message.sender, message.payload))
                 elif message.receiver in clients:
                     heard = self._post(clients[message.receiver].receive(message.payload))
                     if heard.abort is not None:
@@ -296,6 +303,60 @@ class TestPlainRunningSum(ProtectionContract):
 
     def protection(self) -> Plain:
         return Plain(keep_updates=False)
+
+
+class TestMasking(ProtectionContract):
+    """Secret weights, one ring step of error a client; the identities are those of one run throughout."""
+
+    tolerance = 5 * 50 / (2**31 // 5 - 1)
+    opened = Masking(value_range=1.0, max_weight=50.0).open("run", range(5), SystemEntropy())
+
+    def protection(self) -> Protection:
+        fresh = {k: replace(party, _rounds={}) for k, party in self.opened.parties.items()}
+        return replace(self.opened, parties=fresh)
+
+
+class TestNarrowMasking(TestMasking):
+    """The same with 20-bit words."""
+
+    tolerance = 5 * 50 / (2**19 // 5 - 1)
+    opened = Masking(value_range=1.0, max_weight=50.0, bits=20).open("run", range(5), SystemEntropy())
+
+
+class TestCkks(ProtectionContract):
+    """Secret weights; keys are those of one run throughout, so that only the first round hands them out."""
+
+    tolerance = 1e-4
+    config = CKKS(value_range=1.0, max_weight=50.0)
+
+    def protection(self) -> Protection:
+        pytest.importorskip("tenseal", reason="the extra ckks is not installed")
+        return reused(self.config)
+
+
+class TestVerifiedCkks(TestCkks):
+    """The key holder adds; keys are fresh, so that handing them out is part of every round."""
+
+    config = CKKS(trust="verified", value_range=1.0, max_weight=50.0)
+
+    def protection(self) -> Protection:
+        pytest.importorskip("tenseal", reason="the extra ckks is not installed")
+        return self.config.open("run", range(5), SystemEntropy())
+
+
+class TestSharedKeyCkks(TestCkks):
+    config = CKKS(trust="shared_key", value_range=1.0, max_weight=50.0)
+
+
+@functools.cache
+def opened_ckks(config: CKKS) -> OpenCKKS:
+    return config.open("run", range(5), SystemEntropy())
+
+
+def reused(config: CKKS) -> OpenCKKS:
+    """The same run for each of the suite's rounds; the key holder forgets which of them it has opened."""
+    one = opened_ckks(config)
+    return replace(one, holder=replace(one.holder, opened=set()))
 
 
 def test_every_protection_that_a_job_can_name_has_its_contract() -> None:

@@ -227,10 +227,10 @@ def test_an_unfinished_attempt_stays_charged_and_is_drawn_anew(
 def test_a_finished_update_is_sent_again_byte_for_byte_and_charged_once(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import securefed.federation as federation
+    import securefed.rounds as rounds
 
     sent: list[dict[int, bytes]] = []
-    original = federation.exchange
+    original = rounds.exchange
 
     def remember(protection: Any, parameters: Any, updates: Any, entropy: Any) -> Any:
         if parameters.round == 2:
@@ -239,7 +239,7 @@ def test_a_finished_update_is_sent_again_byte_for_byte_and_charged_once(
                 raise Crash  # after every update was settled, before the server has a checkpoint
         return original(protection, parameters, updates, entropy)
 
-    monkeypatch.setattr(federation, "exchange", remember)
+    monkeypatch.setattr(rounds, "exchange", remember)
     with pytest.raises(Crash):
         run(PRIVATE, folder=tmp_path / "cut")
     result = resume(tmp_path / "cut")
@@ -380,16 +380,16 @@ def test_a_stop_flag_set_by_another_thread_ends_the_run_after_the_round(folder: 
 def test_shard_sizes_weigh_without_dp_and_all_weigh_the_same_under_dp(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import securefed.federation as federation
+    import securefed.rounds as rounds
 
     seen: list[dict[int, float]] = []
-    original = federation.exchange
+    original = rounds.exchange
 
     def remember(protection: Any, parameters: Any, updates: Any, entropy: Any) -> Any:
         seen.append({k: u.weight for k, u in updates.items()})
         return original(protection, parameters, updates, entropy)
 
-    monkeypatch.setattr(federation, "exchange", remember)
+    monkeypatch.setattr(rounds, "exchange", remember)
     skewed = {"data": {"name": "digits", "clients": 4, "partition": "quantity", "alpha": 1.0}, "rounds": 1}
     run({**DIGITS, **skewed}, folder=tmp_path / "a")
     run({**PRIVATE, **skewed, "privacy": {**PRIVATE["privacy"], "delta": 1e-5}}, folder=tmp_path / "b")

@@ -201,7 +201,8 @@ def test_gdp_is_refused() -> None:
 def test_an_accountant_that_an_event_does_not_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SampledGaussian, "ACCOUNTANTS", ("rdp",))
     with pytest.raises(PrivacyError, match="pld is not valid for sampled-gaussian; choose one of rdp"):
-        epsilon([SampledGaussian(1.0, 0.1, 1)], 1e-5)
+        epsilon([SampledGaussian(1.0, 0.1, 1)], 1e-5, "pld")
+    assert epsilon([SampledGaussian(1.0, 0.1, 1)], 1e-5).accountant == "rdp"  # by default, a valid one
 
 
 def test_twenty_rounds_of_ten_steps_take_under_a_second() -> None:

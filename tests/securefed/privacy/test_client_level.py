@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from securefed.errors import PrivacyError
-from securefed.privacy.client_level import clip_update, noisy_mean
+from securefed.privacy.client_level import clip_update, noisy_mean, noisy_share
 from tests.entropy import SeededEntropy
 
 FALSE_ALARM = 1e-6  # per test over all seeds; the seed is fixed
@@ -75,3 +75,19 @@ def test_noise_has_the_scale_that_the_accountant_is_told(factor: float, accepted
     low, high = stats.chi2.interval(1 - FALSE_ALARM, d)
     assert (low < ((mean - 3.0) ** 2).sum() / claimed**2 < high) == accepted
     assert abs(mean.mean() - 3.0) < 5 * 0.15 / math.sqrt(d)
+
+
+def test_the_honest_shares_add_up_to_the_claimed_noise() -> None:
+    """Seven shares of noise for seven honest clients; scaled for ten of them would be seen."""
+    clipped = clip_update(np.zeros(20_000, np.float32), 2.0)
+    shares = [noisy_share(clipped, 1.5, 7, SeededEntropy(0).stream("share", c)) for c in range(7)]
+    total = np.sum(shares, axis=0, dtype=np.float64)
+    assert total.std() == pytest.approx(3.0, rel=0.03)  # standard error 0.5 %; for ten it would be 2.5
+    assert not np.array_equal(shares[0], shares[1])
+
+
+@pytest.mark.parametrize(("noise_multiplier", "honest"), [(0.0, 3), (math.nan, 3), (1.0, 0)])
+def test_shares_without_noise_are_refused(noise_multiplier: float, honest: int) -> None:
+    clipped = clip_update(np.zeros(4, np.float32), 1.0)
+    with pytest.raises(PrivacyError, match="share of noise"):
+        noisy_share(clipped, noise_multiplier, honest, SeededEntropy(0).stream("share"))

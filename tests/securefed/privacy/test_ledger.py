@@ -499,7 +499,7 @@ def test_the_statement_says_everything_beside_epsilon(ledger: Ledger) -> None:
     for words in (
         "by PLD",
         "one record (example level)",
-        "blank one out",
+        "contribution by zero",
         "the server included: each client adds its own noise before sending",
         "the maximum over clients",
         "noise multiplier 1.3, sample rate 0.135",

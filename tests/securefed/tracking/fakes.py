@@ -19,7 +19,7 @@ STATEMENT: dict[str, Any] = {
     "run": "5a1e0f2c9b7d4e83",
     "dataset": "3f" * 32,
     "unit": "example",
-    "relation": "blank one out",
+    "relation": "contribution by zero",
     "epsilon": 7.981234,
     "delta": 1e-5,
     "accountant": "pld",

@@ -1,0 +1,140 @@
+"""What this site allows any job to do with its data: `policy.toml` in `SECUREFED_HOME`, which no job can lower.
+
+    max_epsilon = 3.0                  # per record (or client) and data set, over all runs of this site
+    max_delta = 1e-5
+    min_noise_multiplier = 0.5
+    allowed_protections = ["masking"]
+    min_cohort = 10
+    max_rounds = 200
+
+A key that is left out allows everything. A job that asks for more is refused before anything is trained or
+spent, with the line that forbids it. The file binds an honest site's own software, not its owner.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from securefed.errors import PolicyRefusal, PrivacyError
+from securefed.paths import policy_path
+from securefed.privacy.budget import Budget
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a job wants; None where the question does not arise.
+
+    Attributes:
+        epsilon: its target, infinite where it gave only the noise. noise_multiplier: 0 without privacy.
+        protection: by name. cohort: clients in a round (expected, where they are sampled).
+    """
+
+    epsilon: float
+    delta: float | None
+    noise_multiplier: float
+    protection: str | None = None
+    cohort: int | None = None
+    rounds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The limits of a site; the defaults allow everything.
+
+    Attributes:
+        max_epsilon: also the cap on all runs on one data set. max_rounds: 0 = no limit.
+        allowed_protections: None = any.
+        path: the file it was read from, None if there is none.
+    """
+
+    max_epsilon: float = math.inf
+    max_delta: float = 1.0
+    min_noise_multiplier: float = 0.0
+    allowed_protections: tuple[str, ...] | None = None
+    min_cohort: int = 0
+    max_rounds: int = 0
+    path: Path | None = None
+
+    def check(self, asked: Asked) -> None:
+        """Raises PolicyRefusal, naming the line, unless the job keeps to every limit."""
+        private = asked.noise_multiplier > 0
+        if math.isfinite(self.max_epsilon):
+            if not private:
+                self._refuse("max_epsilon", "a job without noise")
+            if math.isfinite(asked.epsilon) and asked.epsilon > self.max_epsilon:
+                self._refuse("max_epsilon", f"epsilon = {asked.epsilon:g}")
+        if asked.delta is not None and private and asked.delta > self.max_delta:
+            self._refuse("max_delta", f"delta = {asked.delta:g}")
+        if asked.noise_multiplier < self.min_noise_multiplier:
+            self._refuse("min_noise_multiplier", f"noise_multiplier = {asked.noise_multiplier:.4g}")
+        allowed = self.allowed_protections
+        if allowed is not None and asked.protection is not None and asked.protection not in allowed:
+            self._refuse("allowed_protections", f'protection = "{asked.protection}"')
+        if asked.cohort is not None and asked.cohort < self.min_cohort:
+            self._refuse("min_cohort", f"a cohort of {asked.cohort}")
+        if asked.rounds is not None and 0 < self.max_rounds < asked.rounds:
+            self._refuse("max_rounds", f"rounds = {asked.rounds}")
+
+    def tighten(self, budget: Budget) -> Budget:
+        """The budget with this site's cap over all runs on the data set, where that is smaller."""
+        if math.isinf(self.max_epsilon):
+            return budget
+        own = budget.site_epsilon or math.inf
+        return replace(budget, site_epsilon=min(own, self.max_epsilon))
+
+    def _refuse(self, key: str, what: str) -> None:
+        assert self.path is not None
+        number, text = _line(self.path, key)
+        raise PolicyRefusal(
+            f"this site's policy forbids {what}: {self.path}, line {number}: {text}; change the job, or ask who owns that file"
+        )
+
+
+def load_policy(path: Path | None = None) -> Policy:
+    """The site's policy; one that allows everything where there is no file.
+
+    Raises:
+        PrivacyError: a file that cannot be read whole: then nothing runs, because a limit may be in it.
+    """
+    path = path or policy_path()
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Policy()
+    except (OSError, ValueError) as error:
+        raise PrivacyError(
+            f"the site's policy {path} cannot be read ({error}); no job runs until it can"
+        ) from None
+    known = {f.name for f in fields(Policy)} - {"path"}
+    for key, value in tree.items():
+        if key not in known:
+            raise PrivacyError(
+                f"the site's policy {path} has an unknown limit {key!r}; known: {', '.join(sorted(known))}"
+            )
+        if not _fits(key, value):
+            raise PrivacyError(f"the site's policy {path}: {key} = {value!r} is not a limit")
+    if "allowed_protections" in tree:
+        tree["allowed_protections"] = tuple(tree["allowed_protections"])
+    return Policy(**tree, path=path)
+
+
+def _fits(key: str, value: Any) -> bool:
+    if key == "allowed_protections":
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
+        return False
+    if key in ("max_epsilon", "max_delta"):
+        return value > 0
+    return isinstance(value, int) if key in ("min_cohort", "max_rounds") else True
+
+
+def _line(path: Path, key: str) -> tuple[int, str]:
+    """Number (from 1) and text of the line that sets the key."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.split("=")[0].strip().strip("\"'") == key:
+            return number, line.strip()
+    return 0, key

@@ -1,0 +1,61 @@
+"""Events in plain words, for statements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from securefed.privacy.events import (
+    BestOf,
+    DiscreteGaussianSum,
+    Event,
+    NonPrivate,
+    Relation,
+    SampledGaussian,
+    SkellamSum,
+)
+
+DISTRIBUTED = (
+    "against everyone, the server included, who sees only sums over the agreed minimum of clients, as long "
+    "as no more clients than assumed pool what they know"
+)
+
+
+def describe(event: Event) -> str:
+    """What left, how often, and behind which noise."""
+    if isinstance(event, NonPrivate):
+        return "a release without noise"
+    if isinstance(event, SampledGaussian):
+        return (
+            f"{event.steps} Gaussian steps, noise multiplier {event.noise_multiplier:.4g}, "
+            f"sample rate {event.sample_rate:.4g}"
+        )
+    if isinstance(event, BestOf):
+        trials = "; ".join(describe(inner) for inner in event.trial)
+        return f"{event.steps} search(es) of about {event.mean:g} trials, only the best released ({trials})"
+    total = event.variance * (event.shares if isinstance(event, DiscreteGaussianSum) else 1)
+    sampling = "no amplification by sampling"
+    if event.sample_rate < 1:
+        sampling = f"records sampled in secret at rate {event.sample_rate:.4g}"
+    name = "Skellam" if isinstance(event, SkellamSum) else "distributed discrete Gaussian"
+    return (
+        f"{event.steps} {name} sums, noise multiplier {total**0.5 / event.sensitivity:.4g} over the "
+        f"sensitivity after rounding, {sampling}"
+    )
+
+
+def is_distributed(events: Sequence[Event]) -> bool:
+    """Whether the noise of any of these was added by clients inside a secure sum."""
+    return any(
+        isinstance(event, SkellamSum | DiscreteGaussianSum)
+        or (isinstance(event, BestOf) and is_distributed(event.trial))
+        for event in events
+    )
+
+
+def relation_of(events: Sequence[Event]) -> str:
+    """Which neighbours the composition of these events speaks about."""
+    met: dict[str, None] = {}
+    for event in events:
+        inner = event.trial if isinstance(event, BestOf) else (event,)
+        met |= dict.fromkeys(one.RELATION.value for one in inner)
+    return "; for other releases ".join(met) or Relation.ZERO_OUT.value

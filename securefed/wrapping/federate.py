@@ -1,0 +1,390 @@
+"""`federate`: your training code, our federation. Any code, so client-level privacy only.
+
+Unit: everything of one client; neighbours: one client blanked out (zero-out). The server clips every whole update
+and adds the noise, so the guarantee holds against other clients and outsiders who see released models,
+not against the server. Example-level privacy bounds each record inside training, and code that is not
+ours may do anything with a record: no clip of what comes out bounds what one record did to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from securefed.algorithms.fedavg import FedAvg
+from securefed.algorithms.plan import RoundPlan
+from securefed.algorithms.server_optimizer import Moments
+from securefed.assembly import cohort, make_guarantee
+from securefed.checkpoint import State, load_state, save_state
+from securefed.config import Component, Config, DataConfig, PrivacyConfig, ServerConfig, TrainConfig
+from securefed.config.check import check
+from securefed.crypto.entropy import Entropy, SystemEntropy
+from securefed.errors import BudgetExceeded, CheckpointError, ConfigError, DataError, PrivacyError
+from securefed.federation import Result, new_folder
+from securefed.privacy.client_level import clip_update
+from securefed.privacy.ledger import Ledger
+from securefed.privacy.records import ShardKey
+from securefed.privacy.server_mechanism import server_mechanism
+from securefed.registry import make_aggregator, make_protection
+from securefed.rounds import Rounds
+from securefed.training.client import ClientOutcome
+from securefed.types import SERVER, Collected, Update, Vector
+from securefed.wrapping.carrier import Carrier
+from securefed.wrapping.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from securefed.privacy.events import Accountant
+
+logger = logging.getLogger(__name__)
+
+TrainFn = Callable[[Any, Any, int], None]
+"""`train_fn(model, shard, round)`: trains the model in place on one client's shard."""
+
+Evaluate = Callable[[Any], Mapping[str, float]]
+"""Scores of the global model. On private data they are diagnostics that no epsilon covers."""
+
+
+def federate(
+    train_fn: TrainFn,
+    shards: Sequence[Any],
+    *,
+    model: Any,
+    rounds: int,
+    unit: Literal["client", "none", "example"] = "client",
+    epsilon: float | None = None,
+    noise_multiplier: float | None = None,
+    delta: float = 1e-5,
+    clip: float = 1.0,
+    clients_per_round: int = 0,
+    weights: Sequence[float] | None = None,
+    protection: str | Component = "plain",
+    aggregator: str | Component = "mean",
+    server: ServerConfig | None = None,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 1,
+    data_id: str | None = None,
+    site_epsilon: float = 0.0,
+    accountant: Accountant = "pld",
+    ledger: Ledger | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    entropy: Entropy | None = None,
+) -> Result:
+    """Federates your training code: select, let it train, protect, aggregate, apply, evaluate, record.
+
+    Args:
+        train_fn: called as (model, shard, round) for each client of a cohort; trains the model in place and
+            returns nothing. It gets the global weights every time and must keep nothing between clients.
+        shards: one per client, of whatever kind train_fn takes.
+        model: a torch module, or a dict or list of float NumPy arrays; it ends with the global weights.
+        rounds: >= 1. clients_per_round: 0 = all; under DP each client joins with that chance (Poisson).
+        unit: "client" needs epsilon (noise is calibrated for all rounds) or noise_multiplier; "none" is
+            without privacy, which the ledger notes: after it no epsilon speaks of these shards; "example" is
+            refused, because arbitrary code cannot carry it.
+        delta: below 1 / clients. clip: L2 bound on a client's whole update, > 0.
+        weights: public weight of each client's update, > 0 (its number of records, say); equal by default, and
+            under DP always.
+        protection, aggregator: by name or as a Component with options.
+        server: how the aggregate is applied (FedAvg by default).
+        evaluate: scores of the global model, every `evaluate_every` rounds (0 = at the end).
+        data_id: the federation's name in the ledger; a fingerprint over the shards by default.
+        folder: result folder, new; `runs/federate-<time>` by default. resume: go on with the run in it.
+        entropy: the system's; a seeded one is for tests only and voids the guarantee.
+
+    Returns:
+        Result: folder (model.safetensors, metrics.jsonl, privacy.json), metrics, rounds, stopped, ledger.
+
+    Raises:
+        PrivacyError, ConfigError: what cannot hold or run as asked, before anything is trained.
+        CheckpointError: the folder exists, or cannot be resumed.
+    """
+    if unit == "example":
+        raise PrivacyError(
+            "example-level privacy needs every record's gradient clipped inside training, and train_fn may do anything with a record; "
+            'use unit="client" here, or sf.make_private in a loop of your own, or sf.run for a federation'
+        )
+    config = _config(
+        len(shards),
+        rounds=rounds,
+        seed=seed,
+        clients_per_round=clients_per_round,
+        server=server or ServerConfig(),
+        protection=Component(protection) if isinstance(protection, str) else protection,
+        aggregator=Component(aggregator) if isinstance(aggregator, str) else aggregator,
+        privacy=PrivacyConfig(
+            unit=unit,
+            epsilon=epsilon,
+            noise_multiplier=noise_multiplier,
+            delta=delta,
+            max_grad_norm=clip,
+            site_epsilon=site_epsilon,
+            accountant=accountant,
+        ),
+    )
+    _check(config, len(shards), weights)
+    name = _name(shards) if data_id is None else data_id
+    play = _Play(config, train_fn, shards, model, name, weights, ledger, entropy or SystemEntropy())
+    path = (
+        Path(folder)
+        if resume and folder is not None
+        else new_folder(config, Path(folder) if folder else None)
+    )
+    if resume and folder is None:
+        raise CheckpointError("resume=True needs the folder of the run")
+    return play.play(path, resume, evaluate, evaluate_every)
+
+
+def _config(clients: int, **fields: Any) -> Config:
+    """The job in the words of `securefed run`; what train_fn does is not in it."""
+    return Config(name="federate", data=DataConfig(clients=clients), train=TrainConfig(steps=1), **fields)
+
+
+def _check(config: Config, clients: int, weights: Sequence[float] | None) -> None:
+    p = config.privacy
+    if weights is not None:
+        if p.unit != "none":
+            raise PrivacyError(
+                "client-level DP bounds what one client adds, so all weigh the same; leave weights out"
+            )
+        if len(weights) != clients or not all(math.isfinite(w) and w > 0 for w in weights):
+            raise ConfigError(f"weights must be {clients} finite numbers above 0, one for each shard")
+    if clients < 1:
+        raise DataError("federate needs at least one shard")
+    if p.epsilon is not None and p.noise_multiplier is not None:
+        raise PrivacyError(
+            "give epsilon (noise is calibrated) or noise_multiplier (epsilon follows), not both"
+        )
+    check(config)
+    if config.clients_per_round > clients:
+        raise ConfigError(f"clients_per_round={config.clients_per_round} but there are {clients} shards")
+    if p.unit == "none":
+        return
+    if p.noise_multiplier == 0:
+        raise PrivacyError('noise_multiplier=0 adds no noise; raise it, or say unit="none"')
+    if p.delta >= 1 / clients:
+        raise PrivacyError(
+            f"delta={p.delta:g} must be below 1/clients = 1/{clients}; a larger one allows the release of a whole client"
+        )
+    if make_protection(config.protection).reveals != "updates":
+        raise PrivacyError(
+            f"protection {config.protection.name} hides the updates whose norms the server must bound before it adds noise; "
+            'use protection="plain" with unit="client"'
+        )
+
+
+def _name(shards: Sequence[Any]) -> str:
+    digests = sorted(fingerprint(shard) for shard in shards)
+    name = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+    logger.warning(
+        "data_id=%r names this federation in the privacy ledger (a fingerprint of its shards)", name
+    )
+    return name
+
+
+class _Play:
+    """One run of `federate`."""
+
+    def __init__(
+        self,
+        config: Config,
+        train_fn: TrainFn,
+        shards: Sequence[Any],
+        model: Any,
+        data_id: str,
+        weights: Sequence[float] | None,
+        ledger: Ledger | None,
+        entropy: Entropy,
+    ) -> None:
+        self.weights = weights
+        self.config, self.train_fn, self.shards, self.entropy = config, train_fn, shards, entropy
+        self.carrier, self.data_id = Carrier(model), data_id
+        self.guarantee = make_guarantee(config, len(shards))
+        self.site = ledger or Ledger.site()
+        self.ledger = self.site if config.private else None
+        self.algorithm = FedAvg()
+        self.refused: Counter[str] = Counter()
+
+    def play(self, folder: Path, resume: bool, evaluate: Evaluate | None, every: int) -> Result:
+        run, state = self._begin(folder, resume)
+        server = self._server(run)
+        self._admit(server)
+        if not resume:
+            folder.mkdir(parents=True)
+            p = self.config.privacy
+            facts = {"run": run, "version": 1, "unit": p.unit, "delta": p.delta, "accountant": p.accountant}
+            (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+        stopped = "rounds"
+        while state.round < self.config.rounds:
+            try:
+                state = self._round(server, folder, state, evaluate, every)
+            except BudgetExceeded as end:
+                logger.warning("the federation ends here: %s", end)
+                stopped = "budget"
+                break
+        return self._finish(run, folder, state, stopped, evaluate)
+
+    # ------------------------------------------------------------------------------------- beginning
+
+    def _identity(self, run: str) -> dict[str, str]:
+        job = hashlib.sha256(
+            json.dumps(asdict(self.config), sort_keys=True, default=str).encode()
+        ).hexdigest()
+        return {"run": run, "job": job, "layout": self.carrier.layout.digest, "data": self.data_id}
+
+    def _begin(self, folder: Path, resume: bool) -> tuple[str, State]:
+        vector = self.carrier.read()
+        fresh = State(0, vector, Moments.zeros(vector.size))
+        run = secrets.token_hex(8)
+        if resume:
+            try:
+                run = str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["run"])
+            except (OSError, ValueError, KeyError, TypeError):
+                raise CheckpointError(
+                    f"{folder} is not the folder of a federation; start without resume"
+                ) from None
+            found = load_state(folder, self._identity(run))
+            if self.ledger is not None:
+                self.ledger.require(run, 0 if found is None else found.charges)
+            fresh = found or fresh
+        key = ShardKey(hashlib.sha256(self.data_id.encode()).hexdigest(), len(self.shards))
+        if self.ledger is not None:
+            self.ledger.register(run, {SERVER: key}, self.data_id, "client")
+        else:
+            self.site.release_unprotected(run, {0: key}, self.data_id)
+        return run, fresh
+
+    def _server(self, run: str) -> Rounds:
+        mechanism = None
+        if self.guarantee is not None and self.ledger is not None:
+            mechanism = server_mechanism(
+                self.config,
+                self.guarantee.noise_multiplier,
+                self.guarantee.budget,
+                self.ledger,
+                run,
+                len(self.shards),
+            )
+        protection, rule = make_protection(self.config.protection), make_aggregator(self.config.aggregator)
+        return Rounds(run, protection, rule, mechanism, self.entropy)
+
+    def _admit(self, server: Rounds) -> None:
+        """Raises BudgetExceeded where not even one round fits, before a folder is made."""
+        if server.mechanism is None or server.mechanism.budget is None:
+            return
+        server.mechanism.ledger.admit(
+            run=server.run, client=SERVER, event=server.mechanism.event, budget=server.mechanism.budget
+        )
+
+    # -------------------------------------------------------------------------------------- a round
+
+    def _round(
+        self, server: Rounds, folder: Path, state: State, evaluate: Evaluate | None, every: int
+    ) -> State:
+        began = time.perf_counter()
+        layout = self.carrier.layout
+        chosen = cohort(self.config, len(self.shards), state.round, self.entropy)
+        vector, collected, _ = server.play(
+            state.round, layout, state.vector, chosen, lambda: self._train(chosen, state)
+        )
+        plan = RoundPlan("full", layout.names, layout.names, state.round / self.config.rounds)
+        part_of = dict.fromkeys(layout.names, "full")
+        moved, moments = self.algorithm.apply(
+            self.config.server, layout, part_of, plan, state.vector, vector, state.moments
+        )
+        up = sum(collected.bytes_up.values()) / 2**20
+        charges = 0 if self.ledger is None else self.ledger.charges(server.run)
+        new = replace(
+            state,
+            round=state.round + 1,
+            vector=moved,
+            moments=moments,
+            mib_up=state.mib_up + up,
+            seconds=state.seconds + time.perf_counter() - began,
+            charges=charges,
+        )
+        if evaluate is not None and every > 0 and new.round % every == 0:
+            new = replace(new, metrics=self._score(evaluate, moved))
+        save_state(folder, new, self._identity(server.run))
+        if self.ledger is not None:
+            self.ledger.clear_outbox(server.run, new.round)
+        self._record(folder, new, collected, server.run)
+        return new
+
+    def _train(self, chosen: Sequence[int], state: State) -> list[ClientOutcome]:
+        outcomes = []
+        for client in chosen:
+            began = time.perf_counter()
+            lent = self.carrier.lend(state.vector)
+            self.train_fn(lent, self.shards[client], state.round)
+            update = self._update(client, state.round, self.carrier.take(lent) - state.vector)
+            outcomes.append(ClientOutcome(client, update, seconds=time.perf_counter() - began))
+        return outcomes
+
+    def _update(self, client: int, round: int, vector: Vector) -> Update | None:
+        """The client's update, clipped at client level; None where it is not finite, as if it had dropped out."""
+        if not bool(np.isfinite(vector).all()):
+            self.refused["not finite"] += 1
+            logger.warning("round %d: an update is not finite and is left out", round)
+            return None
+        if self.config.private:
+            vector = clip_update(vector, self.config.privacy.max_grad_norm).vector
+        return Update(client, round, vector, 1.0 if self.weights is None else float(self.weights[client]))
+
+    def _score(self, evaluate: Evaluate, vector: Vector) -> dict[str, float]:
+        self.carrier.write(vector)
+        if hasattr(self.carrier.model, "eval"):
+            self.carrier.model.eval()
+        return {k: float(v) for k, v in evaluate(self.carrier.model).items()}
+
+    def _record(self, folder: Path, state: State, collected: Collected, run: str) -> None:
+        line = {
+            "round": state.round - 1,
+            "metrics": dict(state.metrics),
+            "survivors": len(collected.survivors),
+            "refused": len(collected.refused),
+            "epsilon": self._epsilon(run),
+            "mib_up": sum(collected.bytes_up.values()) / 2**20,
+            "seconds": state.seconds,
+        }
+        with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        logger.info("round %d of %d: %s", state.round, self.config.rounds, line["metrics"])
+
+    def _epsilon(self, run: str) -> float | str | None:
+        if self.ledger is None:
+            return None
+        p = self.config.privacy
+        spent = self.ledger.epsilon(p.delta, unit="client", accountant=p.accountant, run=run)
+        return "infinity" if math.isinf(spent) else spent
+
+    # ------------------------------------------------------------------------------------------ end
+
+    def _finish(
+        self, run: str, folder: Path, state: State, stopped: str, evaluate: Evaluate | None
+    ) -> Result:
+        from safetensors.numpy import save_file
+
+        metrics = dict(state.metrics)
+        if evaluate is not None and not metrics:
+            metrics = self._score(evaluate, state.vector)
+        self.carrier.write(state.vector)
+        tensors = self.carrier.layout.unflatten(state.vector)
+        save_file({n: t.numpy() for n, t in tensors.items()}, folder / "model.safetensors")
+        view = None if self.ledger is None else self.ledger.run_view(run)
+        if view is not None:
+            p = self.config.privacy
+            text = view.statement(p.delta, p.accountant).to_json()
+            (folder / "privacy.json").write_text(text, encoding="utf-8")
+        return Result(folder, metrics, state.round, stopped, view)

@@ -1,0 +1,263 @@
+"""`federate`: any code, client-level privacy only, the same rounds as every federation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import securefed as sf
+from securefed.cli import main
+from securefed.errors import (
+    BudgetExceeded,
+    CheckpointError,
+    ConfigError,
+    ModelError,
+    PrivacyError,
+    ProtocolError,
+)
+from securefed.privacy.accounting import epsilon_of
+from securefed.privacy.events import SampledGaussian
+from tests.entropy import SeededEntropy
+
+CLIENTS = 20
+
+
+def push(model: Any, shard: float, round: int) -> None:
+    """Moves every weight by the shard's number."""
+    model["w"] += shard
+
+
+def weights(size: int = 4) -> dict[str, Any]:
+    return {"w": np.zeros(size)}
+
+
+def federate(folder: Path, **changes: Any) -> sf.Result:
+    options: dict[str, Any] = {
+        "model": weights(),
+        "rounds": 3,
+        "noise_multiplier": 1.0,
+        "delta": 1e-3,
+        "clip": 1.0,
+        "data_id": "numbers",
+        "folder": folder / "out",
+        **changes,
+    }
+    train, shards = options.pop("train", push), options.pop("shards", [0.1] * CLIENTS)
+    return sf.federate(train, shards, **options)
+
+
+def test_without_privacy_it_is_the_mean_of_the_updates(tmp_path: Path) -> None:
+    model = weights()
+    result = federate(
+        tmp_path,
+        model=model,
+        shards=[1.0, 2.0, 6.0],
+        rounds=2,
+        unit="none",
+        noise_multiplier=None,
+        evaluate=lambda m: {"first": m["w"][0]},
+    )
+    np.testing.assert_allclose(model["w"], 6.0, rtol=1e-6)
+    assert result.metrics == {"first": pytest.approx(6.0)}
+    assert (result.rounds, result.stopped, result.ledger) == (2, "rounds", None)
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["metrics"]["first"] for line in lines] == [pytest.approx(3.0), pytest.approx(6.0)]
+
+
+def test_public_weights_weigh_without_privacy(tmp_path: Path) -> None:
+    model, options = weights(), {"unit": "none", "noise_multiplier": None, "rounds": 1}
+    federate(tmp_path, model=model, shards=[1.0, 5.0], weights=[3.0, 1.0], **options)
+    np.testing.assert_allclose(model["w"], 2.0, rtol=1e-6)
+
+
+def test_a_torch_module_is_trained_in_place_and_its_buffers_stay(tmp_path: Path) -> None:
+    """A buffer that a client's training changes would carry its data past clip and noise."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+    def train(net: nn.Module, shard: torch.Tensor, round: int) -> None:
+        assert net is model
+        assert net.training
+        net(shard).sum().backward()
+        with torch.no_grad():
+            net[0].bias += 1  # type: ignore[index]  # a Sequential
+
+    shards = [torch.randn(8, 3) + 5 for _ in range(4)]
+    federate(tmp_path, model=model, shards=shards, train=train, unit="none", noise_multiplier=None, rounds=1)
+    running = model[1].running_mean
+    assert torch.equal(running, torch.zeros(2))  # type: ignore[arg-type]  # BatchNorm has one
+
+
+def test_a_list_of_arrays_works_as_well(tmp_path: Path) -> None:
+    model = [np.zeros(3, np.float32), np.zeros((2, 2))]
+
+    def train(arrays: Any, shard: float, round: int) -> None:
+        arrays[1] += shard
+
+    federate(tmp_path, model=model, train=train, unit="none", noise_multiplier=None, rounds=1)
+    np.testing.assert_allclose(model[1], 0.1, rtol=1e-6)
+    np.testing.assert_array_equal(model[0], 0)
+
+
+@pytest.mark.parametrize("wild", [1.0, 1e6])
+def test_one_client_moves_the_model_by_at_most_the_clip_over_the_cohort(tmp_path: Path, wild: float) -> None:
+    """Neighbours by one client, equal noise: the released models differ by at most clip / expected cohort."""
+    ends = []
+    for k, shards in enumerate(([0.1] * CLIENTS, [0.1] * (CLIENTS - 1) + [wild])):
+        model = weights()
+        federate(tmp_path / str(k), model=model, shards=shards, rounds=1, entropy=SeededEntropy(4))
+        ends.append(model["w"])
+    # one client's whole update is replaced: twice the sensitivity of adding or removing it
+    assert 0 < np.linalg.norm(ends[0] - ends[1]) <= 2 * 1.0 / CLIENTS * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2 / 3, 3 / 2])
+def test_the_noise_is_the_size_that_is_accounted(
+    tmp_path: Path, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20,000 values: the standard deviation's relative error is 0.5 %; a bound of 3 % fails by chance once in 10^9
+    runs, and a mechanism broken to 2/3 or 3/2 of its noise does not pass."""
+    from securefed.privacy import server_mechanism
+
+    honest = server_mechanism.noisy_mean
+
+    def broken(total: Any, sensitivity: float, noise: float, *rest: Any) -> Any:
+        return honest(total, sensitivity, noise * factor, *rest)
+
+    monkeypatch.setattr(server_mechanism, "noisy_mean", broken)
+    model = weights(20_000)
+    federate(tmp_path, model=model, train=lambda m, s, r: None, rounds=1, noise_multiplier=2.0, clip=0.5)
+    right = 2.0 * 0.5 / CLIENTS
+    assert (abs(float(np.std(model["w"])) / right - 1) < 0.03) == (factor == 1.0)
+
+
+def test_what_is_spent_is_one_sampled_release_a_round(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = federate(tmp_path, clients_per_round=5, rounds=4)
+    assert result.ledger is not None
+    right = epsilon_of([SampledGaussian(1.0, 0.25, 4)], 1e-3)
+    assert result.ledger.epsilon(1e-3) == pytest.approx(right)
+    assert main(["epsilon", str(result.folder)]) == 0
+    told = capsys.readouterr().out
+    for words in (
+        "everything of one client",
+        "not against the server",
+        "every one of the 20 clients",
+        "delta = 0.001",
+    ):
+        assert words in told
+
+
+def test_epsilon_calibrates_for_all_rounds(tmp_path: Path) -> None:
+    result = federate(tmp_path, noise_multiplier=None, epsilon=5.0, rounds=6)
+    assert result.ledger is not None
+    assert 4.9 < result.ledger.epsilon(1e-3) <= 5.0
+
+
+def test_a_federation_without_privacy_is_noted_in_the_ledger(tmp_path: Path) -> None:
+    federate(tmp_path, unit="none", noise_multiplier=None)
+    assert sf.Ledger.site().site_epsilon(1e-3, "numbers") == float("inf")
+
+
+def test_a_second_federation_on_the_same_clients_meets_the_sites_cap(tmp_path: Path) -> None:
+    first = federate(tmp_path / "a")
+    assert first.ledger is not None
+    cap = first.ledger.epsilon(1e-3) * 1.01
+    with pytest.raises(BudgetExceeded, match="site"):
+        federate(tmp_path / "b", site_epsilon=cap)
+    assert not (tmp_path / "b" / "out").exists()
+
+
+def test_a_killed_federation_resumes_with_its_account_and_ends_as_if_whole(tmp_path: Path) -> None:
+    whole = weights()
+    federate(tmp_path / "whole", model=whole, entropy=SeededEntropy(1))
+
+    def crashes(model: Any, shard: float, round: int) -> None:
+        if round == 2:
+            raise KeyboardInterrupt
+        push(model, shard, round)
+
+    cut = weights()
+    with pytest.raises(KeyboardInterrupt):
+        federate(tmp_path, model=cut, train=crashes, entropy=SeededEntropy(1))
+    result = federate(tmp_path, model=weights(), entropy=SeededEntropy(1), resume=True)
+    assert result.rounds == 3
+    assert result.ledger is not None
+    assert len(result.ledger.events()) == 4, "the attempt that was cut stays charged"
+    again = federate(tmp_path, model=cut, resume=True)
+    assert again.rounds == 3
+    np.testing.assert_array_equal(cut["w"], whole["w"])
+
+
+def test_a_resumption_of_another_job_is_refused(tmp_path: Path) -> None:
+    federate(tmp_path)
+    with pytest.raises(CheckpointError, match="another"):
+        federate(tmp_path, rounds=4, resume=True)
+    with pytest.raises(CheckpointError, match="exists"):
+        federate(tmp_path)
+    with pytest.raises(CheckpointError, match="not the folder"):
+        federate(tmp_path / "nothing", resume=True)
+
+
+def test_an_update_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    model = weights()
+    federate(
+        tmp_path,
+        model=model,
+        shards=[1.0, np.nan, 3.0],
+        rounds=1,
+        unit="none",
+        noise_multiplier=None,
+    )
+    np.testing.assert_allclose(model["w"], 2.0, rtol=1e-6)
+    with pytest.raises(ProtocolError, match="survived"):
+        federate(tmp_path / "b", shards=[np.inf] * 3, unit="none", noise_multiplier=None)
+
+
+def test_robust_rules_and_server_optimizers_are_the_same_as_everywhere(tmp_path: Path) -> None:
+    from securefed.config import ServerConfig
+
+    model = weights()
+    federate(
+        tmp_path,
+        model=model,
+        shards=[1.0] * 5,
+        rounds=1,
+        unit="none",
+        noise_multiplier=None,
+        server=ServerConfig(learning_rate=0.5),
+    )
+    np.testing.assert_allclose(model["w"], 0.5, rtol=1e-6)
+    with pytest.raises(ConfigError, match="no aggregator named"):
+        federate(tmp_path / "b", aggregator="krumm")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"unit": "example"}, PrivacyError, "train_fn may do anything"),
+        ({"noise_multiplier": None}, ConfigError, "epsilon"),
+        ({"epsilon": 1.0}, PrivacyError, "not both"),
+        ({"noise_multiplier": 0.0}, PrivacyError, "no noise"),
+        ({"delta": 0.05}, PrivacyError, "1/20"),
+        ({"unit": "none"}, ConfigError, "unit"),
+        ({"clip": 0.0}, ConfigError, "max_grad_norm"),
+        ({"weights": [1.0] * CLIENTS}, PrivacyError, "weigh the same"),
+        ({"weights": [1.0], "unit": "none", "noise_multiplier": None}, ConfigError, "20 finite"),
+        ({"rounds": 0}, ConfigError, "rounds"),
+        ({"clients_per_round": 21}, ConfigError, "21"),
+        ({"model": {"w": np.zeros(3, int)}}, ModelError, "floats"),
+        ({"model": {}}, ModelError, "nothing to train"),
+        ({"model": 3.0}, ModelError, "found float"),
+        ({"train": lambda m, s, r: m.update(w=np.zeros(9))}, ModelError, "shape"),
+    ],
+)
+def test_what_cannot_hold_is_refused(tmp_path: Path, changes: Any, kind: Any, words: str) -> None:
+    with pytest.raises(kind, match=words):
+        federate(tmp_path, **changes)
