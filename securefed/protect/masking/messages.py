@@ -276,11 +276,9 @@ class Dealing:
             raise ProtocolError(
                 f"masking: a dealing to {len(holders)} holders has {expected} bytes, found {len(body)}"
             )
-        dealt, at = {}, DIGEST
-        for holder in holders:
-            size = 2 * DIGEST if holder == owner else DEALT
-            dealt[holder] = body[at : at + size]
-            at += size
+        split = holders.index(owner)
+        starts = [DIGEST + DEALT * i - (DEALT - 2 * DIGEST) * (i > split) for i in range(len(holders) + 1)]
+        dealt = {h: body[a:b] for h, a, b in zip(holders, starts, starts[1:], strict=False)}
         return cls(body[:DIGEST], dealt)
 
 

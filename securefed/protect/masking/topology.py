@@ -21,6 +21,7 @@ class Topology:
     clients: tuple[int, ...]
     k: int
     seed: bytes = field(repr=False)
+    _holders: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def complete(self) -> bool:
@@ -35,7 +36,10 @@ class Topology:
         """The client and its neighbours, ascending: those who hold shares of its secrets."""
         if self.complete:
             return self.clients
-        return tuple(sorted((*self._neighbours[client], client)))
+        found = self._holders.get(client)
+        if found is None:
+            found = self._holders[client] = tuple(sorted((*self._neighbours[client], client)))
+        return found
 
     def alive(self, client: int, among: Set[int]) -> int:
         """How many holders of the client's shares are in this set."""

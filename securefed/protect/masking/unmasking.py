@@ -60,8 +60,9 @@ class Opened:
 
     def expected(self, holder: int) -> list[tuple[int, int]]:
         """(owner, kind) of the shares this holder has to open, in order."""
+        alive, dealings, own, key = self.survivors, self.dealings, int(Kind.SELF), int(Kind.KEY)
         owners = self.topology.holders(holder)
-        return [(owner, int(self.kind(owner))) for owner in owners if owner in self.dealings]
+        return [(owner, own if owner in alive else key) for owner in owners if owner in dealings]
 
     def take(self, holder: int, opened: Sequence[tuple[int, int, bytes]]) -> None:
         """Keeps one holder's shares; whether they are right shows when they are put together.

@@ -57,6 +57,8 @@ def test_a_finished_run_leaves_a_folder_that_explains_itself(tmp_path: Path) -> 
     assert json.loads((tmp_path / "facts.json").read_text())["protection"] == {
         "name": "plain",
         "reveals": "updates",
+        "facts": {},
+        "simulated": "simulated: no protection between clients",
     }
 
 
