@@ -22,6 +22,7 @@ from securefed.errors import PrivacyError as PrivacyError
 from securefed.errors import ProtocolError as ProtocolError
 from securefed.errors import SecureFedError as SecureFedError
 from securefed.errors import SelfCheckError as SelfCheckError
+from securefed.errors import SuspiciousModelError as SuspiciousModelError
 
 if TYPE_CHECKING:
     from securefed.config import Config as Config
@@ -50,6 +51,7 @@ __all__ = [
     "Result",
     "SecureFedError",
     "SelfCheckError",
+    "SuspiciousModelError",
     "Update",
     "View",
     "__version__",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Rows = NDArray[np.float64]
+Rows = Any  # float64 arrays; NumPy's own types lose themselves in reductions
 
 
 def squared(rows: Rows) -> Rows:
@@ -48,7 +48,8 @@ def multi_krum(rows: Rows, f: int, m: int) -> Rows:
 
 
 def bulyan(rows: Rows, f: int) -> Rows:
-    left, picked = list(range(len(rows))), []
+    left: list[int] = list(range(len(rows)))
+    picked: list[int] = []
     while len(picked) < len(rows) - 2 * f:
         distances = squared(rows[left])
         near = max(1, len(left) - f - 2)
@@ -151,4 +152,4 @@ def clip(rows: Rows, limit: float) -> Rows:
 def arc(rows: Rows, f: int) -> Rows:
     n = len(rows)
     k = math.floor(2 * (f / n) * (n - f))
-    return clip(rows, sorted(np.linalg.norm(row) for row in rows)[n - k - 1])
+    return clip(rows, float(sorted(np.linalg.norm(row) for row in rows)[n - k - 1]))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import securefed.gram as module
 from securefed.gram import centred_gram, gram, rows_about, squared_distances
+from securefed.rows import as_rows
 
 seeds = st.integers(0, 2**31)
 
@@ -68,7 +69,7 @@ def test_a_liar_that_looks_central_on_the_sampled_columns_is_found_out(
     """Three rows equal the honest centre wherever a guess would look, and are huge elsewhere."""
     g = torch.Generator().manual_seed(2)
     rows = 1e3 + torch.randn(9, 40_000, generator=g)
-    sampled = module._sampled(module.as_rows(torch.arange(40_000.0)[None])).long().flatten()
+    sampled = module._sampled(as_rows(torch.arange(40_000.0)[None])).long().flatten()
     liars = torch.full((3, 40_000), 1e9)
     liars[:, sampled] = rows[3:, sampled].mean(0)
     rows[:3] = liars
