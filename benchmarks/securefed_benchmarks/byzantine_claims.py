@@ -84,7 +84,7 @@ def momentum_sgd(
     model, momenta = net.first(seed), torch.zeros(n - f, net.size)
     lie = None if attack["name"] == "none" else BYZANTINE[attack["name"]](**_options(attack))
     generator = torch.Generator().manual_seed(seed)
-    scores = []
+    scores: list[float] = []
     for step in range(1, setting["steps"] + 1):
         rows = torch.from_numpy(np.stack([rng.choice(s, setting["batch"]) for s in shards]))
         momenta = beta * momenta + (1 - beta) * gradients(net, model, x[rows], y[rows])

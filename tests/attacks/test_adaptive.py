@@ -115,17 +115,20 @@ def test_any_function_of_the_rows_can_be_attacked() -> None:
     assert 0.01 <= found.strength <= 100
 
 
-def test_what_cannot_be_searched_is_refused() -> None:
-    for build, said in (
-        (lambda: Optimal(Mimic(), Mean()), "mimic has no strength"),  # type: ignore[arg-type]  # the mistake is the point
-        (lambda: Optimal(IPM(), 3), "no rule"),  # type: ignore[arg-type]  # the mistake is the point
-        (lambda: Optimal(IPM(), Mean(), low=2.0, high=1.0), "high"),
-        (lambda: Optimal(IPM(), Mean(), low=0.0), "low"),
-        (lambda: Optimal(IPM(), Mean(), grid=-1), "grid"),
-        (lambda: Optimal(IPM(), Mean(), goal="fame"), "goal"),  # type: ignore[arg-type]  # the mistake is the point
-    ):
-        with pytest.raises(ValueError, match=said):
-            build()
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"attack": Mimic()}, "mimic has no strength"),
+        ({"aggregator": 3}, "no rule"),
+        ({"low": 2.0, "high": 1.0}, "high"),
+        ({"low": 0.0}, "low"),
+        ({"grid": -1}, "grid"),
+        ({"goal": "fame"}, "goal"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Optimal(**{"attack": IPM(), "aggregator": Mean(), **fields})
 
 
 @pytest.mark.slow

@@ -218,6 +218,13 @@ def test_attacks_on_the_mean_do_not_depend_on_the_order_of_clients(scale: float,
 # --------------------------------------------------- where each must succeed, and where each must fail
 
 NNM_GM = Pipeline(pre=(NNM(f=F),), rule=GeometricMedian())
+
+
+def naive_mean(rows: torch.Tensor) -> torch.Tensor:
+    """A mean that looks at nothing; ours refuses rows that are not finite."""
+    return rows.mean(0)
+
+
 DROPPING = TrimmedMean(f=F, on_nonfinite="drop")
 CASES: dict[str, tuple[dict[str, Any], Any, float, Any]] = {
     "sign_flip": ({"scale": 8.0}, Mean(), 20, NNM_GM),
@@ -226,8 +233,8 @@ CASES: dict[str, tuple[dict[str, Any], Any, float, Any]] = {
     "alie": ({"tau": 10.0}, Mean(), 10, NNM_GM),
     "mimic": ({"target": 3}, GeometricMedian(), 2, Mean()),
     "gaussian": ({"std": 200.0}, Mean(), 100, TrimmedMean(f=F)),
-    "inf": ({}, Mean(), 100, DROPPING),
-    "nan": ({}, Mean(), 100, DROPPING),
+    "inf": ({}, naive_mean, 100, DROPPING),
+    "nan": ({}, naive_mean, 100, DROPPING),
     "min_max": ({}, TrimmedMean(f=F), 2, GeometricMedian()),
     "min_sum": ({}, TrimmedMean(f=F), 2, GeometricMedian()),
     "rop": ({"length": 5.0}, TrimmedMean(f=F), 2, NNM_GM),

@@ -29,14 +29,17 @@ def test_the_given_records_stay_as_they_were(name: str) -> None:
     assert len(changed) == len(IMAGES)
     assert np.array_equal(IMAGES.images, images)
     assert np.array_equal(IMAGES.labels, labels)
+    assert changed.labels is not None
     assert not np.array_equal(changed.labels, labels)
 
 
 def test_a_label_flip_mirrors_all_classes_or_moves_one() -> None:
     flipped = LabelFlip()(IMAGES, 10, coins())
+    assert flipped.labels is not None
     assert np.array_equal(flipped.labels, 9 - np.arange(20) % 10)
     one = LabelFlip(source=3, target=5)(IMAGES, 10, coins())
     expected = np.where(np.arange(20) % 10 == 3, 5, np.arange(20) % 10)
+    assert one.labels is not None
     assert np.array_equal(one.labels, expected)
 
 
@@ -46,7 +49,8 @@ def test_a_patch_is_where_it_says_on_as_many_images_as_it_says() -> None:
     assert IMAGES.images is not None
     marked = (changed.images != IMAGES.images).any((1, 2, 3))
     assert marked.sum() == 5
-    assert (changed.labels[marked] == 7).all()  # type: ignore[index]  # it has labels
+    assert changed.labels is not None
+    assert set(changed.labels[marked]) == {7}
     assert (changed.images[marked][:, :, -2:, -2:] == 1.0).all()
     outside = changed.images.copy()
     outside[:, :, -2:, -2:] = IMAGES.images[:, :, -2:, -2:]
@@ -56,14 +60,16 @@ def test_a_patch_is_where_it_says_on_as_many_images_as_it_says() -> None:
 def test_a_trigger_word_goes_before_the_text() -> None:
     changed = BadNets(target=1, fraction=1.0, word="cf")(TEXTS, 2, coins())
     assert changed.texts == tuple(f"cf record {i}" for i in range(6))
-    assert (changed.labels == 1).all()
+    assert changed.labels is not None
+    assert set(changed.labels) == {1}
 
 
 def test_success_is_measured_on_other_classes_only() -> None:
     triggered = BadNets(target=1).triggered(TEXTS, 2)
     assert triggered is not None
     assert triggered.texts == ("cf record 0", "cf record 2", "cf record 4")
-    assert (triggered.labels == 1).all()
+    assert triggered.labels is not None
+    assert set(triggered.labels) == {1}
     assert LabelFlip().triggered(TEXTS, 2) is None
 
 
