@@ -58,6 +58,14 @@ def _check_ranges(c: Config) -> None:
     _require(1 <= m.hidden <= MOST_HIDDEN, f"model.hidden must be in 1 .. {MOST_HIDDEN}, found {m.hidden}")
     if isinstance(m.layers, int):
         _require(m.layers >= 1, f"model.layers as a number is the top k >= 1, found {m.layers}")
+    if isinstance(m.head_layers, int):
+        _require(
+            m.head_layers >= 1, f"model.head_layers as a number is the last k >= 1, found {m.head_layers}"
+        )
+    _require(
+        m.head_layers == 1 or (m.task == "classification" and m.name not in ("mlp", "cnn", "logistic")),
+        "model.head_layers is for classification on a pre-trained model; leave it at 1",
+    )
     _require(
         0 <= c.engine.workers <= MOST_WORKERS,
         f"engine.workers must be in 0 (this process) .. {MOST_WORKERS}, found {c.engine.workers}",

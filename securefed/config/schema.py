@@ -47,7 +47,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The base model and what of it is trained. `layers`: "all", the top k as a number, or a list."""
+    """The base model and what of it is trained. `layers`: "all", the top k as a number, or a list.
+
+    `head_layers`: the layers whose outputs a classification head reads, the last k as a number or a list
+    of 0 (embeddings) to the number of layers.
+    """
 
     name: str = "minilm"
     task: Task = "classification"
@@ -56,6 +60,7 @@ class ModelConfig:
     alpha: float = 8.0
     targets: tuple[str, ...] | Literal["auto"] = "auto"
     layers: Literal["all"] | int | tuple[int, ...] = "all"
+    head_layers: int | tuple[int, ...] = 1
     rslora: bool = False
     dropout: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"

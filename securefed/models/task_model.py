@@ -187,9 +187,18 @@ class TaskModel:
         )
 
     def prefix(self, batch: Batch, cut: int) -> torch.Tensor:
-        """The output of stage `cut`, float32 without gradient: hidden (b, t, h), or features (b, h) at `depth`.
+        """The output of stage `cut`, float32 without gradient: hidden (b, t, h), or at `depth` what the head reads.
 
-        `Batch(hidden=..., depth=cut, attention_mask=..., labels=...)` continues from it.
+        `Batch(hidden=..., depth=cut, attention_mask=..., labels=...)` continues from it, with `below` where
+        the head reads layers before the cut (`stage`).
+
+        Raises:
+            ModelError: `cut` is no stage of this model.
+        """
+        return self.stage(batch, cut)[0]
+
+    def stage(self, batch: Batch, cut: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`prefix` and, float32 (b, j, h), what the head reads of j layers before the cut; None where j = 0.
 
         Raises:
             ModelError: `cut` is no stage of this model.
@@ -198,7 +207,7 @@ class TaskModel:
             raise ModelError(
                 f"cut={cut} is no cacheable stage of this model; stages are 1 to depth={self.depth}"
             )
-        return self.module.prefix(batch.to(self.device), cut)
+        return self.module.stage(batch.to(self.device), cut)
 
     # --------------------------------------------------------------------------------------- result
 
