@@ -52,6 +52,8 @@ class FedAvg:
         optimizer (`server.head_optimizer`), because it lives on another scale than the factors.
         """
         shared = layout.select(set(plan.share).__contains__)
+        if plan.phase == "centre":  # a measured mean, not a direction to descend
+            return layout.scatter(layout.gather(model, shared) + aggregate, shared, model), moments
         for is_head in (False, True):
             names = [n for n in shared.names if (part_of[n] == "head") == is_head]
             if not names:

@@ -19,7 +19,7 @@ class RoundPlan:
     """One round's work, the same for every client.
 
     Attributes:
-        phase: "head", "A", "B", "AB" or "full", for people.
+        phase: "centre", "head", "A", "B", "AB" or "full", for people.
         train: names trained, inside the one clipped vector under DP.
         share: names sent to the server, a subset of `train`.
         progress: in [0, 1), how far the phase has come; drives the server's learning-rate schedule.
@@ -36,7 +36,8 @@ def plan_round(
 ) -> RoundPlan:
     """The plan of `round` of `rounds`.
 
-    The first `head_rounds` train the head alone: while every B is zero the features are those of the
+    A head with a centre spends round 0 on it: what the cohort then sends is the mean of its features. The
+    first `head_rounds` train the head alone: while every B is zero the features are those of the
     frozen model, so these rounds are cheap and give the adapter a useful gradient. Then:
 
     - `rolora` (Chen et al. 2024, "Robust Federated Finetuning of Foundation Models via Alternating
@@ -51,7 +52,14 @@ def plan_round(
     Raises:
         ConfigError: head rounds without a head, or as many as there are rounds.
     """
-    names = sorted(part_of)
+    names = sorted(n for n in part_of if part_of[n] != "centre")
+    if len(names) < len(part_of):
+        if rounds < 2:
+            raise ConfigError("model.head_centre takes the first round and leaves none; raise rounds")
+        if round == 0:
+            centre = tuple(n for n in part_of if part_of[n] == "centre")
+            return RoundPlan("centre", centre, centre, 0.0)
+        round, rounds = round - 1, rounds - 1
     head = tuple(n for n in names if part_of[n] == "head")
     if head_rounds and not head:
         raise ConfigError("algorithm.head_rounds needs a model with a head; set it to 0 for language models")

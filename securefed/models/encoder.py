@@ -2,7 +2,7 @@
 
 The head reads the outputs of one or several layers: each is averaged over the attention mask and scaled to
 length one, together they have length one, and one linear layer with bias, starting at zero, maps them to
-logits. Features of unit norm bound the head's per-sample gradients, which is what a clipped, noisy head
+logits. Optionally the features' mean is taken off first (`centre`). Features of unit norm bound the head's per-sample gradients, which is what a clipped, noisy head
 needs first; the middle layers of a sentence encoder tell more about tone than its last, which was trained
 to forget it (docs/recipes.md has the figures).
 """
@@ -36,15 +36,21 @@ class TextClassifier(nn.Module):
     Args:
         reads: the layers whose output the head reads, 0 (embeddings) to the number of layers, ascending;
             empty for the last alone.
+        centred: whether the head reads features less `centre`, scaled to length one again. Sentence
+            features share a large common part: it is most of their length, tells nothing, and makes the
+            head's problem ill-conditioned.
     """
 
-    def __init__(self, backbone: Any, classes: int, reads: Sequence[int] = ()) -> None:
+    def __init__(self, backbone: Any, classes: int, reads: Sequence[int] = (), centred: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.reads = tuple(reads) or (backbone.config.num_hidden_layers,)
         self.head = nn.Linear(len(self.reads) * backbone.config.hidden_size, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.centre = nn.Linear(1, self.head.in_features, bias=False) if centred else None
+        if self.centre is not None:
+            nn.init.zeros_(self.centre.weight).requires_grad_(False)  # trains in its own round alone
         self.checkpointing = False
         config = backbone.config
         self.staged = config.model_type in STAGED and not getattr(config, "is_decoder", False)
@@ -56,8 +62,24 @@ class TextClassifier(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits (b, k), from the tokens or from `batch.hidden` taken after `batch.depth` stages."""
-        logits: torch.Tensor = self.head(self.features(batch))
+        logits: torch.Tensor = self.head(self.shifted(self.features(batch)))
         return logits
+
+    def shifted(self, features: torch.Tensor) -> torch.Tensor:
+        """Features less the centre, scaled to length one; the head's loss never moves the centre."""
+        if self.centre is None:
+            return features
+        return F.normalize(features - self.centre.weight.detach().squeeze(1), dim=-1)
+
+    def distances(self, features: torch.Tensor) -> torch.Tensor:
+        """Half the squared distance of each record's features to the centre (b,).
+
+        Its gradient is centre - features, so one step of rate one from zero puts the centre on the mean:
+        the mean is a gradient like any other, clipped, noised and charged by the same mechanism.
+        """
+        assert self.centre is not None
+        centre = self.centre(features.new_ones(len(features), 1))
+        return 0.5 * (centre - features.detach()).square().sum(1)
 
     def features(self, batch: Batch) -> torch.Tensor:
         """What the head reads, float32 (b, len(reads) x h) of norm one."""
@@ -105,7 +127,7 @@ class TextClassifier(nn.Module):
         return min((self._stage_of(name) for name in names), default=self.layers + 1)
 
     def _stage_of(self, name: str) -> int:
-        if name.startswith("head."):
+        if name.startswith(("head.", "centre.")):
             return self.layers + 1
         if self.staged and name.startswith("encoder.layer."):
             return int(name.split(".")[2])

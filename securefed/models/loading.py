@@ -76,13 +76,13 @@ def _pretrained(
         enable_checkpointing(base)
     module = _wrap(base, config, classes)
     module.to(device).train()
-    head = {n: p for n, p in module.named_parameters() if n.startswith("head.")}
+    head = {n: p for n, p in module.named_parameters() if n.startswith(("head.", "centre."))}
     return TaskModel(
         module,
         config=config,
         device=device,
         parameters={**adapted.parameters, **head},
-        part_of={**adapted.parts, **dict.fromkeys(head, "head")},
+        part_of={**adapted.parts, **{n: n.partition(".")[0] for n in head}},
         base_digest=base_digest(_files(source.folder), _settings(config, classes, module)),
         encode=text.encode,
         name=source.name,
@@ -102,7 +102,7 @@ def _wrap(base: Any, config: ModelConfig, classes: int) -> torch.nn.Module:
         return CausalLM(base)
     if config.task == "seq2seq":
         return Seq2SeqLM(base)
-    module = TextClassifier(base, classes, _reads(config, base.config.num_hidden_layers))
+    module = TextClassifier(base, classes, _reads(config, base.config.num_hidden_layers), config.head_centre)
     module.checkpointing = config.gradient_checkpointing
     return module
 
@@ -147,6 +147,7 @@ def _settings(config: ModelConfig, classes: int, module: Any) -> dict[str, Any]:
     plain = not reads or reads == (module.backbone.config.num_hidden_layers,)  # as results always meant
     return {
         **({} if plain else {"head_layers": reads}),
+        **({"head_centre": True} if config.head_centre else {}),
         "task": config.task,
         "dtype": config.dtype,
         "adapter": shape,

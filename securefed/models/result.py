@@ -127,7 +127,7 @@ def _load_tensors(model: TaskModel, folder: Path) -> None:
 
 
 def _head(model: TaskModel) -> dict[str, torch.nn.Parameter]:
-    return {n: p for n, p in model.parameters.items() if model.part_of[n] == "head"}
+    return {n: p for n, p in model.parameters.items() if model.part_of[n] in ("head", "centre")}
 
 
 def _write(tensors: dict[str, torch.nn.Parameter], path: Path) -> None:
@@ -168,6 +168,13 @@ def _read_by_head(model: TaskModel) -> str:
     return f"{each}, divided by the square root of {len(reads)}"
 
 
+def _centred(model: TaskModel) -> str:
+    assert isinstance(model.module, TextClassifier)
+    if model.module.centre is None:
+        return ""
+    return "less `centre.weight` and scaled to length one again, "
+
+
 def _readme(model: TaskModel) -> str:
     lines = [
         f"# {model.config.adapter} result on {model.name}",
@@ -191,7 +198,7 @@ def _readme(model: TaskModel) -> str:
     if model.task == "classification" and model.config.name not in SMALL_NETS:
         lines += [
             "",
-            f"Logits: mean over the attention mask of {_read_by_head(model)}, times `head.weight` plus `head.bias` (head.safetensors).",
+            f"Logits: mean over the attention mask of {_read_by_head(model)}, {_centred(model)}times `head.weight` plus `head.bias` (head.safetensors).",
         ]
     lines += [
         "",
