@@ -1,7 +1,7 @@
 """What is trained and what is sent in each round, for each way to adapt a model (DESIGN decision 6).
 
 The mean of products is not the product of means: averaging both LoRA factors gives a model that is
-nobody's. `rolora` alternates the factors, so that each round's average is exact and linear, hence
+nobody's (as soon as clients take more than one step). `rolora` alternates the factors, so that each round's average is exact and linear, hence
 right under any secure sum.
 """
 
@@ -44,7 +44,9 @@ def plan_round(
       Minimization of LoRA", arXiv 2409.02346): B in even rounds, A in odd ones, head in all.
     - `ffa` (Sun et al. 2024, "Improving LoRA in Privacy-preserving Federated Learning", arXiv
       2403.12313): B only.
-    - `lora`: A and B, averaged separately; inexact, kept as the reference it is in the field.
+    - `lora`: A and B, averaged separately; inexact, kept as the reference it is in the field. With one
+      local SGD step a round it is exact all the same: every client sends its gradient at one common point,
+      and the mean of gradients is the gradient of the mean, for A as for B.
     - `fedsa` (Guo et al. 2024, "Selective Aggregation for Low-Rank Adaptation in Federated Learning",
       arXiv 2410.01463): A and B are trained, A is sent, B stays.
     - `full`: everything. `head`: the head only.

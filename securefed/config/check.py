@@ -124,6 +124,9 @@ def _check_training(c: Config) -> None:
     _require(s.learning_rate > 0 and s.head_learning_rate > 0, "server learning rates must be above 0")
     _require(0 <= s.momentum < 1 and 0 <= s.head_momentum < 1, "server momenta must be in [0, 1)")
     _require(0 <= s.beta2 < 1, f"server.beta2 must be in [0, 1), found {s.beta2}")
+    _require(
+        s.head_joint_factor > 0, f"server.head_joint_factor must be above 0, found {s.head_joint_factor}"
+    )
     _require(0 <= s.average < 1, f"server.average must be in [0, 1), found {s.average}")
     _require(s.tau > 0, f"server.tau must be above 0, found {s.tau}")
 

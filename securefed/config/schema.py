@@ -126,7 +126,8 @@ class ServerConfig:
     """How the aggregate changes the global model (Reddi et al. 2021). The head may have its own rule.
 
     `average`: weight of the past in an exponential average of the rounds' models, which is then what is
-    measured and saved; 0 hands out the last one.
+    measured and saved; 0 hands out the last one. `head_joint_factor`: on the head's learning rate in
+    rounds that train an adapter too, where a head that has been trained needs to follow only.
     """
 
     optimizer: ServerOptimizerName = "fedavg"
@@ -138,6 +139,7 @@ class ServerConfig:
     head_optimizer: ServerOptimizerName | None = None
     head_learning_rate: float = 1.0
     head_momentum: float = 0.9
+    head_joint_factor: float = 1.0
     average: float = 0.0
 
 
