@@ -32,7 +32,7 @@ class State:
     Attributes:
         round: the next round to play.
         vector: the global model, float32 (d,) over the whole layout.
-        moments: the server optimizer's.
+        moments: the server optimizer's. average: of the rounds' models, where the job asks for one.
         local: client -> what it keeps to itself, float32 over the local names (fedsa). In a real
             federation each client holds its own; a simulation must hold them all.
         rule: the aggregation rule's memory, named vectors (a rule without memory has none).
@@ -55,6 +55,12 @@ class State:
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     client_metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    average: Vector | None = field(default=None, repr=False)
+
+    @property
+    def handed_out(self) -> Vector:
+        """The model that is measured and saved; training goes on from `vector`."""
+        return self.vector if self.average is None else self.average
 
 
 _FACTS = ("round", "best", "stale", "charges", "mib_up", "mib_down", "seconds", "metrics", "client_metrics")
@@ -72,6 +78,7 @@ def save_state(folder: Path, state: State, identity: Mapping[str, str]) -> Path:
     tensors = {"vector": state.vector}
     moments = {"first": state.moments.first, "second": state.moments.second}
     tensors |= {name: m for name, m in moments.items() if m.any()}  # FedAvg has none to keep
+    tensors |= {} if state.average is None else {"average": state.average}
     tensors |= {f"local.{k}": v for k, v in state.local.items()}
     tensors |= {f"rule.{k}": v for k, v in state.rule.items()}
     data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()})
@@ -141,4 +148,5 @@ def _state(tree: dict[str, Any], data: bytes) -> State:
     facts["client_metrics"] = {int(k): v for k, v in facts["client_metrics"].items()}
     none = Moments.zeros(arrays["vector"].size)
     moments = Moments(arrays.get("first", none.first), arrays.get("second", none.second))
-    return State(vector=arrays["vector"], moments=moments, local=local, rule=rule, **facts)
+    average = arrays.get("average")
+    return State(vector=arrays["vector"], moments=moments, local=local, rule=rule, average=average, **facts)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from securefed.aggregation import pack_state, unpack_state
+from securefed.algorithms.averaging import averaged
 from securefed.algorithms.fedavg import FedAvg
 from securefed.algorithms.plan import RoundPlan, local_names
 from securefed.algorithms.server_optimizer import Moments
@@ -338,6 +339,7 @@ class Federation:
             round=state.round + 1,
             vector=vector,
             moments=moments,
+            average=averaged(state.average, vector, plan, self.config.server.average),
             local=local,
             rule={**pack_state(self.server.rule_state), **self.liars.pack()},
             mib_up=state.mib_up + up,
@@ -448,7 +450,7 @@ class Federation:
     def _evaluate(self, state: State) -> State:
         if not is_evaluated(self.config, state.round):
             return state
-        metrics, per_client = self.evaluator.evaluate(state.vector, state.local, self._local_layout())
+        metrics, per_client = self.evaluator.evaluate(state.handed_out, state.local, self._local_layout())
         if state.metrics.get("loss", 0.0) <= DIVERGED < metrics["loss"]:
             logger.warning(
                 "the loss on the test set is %.3g: training diverges; lower train.learning_rate or server.learning_rate",
@@ -489,9 +491,9 @@ class Federation:
         if stopped != "rounds":
             self._save(state)
         if not state.metrics:
-            metrics, per_client = self.evaluator.evaluate(state.vector, state.local, self._local_layout())
+            metrics, per_client = self.evaluator.evaluate(state.handed_out, state.local, self._local_layout())
             state = replace(state, metrics=metrics, client_metrics=per_client)
-        self.model.write(state.vector, self.model.layout)
+        self.model.write(state.handed_out, self.model.layout)
         self.model.save_adapter(self.folder / "adapter")
         view = None if self.ledger is None else self.ledger.run_view(self.run_id)
         statement = None if view is None else view.statement(self.config.privacy.delta)

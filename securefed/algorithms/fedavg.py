@@ -52,20 +52,23 @@ class FedAvg:
         optimizer (`server.head_optimizer`), because it lives on another scale than the factors.
         """
         shared = layout.select(set(plan.share).__contains__)
+        if plan.phase == "centre":  # a measured mean, not a direction to descend
+            return layout.scatter(layout.gather(model, shared) + aggregate, shared, model), moments
         for is_head in (False, True):
             names = [n for n in shared.names if (part_of[n] == "head") == is_head]
             if not names:
                 continue
             part = shared.select(set(names).__contains__)
             own = is_head and config.head_optimizer is not None
+            rate = rate_at(config, config.head_learning_rate if own else config.learning_rate, plan.progress)
+            if is_head and plan.phase != "head":
+                rate *= config.head_joint_factor
             new, changed = server_step(
                 config.head_optimizer if is_head and config.head_optimizer else config.optimizer,
                 layout.gather(model, part),
                 shared.gather(aggregate, part),
                 Moments(layout.gather(moments.first, part), layout.gather(moments.second, part)),
-                learning_rate=rate_at(
-                    config, config.head_learning_rate if own else config.learning_rate, plan.progress
-                ),
+                learning_rate=rate,
                 momentum=config.head_momentum if own else config.momentum,
                 beta2=config.beta2,
                 tau=config.tau,

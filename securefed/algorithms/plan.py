@@ -1,7 +1,7 @@
 """What is trained and what is sent in each round, for each way to adapt a model (DESIGN decision 6).
 
 The mean of products is not the product of means: averaging both LoRA factors gives a model that is
-nobody's. `rolora` alternates the factors, so that each round's average is exact and linear, hence
+nobody's (as soon as clients take more than one step). `rolora` alternates the factors, so that each round's average is exact and linear, hence
 right under any secure sum.
 """
 
@@ -19,7 +19,7 @@ class RoundPlan:
     """One round's work, the same for every client.
 
     Attributes:
-        phase: "head", "A", "B", "AB" or "full", for people.
+        phase: "centre", "head", "A", "B", "AB" or "full", for people.
         train: names trained, inside the one clipped vector under DP.
         share: names sent to the server, a subset of `train`.
         progress: in [0, 1), how far the phase has come; drives the server's learning-rate schedule.
@@ -36,14 +36,17 @@ def plan_round(
 ) -> RoundPlan:
     """The plan of `round` of `rounds`.
 
-    The first `head_rounds` train the head alone: while every B is zero the features are those of the
+    A head with a centre spends round 0 on it: what the cohort then sends is the mean of its features. The
+    first `head_rounds` train the head alone: while every B is zero the features are those of the
     frozen model, so these rounds are cheap and give the adapter a useful gradient. Then:
 
     - `rolora` (Chen et al. 2024, "Robust Federated Finetuning of Foundation Models via Alternating
       Minimization of LoRA", arXiv 2409.02346): B in even rounds, A in odd ones, head in all.
     - `ffa` (Sun et al. 2024, "Improving LoRA in Privacy-preserving Federated Learning", arXiv
       2403.12313): B only.
-    - `lora`: A and B, averaged separately; inexact, kept as the reference it is in the field.
+    - `lora`: A and B, averaged separately; inexact, kept as the reference it is in the field. With one
+      local SGD step a round it is exact all the same: every client sends its gradient at one common point,
+      and the mean of gradients is the gradient of the mean, for A as for B.
     - `fedsa` (Guo et al. 2024, "Selective Aggregation for Low-Rank Adaptation in Federated Learning",
       arXiv 2410.01463): A and B are trained, A is sent, B stays.
     - `full`: everything. `head`: the head only.
@@ -51,7 +54,14 @@ def plan_round(
     Raises:
         ConfigError: head rounds without a head, or as many as there are rounds.
     """
-    names = sorted(part_of)
+    names = sorted(n for n in part_of if part_of[n] != "centre")
+    if len(names) < len(part_of):
+        if rounds < 2:
+            raise ConfigError("model.head_centre takes the first round and leaves none; raise rounds")
+        if round == 0:
+            centre = tuple(n for n in part_of if part_of[n] == "centre")
+            return RoundPlan("centre", centre, centre, 0.0)
+        round, rounds = round - 1, rounds - 1
     head = tuple(n for n in names if part_of[n] == "head")
     if head_rounds and not head:
         raise ConfigError("algorithm.head_rounds needs a model with a head; set it to 0 for language models")

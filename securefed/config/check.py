@@ -61,6 +61,22 @@ def _check_ranges(c: Config) -> None:
     _require(1 <= m.hidden <= MOST_HIDDEN, f"model.hidden must be in 1 .. {MOST_HIDDEN}, found {m.hidden}")
     if isinstance(m.layers, int):
         _require(m.layers >= 1, f"model.layers as a number is the top k >= 1, found {m.layers}")
+    if isinstance(m.head_layers, int):
+        _require(
+            m.head_layers >= 1, f"model.head_layers as a number is the last k >= 1, found {m.head_layers}"
+        )
+    _require(
+        m.head_layers == 1 or (m.task == "classification" and m.name not in ("mlp", "cnn", "logistic")),
+        "model.head_layers is for classification on a pre-trained model; leave it at 1",
+    )
+    _require(
+        not m.head_centre or (m.task == "classification" and m.name not in ("mlp", "cnn", "logistic")),
+        "model.head_centre is for classification on a pre-trained model; leave it out",
+    )
+    _require(
+        not (m.head_centre and c.privacy.unit == "client"),
+        'model.head_centre measures a mean under example-level noise; with privacy.unit = "client" leave it out',
+    )
     _require(
         0 <= c.engine.workers <= MOST_WORKERS,
         f"engine.workers must be in 0 (this process) .. {MOST_WORKERS}, found {c.engine.workers}",
@@ -111,6 +127,10 @@ def _check_training(c: Config) -> None:
     _require(s.learning_rate > 0 and s.head_learning_rate > 0, "server learning rates must be above 0")
     _require(0 <= s.momentum < 1 and 0 <= s.head_momentum < 1, "server momenta must be in [0, 1)")
     _require(0 <= s.beta2 < 1, f"server.beta2 must be in [0, 1), found {s.beta2}")
+    _require(
+        s.head_joint_factor > 0, f"server.head_joint_factor must be above 0, found {s.head_joint_factor}"
+    )
+    _require(0 <= s.average < 1, f"server.average must be in [0, 1), found {s.average}")
     _require(s.tau > 0, f"server.tau must be above 0, found {s.tau}")
 
 

@@ -51,7 +51,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The base model and what of it is trained. `layers`: "all", the top k as a number, or a list."""
+    """The base model and what of it is trained. `layers`: "all", the top k as a number, or a list.
+
+    `head_layers`: the layers whose outputs a classification head reads, the last k as a number or a list
+    of 0 (embeddings) to the number of layers. `head_centre`: the first round measures the mean of these
+    features, as one more release of the job's mechanism, and the head reads them less their mean.
+    """
 
     name: str = "minilm"
     task: Task = "classification"
@@ -60,6 +65,8 @@ class ModelConfig:
     alpha: float = 8.0
     targets: tuple[str, ...] | Literal["auto"] = "auto"
     layers: Literal["all"] | int | tuple[int, ...] = "all"
+    head_layers: int | tuple[int, ...] = 1
+    head_centre: bool = False
     rslora: bool = False
     dropout: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -142,7 +149,12 @@ class AttackConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How the aggregate changes the global model (Reddi et al. 2021). The head may have its own rule."""
+    """How the aggregate changes the global model (Reddi et al. 2021). The head may have its own rule.
+
+    `average`: weight of the past in an exponential average of the rounds' models, which is then what is
+    measured and saved; 0 hands out the last one. `head_joint_factor`: on the head's learning rate in
+    rounds that train an adapter too, where a head that has been trained needs to follow only.
+    """
 
     optimizer: ServerOptimizerName = "fedavg"
     learning_rate: float = 1.0
@@ -153,6 +165,8 @@ class ServerConfig:
     head_optimizer: ServerOptimizerName | None = None
     head_learning_rate: float = 1.0
     head_momentum: float = 0.9
+    head_joint_factor: float = 1.0
+    average: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ class Batch:
 
     input_ids, attention_mask: int64 (b, t). labels: int64 (b,), or (b, t) with IGNORE for language
     models. images: float32 (b, c, h, w). hidden: float32 (b, t, h), or (b, h) after pooling; `depth`
-    says after how many layers it was taken (`TaskModel.depths`).
+    says after how many layers it was taken. below: float32 (b, j, h), what a head that reads several
+    layers needs of those before `depth`, pooled (`TaskModel.stage`).
     """
 
     input_ids: torch.Tensor | None = None
@@ -66,6 +67,7 @@ class Batch:
     images: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
     depth: int = 0
+    below: torch.Tensor | None = None
 
     def __len__(self) -> int:
         for tensor in (self.input_ids, self.images, self.hidden, self.labels):
@@ -75,7 +77,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on this device."""
-        names = ("input_ids", "attention_mask", "labels", "images", "hidden")
+        names = ("input_ids", "attention_mask", "labels", "images", "hidden", "below")
         held = {name: value for name in names if (value := getattr(self, name)) is not None}
         if all(value.device == device for value in held.values()):
             return self

@@ -1,13 +1,16 @@
 """Text classification on a pre-trained encoder or decoder, with a frozen prefix that can be cached.
 
-Hidden states are averaged over the attention mask and scaled to length one; one linear layer with bias
-reads them, starting at zero. Features of unit norm bound the head's per-sample gradients, which is what a
-clipped, noisy head needs first.
+The head reads the outputs of one or several layers: each is averaged over the attention mask and scaled to
+length one, together they have length one, and one linear layer with bias, starting at zero, maps them to
+logits. Optionally the features' mean is taken off first (`centre`). Features of unit norm bound the head's per-sample gradients, which is what a clipped, noisy head
+needs first; the middle layers of a sentence encoder tell more about tone than its last, which was trained
+to forget it (docs/recipes.md has the figures).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,21 +25,32 @@ STAGED = ("bert", "roberta", "xlm-roberta", "camembert")
 
 
 class TextClassifier(nn.Module):
-    """Backbone, mean pooling, unit norm, linear head (k logits).
+    """Backbone, mean pooling of some layers' outputs, unit norm, linear head (k logits).
 
-    Stages: after layer 1, ..., L (hidden states (b, t, h)), and L + 1, the pooled features (b, h). A
-    backbone whose layers we cannot run one by one has L = 0 and the pooled stage alone.
+    Stages: after layer 1, ..., L (hidden states (b, t, h)), and L + 1, the pooled features
+    (b, len(reads) x h). A backbone whose layers we cannot run one by one has L = 0 and the pooled stage alone.
 
     Per-sample gradients: every trainable tensor is used once and sees its batch in dimension 0, also
     when the forward pass starts from cached hidden states, so Opacus' hooks apply unwrapped.
+
+    Args:
+        reads: the layers whose output the head reads, 0 (embeddings) to the number of layers, ascending;
+            empty for the last alone.
+        centred: whether the head reads features less `centre`, scaled to length one again. Sentence
+            features share a large common part: it is most of their length, tells nothing, and makes the
+            head's problem ill-conditioned.
     """
 
-    def __init__(self, backbone: Any, classes: int) -> None:
+    def __init__(self, backbone: Any, classes: int, reads: Sequence[int] = (), centred: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.config.hidden_size, classes)
+        self.reads = tuple(reads) or (backbone.config.num_hidden_layers,)
+        self.head = nn.Linear(len(self.reads) * backbone.config.hidden_size, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.centre = nn.Linear(1, self.head.in_features, bias=False) if centred else None
+        if self.centre is not None:
+            nn.init.zeros_(self.centre.weight).requires_grad_(False)  # trains in its own round alone
         self.checkpointing = False
         config = backbone.config
         self.staged = config.model_type in STAGED and not getattr(config, "is_decoder", False)
@@ -48,18 +62,46 @@ class TextClassifier(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits (b, k), from the tokens or from `batch.hidden` taken after `batch.depth` stages."""
-        logits: torch.Tensor = self.head(self.features(batch))
+        logits: torch.Tensor = self.head(self.shifted(self.features(batch)))
         return logits
 
+    def shifted(self, features: torch.Tensor) -> torch.Tensor:
+        """Features less the centre, scaled to length one; the head's loss never moves the centre."""
+        if self.centre is None:
+            return features
+        return F.normalize(features - self.centre.weight.detach().squeeze(1), dim=-1)
+
+    def distances(self, features: torch.Tensor) -> torch.Tensor:
+        """Half the squared distance of each record's features to the centre (b,).
+
+        Its gradient is centre - features, so one step of rate one from zero puts the centre on the mean:
+        the mean is a gradient like any other, clipped, noised and charged by the same mechanism.
+        """
+        assert self.centre is not None
+        centre = self.centre(features.new_ones(len(features), 1))
+        return 0.5 * (centre - features.detach()).square().sum(1)
+
     def features(self, batch: Batch) -> torch.Tensor:
-        """Pooled hidden states of unit norm, float32 (b, h)."""
+        """What the head reads, float32 (b, len(reads) x h) of norm one."""
         if batch.hidden is not None and batch.depth == self.layers + 1:
             return batch.hidden
-        return _pool(self._hidden(batch, self.layers), batch.attention_mask)
+        if not self.staged:
+            return _joined(self._unstaged(batch))
+        top = max(self.reads[-1], batch.depth)
+        hidden, below = self._staged(batch, top)
+        return _joined([*below, pool(hidden, batch.attention_mask)] if top in self.reads else below)
 
-    @torch.no_grad()
     def prefix(self, batch: Batch, cut: int) -> torch.Tensor:
         """What stage `cut` puts out, float32, with the adapters below it as they are now.
+
+        Raises:
+            ModelError: `cut` is no stage of this model.
+        """
+        return self.stage(batch, cut)[0]
+
+    @torch.no_grad()
+    def stage(self, batch: Batch, cut: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`prefix`, and beside hidden states `Batch.below`: what the head reads of the layers before `cut`.
 
         Raises:
             ModelError: `cut` is no stage of this model.
@@ -72,7 +114,10 @@ class TextClassifier(nn.Module):
         if self.checkpointing:
             self.backbone.eval()  # nothing is recomputed here, and torch would warn about it
         try:
-            return self.features(batch) if cut == self.layers + 1 else self._hidden(batch, cut).float()
+            if cut == self.layers + 1:
+                return self.features(batch), None
+            hidden, below = self._staged(batch, cut)
+            return hidden.float(), torch.stack(below, 1) if below else None
         finally:
             if self.checkpointing:
                 self.backbone.train(training)
@@ -82,18 +127,23 @@ class TextClassifier(nn.Module):
         return min((self._stage_of(name) for name in names), default=self.layers + 1)
 
     def _stage_of(self, name: str) -> int:
-        if name.startswith("head."):
+        if name.startswith(("head.", "centre.")):
             return self.layers + 1
         if self.staged and name.startswith("encoder.layer."):
             return int(name.split(".")[2])
         return 0
 
-    def _hidden(self, batch: Batch, stop: int) -> torch.Tensor:
-        """Hidden states after `stop` layers (staged), or the last ones (not staged)."""
-        if not self.staged:
-            out = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-            last: torch.Tensor = out.last_hidden_state
-            return last
+    def _unstaged(self, batch: Batch) -> list[torch.Tensor]:
+        """The pooled outputs that the head reads, from one whole pass."""
+        ids, mask = batch.input_ids, batch.attention_mask
+        last = self.backbone.config.num_hidden_layers
+        if self.reads == (last,):  # the others are not kept
+            return [pool(self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state, mask)]
+        out = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        return [pool(out.last_hidden_state if i == last else out.hidden_states[i], mask) for i in self.reads]
+
+    def _staged(self, batch: Batch, stop: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Hidden states after `stop` layers, and the pooled outputs that the head reads of those before."""
         from transformers.masking_utils import create_bidirectional_mask
 
         if batch.hidden is None:
@@ -104,18 +154,31 @@ class TextClassifier(nn.Module):
                 hidden = hidden.detach().requires_grad_()  # reentrant checkpoints ask for one such input
         if start > stop:
             raise ModelError(f"hidden states after layer {start} cannot give those after layer {stop}")
+        below = [] if batch.below is None else list(batch.below.unbind(1))
+        if len(below) != sum(i < start for i in self.reads):
+            raise ModelError(
+                f"the head reads layers {list(self.reads)}: cached states after layer {start} need those before "
+                "it beside them; take both from TaskModel.stage"
+            )
         mask = create_bidirectional_mask(
             config=self.backbone.config, inputs_embeds=hidden, attention_mask=batch.attention_mask
         )
-        for layer in self.backbone.encoder.layer[start:stop]:
-            hidden = layer(hidden, mask)
-        return hidden
+        for i in range(start, stop):
+            if i in self.reads:
+                below.append(pool(hidden, batch.attention_mask))
+            hidden = self.backbone.encoder.layer[i](hidden, mask)
+        return hidden, below
 
 
-def _pool(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def pool(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Mean over the tokens the mask keeps, scaled to length one, float32 (b, h)."""
     hidden = hidden.float()
     if mask is None:
         return F.normalize(hidden.mean(1), dim=-1)
     keep = mask.unsqueeze(-1).to(hidden.dtype)
     return F.normalize((hidden * keep).sum(1) / keep.sum(1).clamp(min=1), dim=-1)
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Side by side, k vectors of length one have length sqrt(k); scaled back to one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1) / math.sqrt(len(parts))

@@ -76,14 +76,14 @@ def _pretrained(
         enable_checkpointing(base)
     module = _wrap(base, config, classes)
     module.to(device).train()
-    head = {n: p for n, p in module.named_parameters() if n.startswith("head.")}
+    head = {n: p for n, p in module.named_parameters() if n.startswith(("head.", "centre."))}
     return TaskModel(
         module,
         config=config,
         device=device,
         parameters={**adapted.parameters, **head},
-        part_of={**adapted.parts, **dict.fromkeys(head, "head")},
-        base_digest=base_digest(_files(source.folder), _settings(config, classes)),
+        part_of={**adapted.parts, **{n: n.partition(".")[0] for n in head}},
+        base_digest=base_digest(_files(source.folder), _settings(config, classes, module)),
         encode=text.encode,
         name=source.name,
         classes=classes,
@@ -102,9 +102,31 @@ def _wrap(base: Any, config: ModelConfig, classes: int) -> torch.nn.Module:
         return CausalLM(base)
     if config.task == "seq2seq":
         return Seq2SeqLM(base)
-    module = TextClassifier(base, classes)
+    module = TextClassifier(base, classes, _reads(config, base.config.num_hidden_layers), config.head_centre)
     module.checkpointing = config.gradient_checkpointing
     return module
+
+
+def _reads(config: ModelConfig, layers: int) -> tuple[int, ...]:
+    """The layers that `config.head_layers` means: the last k, or a list of 0 (embeddings) to `layers`.
+
+    Raises:
+        ModelError: layers that do not exist, or adapters above all that the head reads.
+    """
+    wanted = config.head_layers
+    if isinstance(wanted, int):
+        if wanted > layers:
+            raise ModelError(f"model.head_layers={wanted} asks for more than the {layers} layers there are")
+        return tuple(range(layers - wanted + 1, layers + 1))
+    found = tuple(sorted(set(wanted)))
+    if not found or found[0] < 0 or found[-1] > layers:
+        raise ModelError(f"model.head_layers={list(wanted)} must be some of 0 (embeddings) to {layers}")
+    if found[-1] < layers and config.adapter != "head":
+        raise ModelError(
+            f"model.head_layers={list(wanted)} leaves out the last layer, {layers}: what adapts it would not train; "
+            f'add {layers}, or set model.adapter = "head"'
+        )
+    return found
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -116,12 +138,16 @@ def _files(folder: Path) -> dict[str, str]:
     return {path.name: file_digest(path) for path in sorted(wanted) if path.is_file()}
 
 
-def _settings(config: ModelConfig, classes: int) -> dict[str, Any]:
+def _settings(config: ModelConfig, classes: int, module: Any) -> dict[str, Any]:
     """What else decides which function a vector of weights stands for."""
     lora = config.adapter not in ("head", "full")
     shape = (config.rank, config.alpha, config.targets, config.layers, config.rslora) if lora else ()
     seed = config.seed if config.adapter == "ffa" else None
+    reads: tuple[int, ...] = getattr(module, "reads", ())
+    plain = not reads or reads == (module.backbone.config.num_hidden_layers,)  # as results always meant
     return {
+        **({} if plain else {"head_layers": reads}),
+        **({"head_centre": True} if config.head_centre else {}),
         "task": config.task,
         "dtype": config.dtype,
         "adapter": shape,

@@ -16,6 +16,7 @@ import torch
 from securefed.config import ModelConfig
 from securefed.errors import ModelError
 from securefed.models.digest import read_json, write_json
+from securefed.models.encoder import TextClassifier
 from securefed.models.quiet import quiet
 from securefed.models.task_model import TaskModel
 from securefed.models.zoo import SMALL_NETS
@@ -126,7 +127,7 @@ def _load_tensors(model: TaskModel, folder: Path) -> None:
 
 
 def _head(model: TaskModel) -> dict[str, torch.nn.Parameter]:
-    return {n: p for n, p in model.parameters.items() if model.part_of[n] == "head"}
+    return {n: p for n, p in model.parameters.items() if model.part_of[n] in ("head", "centre")}
 
 
 def _write(tensors: dict[str, torch.nn.Parameter], path: Path) -> None:
@@ -158,6 +159,22 @@ def _read(path: Path, into: dict[str, tuple[str, torch.nn.Parameter]]) -> None:
             parameter.copy_(found[key])
 
 
+def _read_by_head(model: TaskModel) -> str:
+    assert isinstance(model.module, TextClassifier)
+    reads = model.module.reads
+    if reads == (model.module.backbone.config.num_hidden_layers,):
+        return "the last hidden states, scaled to length one"
+    each = f"`hidden_states[i]` for i in {list(reads)}, each scaled to length one, side by side"
+    return f"{each}, divided by the square root of {len(reads)}"
+
+
+def _centred(model: TaskModel) -> str:
+    assert isinstance(model.module, TextClassifier)
+    if model.module.centre is None:
+        return ""
+    return "less `centre.weight` and scaled to length one again, "
+
+
 def _readme(model: TaskModel) -> str:
     lines = [
         f"# {model.config.adapter} result on {model.name}",
@@ -181,7 +198,7 @@ def _readme(model: TaskModel) -> str:
     if model.task == "classification" and model.config.name not in SMALL_NETS:
         lines += [
             "",
-            "Logits: mean of the last hidden states over the attention mask, scaled to length one, times `head.weight` plus `head.bias` (head.safetensors).",
+            f"Logits: mean over the attention mask of {_read_by_head(model)}, {_centred(model)}times `head.weight` plus `head.bias` (head.safetensors).",
         ]
     lines += [
         "",

@@ -31,7 +31,7 @@ class TaskModel:
         module: what trains, in training mode (Opacus asks for it; without dropout it changes nothing).
         device: where it is. task: "classification", "causal-lm" or "seq2seq". config: as given.
         parameters: clean name -> every trainable tensor. layout: the same names and their shapes.
-        part_of: clean name -> "A", "B" (of an adapter), "head" or "base".
+        part_of: clean name -> "A", "B" (of an adapter), "head", "centre" (of its features) or "base".
         base_digest: identity of what does not train; equal digests and vectors mean equal functions.
         depth: number of stages whose output can be cached: encoder layers, then the pooled features; 0 for
             none. Dropout would make a cached output one draw for all, so with dropout it is 0.
@@ -142,12 +142,21 @@ class TaskModel:
     def losses(self, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
         """Cross-entropy of each record, float32 (b,).
 
-        Language models: the mean over the record's own predicted tokens (0 for a record with none).
+        Language models: the mean over the record's own predicted tokens (0 for a record with none). While
+        nothing but a head's centre trains, it is half the squared distance of the record's features to it.
         """
+        if isinstance(self.module, TextClassifier) and self.measures_centre:
+            return self.module.distances(self.module.features(batch.to(self.device)))
         logits, labels = self._aligned(batch)
         if self.task == "classification":
             return F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
         return token_losses(logits, labels, label_smoothing)
+
+    @property
+    def measures_centre(self) -> bool:
+        """Whether exactly the head's centre trains (a round that measures the features' mean)."""
+        training = {self.part_of[n] for n, p in self.parameters.items() if p.requires_grad}
+        return training == {"centre"}
 
     def counts(self, batch: Batch) -> torch.Tensor:
         """Number of predictions in each record, int64 (b,): predicted tokens, or 1 in classification.
@@ -187,9 +196,18 @@ class TaskModel:
         )
 
     def prefix(self, batch: Batch, cut: int) -> torch.Tensor:
-        """The output of stage `cut`, float32 without gradient: hidden (b, t, h), or features (b, h) at `depth`.
+        """The output of stage `cut`, float32 without gradient: hidden (b, t, h), or at `depth` what the head reads.
 
-        `Batch(hidden=..., depth=cut, attention_mask=..., labels=...)` continues from it.
+        `Batch(hidden=..., depth=cut, attention_mask=..., labels=...)` continues from it, with `below` where
+        the head reads layers before the cut (`stage`).
+
+        Raises:
+            ModelError: `cut` is no stage of this model.
+        """
+        return self.stage(batch, cut)[0]
+
+    def stage(self, batch: Batch, cut: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`prefix` and, float32 (b, j, h), what the head reads of j layers before the cut; None where j = 0.
 
         Raises:
             ModelError: `cut` is no stage of this model.
@@ -198,7 +216,7 @@ class TaskModel:
             raise ModelError(
                 f"cut={cut} is no cacheable stage of this model; stages are 1 to depth={self.depth}"
             )
-        return self.module.prefix(batch.to(self.device), cut)
+        return self.module.stage(batch.to(self.device), cut)
 
     # --------------------------------------------------------------------------------------- result
 

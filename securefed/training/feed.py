@@ -19,18 +19,20 @@ from securefed.data.batch import Batch, Encoded, collate, physical_batches
 class CachedStates:
     """Output of the frozen lower layers for one shard; as private as its text, so not in a repr.
 
-    Exactly one of the two is given. `pooled`: float32 (n, h), after the last stage. `hidden`: one float32
-    (t_i, h) per record, its padding left out.
+    `pooled`: float32 (n, width of the head), after the last stage; or `hidden`: one float32 (t_i, h) per
+    record, its padding left out, and beside it `below`, float32 (n, j, h), where the head reads j layers
+    before the cut.
     """
 
     cut: int
     pooled: torch.Tensor | None = field(default=None, repr=False)
     hidden: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    below: torch.Tensor | None = field(default=None, repr=False)
 
     @property
     def size_bytes(self) -> int:
-        tensors = self.hidden if self.pooled is None else (self.pooled,)
-        return sum(t.numel() * t.element_size() for t in tensors)
+        tensors = (*self.hidden, self.pooled, self.below)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 class Feed:
@@ -66,7 +68,14 @@ class Feed:
         hidden = torch.nn.utils.rnn.pad_sequence([self.states.hidden[i] for i in rows], batch_first=True)
         lengths = torch.tensor([self.states.hidden[i].shape[0] for i in rows])
         mask = (torch.arange(hidden.shape[1]) < lengths[:, None]).long()
-        return Batch(hidden=hidden, attention_mask=mask, labels=self._labels(index), depth=self.states.cut)
+        below = None if self.states.below is None else _take(self.states.below, index)
+        return Batch(
+            hidden=hidden,
+            attention_mask=mask,
+            labels=self._labels(index),
+            depth=self.states.cut,
+            below=below,
+        )
 
     def pieces(self, rows: NDArray[np.int64], max_tokens: int, max_rows: int) -> list[NDArray[np.int64]]:
         """`rows` as physical batches; sorted by length where records differ in it."""

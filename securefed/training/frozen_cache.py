@@ -123,9 +123,9 @@ class FrozenCache:
 
     def _fits(self, model: TaskModel, data: Encoded, cut: int) -> bool:
         """From the shape that one record gives, before the rest is computed."""
-        first = model.prefix(Feed(data, model.device).batch(np.array([0])), cut)
+        first, below = model.stage(Feed(data, model.device).batch(np.array([0])), cut)
         records = len(data) if first.dim() == 2 else int(data.lengths.sum())
-        needed = records * first.shape[-1] * 4
+        needed = 4 * (records * first.shape[-1] + (0 if below is None else len(data) * below.numel()))
         if self.size_bytes + needed <= self.limit_bytes:
             return True
         if not self._warned:
@@ -152,14 +152,19 @@ def _compute(
 ) -> CachedStates:
     pooled = False
     records: list[torch.Tensor | None] = [None] * len(feed)
+    sides: list[torch.Tensor | None] = [None] * len(feed)
     for rows in feed.pieces(np.arange(len(feed)), physical_tokens, physical_batch):
         batch = feed.batch(rows)
-        out = model.prefix(batch, cut).float().cpu()
-        pooled = out.dim() == 2
+        out, below = model.stage(batch, cut)
+        out, pooled = out.cpu(), out.dim() == 2
         for i, row in enumerate(rows):
             length = None if batch.attention_mask is None or pooled else int(batch.attention_mask[i].sum())
             records[row] = (
                 out[i] if pooled else out[i, :length].clone()
             )  # a view would keep the padding alive
+            sides[row] = None if below is None else below[i].cpu()
     done = [r for r in records if r is not None]
-    return CachedStates(cut, pooled=torch.stack(done)) if pooled else CachedStates(cut, hidden=tuple(done))
+    if pooled:
+        return CachedStates(cut, pooled=torch.stack(done))
+    beside = [s for s in sides if s is not None]
+    return CachedStates(cut, hidden=tuple(done), below=torch.stack(beside) if beside else None)

@@ -108,7 +108,8 @@ def train_locally(
     if cache is not None:
         bounds = {"physical_tokens": config.physical_tokens, "physical_batch": config.physical_batch}
         states = cache.states(model, data, work.train, **bounds)
-    steps = _Steps(model, Feed(data, model.device, states), work, config)
+    clip = None if dp is None else dp.max_grad_norm
+    steps = _Steps(model, Feed(data, model.device, states), work, config, clip)
     with _seeded_torch(model, seed, work):
         if dp is None:
             steps.play(seed)
@@ -129,13 +130,15 @@ def train_locally(
 class _Steps:
     """The loop's state: what is trained, what was seen."""
 
-    def __init__(self, model: TaskModel, feed: Feed, work: LocalWork, config: TrainConfig) -> None:
+    def __init__(
+        self, model: TaskModel, feed: Feed, work: LocalWork, config: TrainConfig, clip: float | None
+    ) -> None:
         self.model, self.feed, self.work, self.config = model, feed, work, config
         self.parameters: dict[str, nn.Parameter] = {n: model.parameters[n] for n in sorted(work.train)}
         self.anchor = (
             {n: p.detach().clone() for n, p in self.parameters.items()} if config.proximal_mu else {}
         )
-        self.optimizer = make_optimizer(self.parameters, model.part_of, config, work)
+        self.optimizer = make_optimizer(self.parameters, model.part_of, config, work, clip)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.taken = self.examples = 0
         self.losses: list[torch.Tensor] = []
@@ -227,6 +230,8 @@ class _Steps:
 
     def _set_rates(self, step: int, steps: int) -> None:
         if self.config.schedule == "constant" and self.config.warmup_steps == 0:
+            return
+        if self.model.measures_centre:
             return
         factor = rate_factor(self.config.schedule, step, steps, self.config.warmup_steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):

@@ -16,12 +16,21 @@ if TYPE_CHECKING:
 
 
 def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], part_of: Mapping[str, str], config: TrainConfig, work: LocalWork
+    parameters: Mapping[str, nn.Parameter],
+    part_of: Mapping[str, str],
+    config: TrainConfig,
+    work: LocalWork,
+    clip: float | None = None,
 ) -> torch.optim.Optimizer:
     """SGD or AdamW over these tensors, the head at its own rate if the job gives one.
 
+    The centre of a head's features is measured, not descended to: one plain step that undoes the clip,
+    which at zero meets every record alike (features have length one), gives the mean.
+
     AdamW's weight decay is decoupled: it shrinks the weights and never enters a noised gradient.
     """
+    if {part_of[name] for name in parameters} == {"centre"}:
+        return torch.optim.SGD(parameters.values(), lr=1 / min(1.0, clip or 1.0))
     scale = _own_rate(config, work.client)
     head = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
     groups = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,27 @@ def test_average_of_an_alternating_round_is_exact_and_naive_averaging_is_not() -
     moved = a + rng.standard_normal((4, 2, 5))
     naive, exact = bs.mean(0) @ moved.mean(0), np.mean([b @ m for b, m in zip(bs, moved, strict=True)], 0)
     assert np.linalg.norm(naive - exact) > 0.1 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_averaging_both_factors_is_the_pooled_step_after_one_local_step_and_only_then(steps: int) -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.standard_normal((2, 5)), rng.standard_normal((3, 2))
+    clients = [(rng.standard_normal((5, 8)), rng.standard_normal((3, 8))) for _ in range(4)]
+
+    def descend(x: Any, y: Any) -> tuple[Any, Any]:
+        """Steps of size 0.01 on the mean over records of half the squared error of B A x."""
+        new_a, new_b = a, b
+        for _ in range(steps):
+            error = (new_b @ new_a @ x - y) / x.shape[1]
+            new_a, new_b = new_a - 0.01 * new_b.T @ error @ x.T, new_b - 0.01 * error @ (new_a @ x).T
+        return new_a, new_b
+
+    local = [descend(x, y) for x, y in clients]
+    mean_a, mean_b = (np.mean([pair[i] for pair in local], 0) for i in (0, 1))
+    pooled_a, pooled_b = descend(*(np.concatenate([c[i] for c in clients], 1) for i in (0, 1)))
+    gap = max(np.abs(mean_a - pooled_a).max(), np.abs(mean_b - pooled_b).max())
+    assert gap < 1e-12 if steps == 1 else gap > 1e-5
 
 
 def test_ffa_never_trains_a() -> None:

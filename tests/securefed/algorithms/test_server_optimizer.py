@@ -77,3 +77,26 @@ def test_schedules_fall_to_five_percent_and_never_below() -> None:
         assert rates == sorted(rates, reverse=True)
         assert rates[-1] == pytest.approx(0.1)
     assert rate_at(ServerConfig(), 2.0, 0.9) == 2.0
+
+
+def test_the_heads_rate_falls_by_its_factor_once_an_adapter_trains_too() -> None:
+    layout = Layout.of_shapes({"head": (2,), "lora_A": (2,), "lora_B": (2,)})
+    parts = {"head": "head", "lora_A": "A", "lora_B": "B"}
+    config = ServerConfig(head_optimizer="fedavg", head_learning_rate=2.0, head_joint_factor=0.25)
+    moved = []
+    for round in (0, 1):
+        plan = plan_round("lora", parts, round, 2, head_rounds=1)
+        shared = layout.select(set(plan.share).__contains__)
+        model, _ = FedAvg(1).apply(
+            config,
+            layout,
+            parts,
+            plan,
+            np.zeros(6, np.float32),
+            np.ones(shared.size, np.float32),
+            Moments.zeros(6),
+        )
+        moved.append(layout.unflatten(model))
+    assert moved[0]["head"].tolist() == [2.0, 2.0]
+    assert moved[1]["head"].tolist() == [0.5, 0.5]
+    assert moved[1]["lora_B"].tolist() == [1.0, 1.0], "the adapter keeps its own rate"

@@ -23,6 +23,8 @@ CASES = {
     "bert-top-layer-rslora": ("bert", ModelConfig(layers=1, rslora=True, rank=4)),
     "bert-bfloat16": ("bert", ModelConfig(dtype="bfloat16")),
     "bert-head": ("bert", ModelConfig(adapter="head")),
+    "bert-head-of-three": ("bert", ModelConfig(head_layers=(0, 1, 2))),
+    "llama-head-of-two": ("llama", ModelConfig(head_layers=2)),
     "bert-full": ("bert", ModelConfig(adapter="full")),
     "bert-checkpointing": ("bert", ModelConfig(gradient_checkpointing=True)),
     "llama-classification": ("llama", ModelConfig()),
@@ -66,7 +68,7 @@ def one_by_one(model: TaskModel, batch: Batch) -> dict[str, torch.Tensor]:
     for i in range(len(batch)):
         parts = {
             name: tensor[i : i + 1]
-            for name in ("input_ids", "attention_mask", "labels", "images", "hidden")
+            for name in ("input_ids", "attention_mask", "labels", "images", "hidden", "below")
             if (tensor := getattr(batch, name)) is not None
         }
         model.module.zero_grad()
@@ -112,6 +114,18 @@ def test_hooks_work_from_cached_hidden_states(checkpointing: bool, bert: str) ->
     assert cut == 1
     cached = Batch(
         hidden=model.prefix(batch, cut), depth=cut, attention_mask=batch.attention_mask, labels=batch.labels
+    )
+    assert_agree(model, cached, 1e-4)
+    from_tokens, from_cache = by_hooks(model, batch), by_hooks(model, cached)
+    for name, gradient in from_tokens.items():
+        torch.testing.assert_close(from_cache[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_hooks_work_from_cached_states_with_a_head_that_reads_below_them(bert: str) -> None:
+    model, batch = load(bert, ModelConfig(layers=1, head_layers=(0, 1, 2)))
+    hidden, below = model.stage(batch, 1)
+    cached = Batch(
+        hidden=hidden, below=below, depth=1, attention_mask=batch.attention_mask, labels=batch.labels
     )
     assert_agree(model, cached, 1e-4)
     from_tokens, from_cache = by_hooks(model, batch), by_hooks(model, cached)

@@ -63,6 +63,15 @@ def test_a_result_loads_back_to_the_same_model(
     assert suffixes <= {".json", ".safetensors", ".md"}  # nothing that can run code
 
 
+@pytest.mark.parametrize("asked", [2, (0, 2)])
+def test_a_head_over_several_layers_loads_back(asked: Any, bert: str, tmp_path: Path) -> None:
+    model, batch = trained(ModelConfig(name=bert, rank=4, head_layers=asked))
+    model.save_adapter(tmp_path)
+    again = load_result(tmp_path)
+    assert again.module.reads == model.module.reads
+    torch.testing.assert_close(again.logits(batch), model.logits(batch))
+
+
 @pytest.mark.parametrize("name", ["mlp", "cnn", "logistic"])
 def test_a_small_net_loads_back(name: str, tmp_path: Path) -> None:
     model, batch = trained(ModelConfig(name=name, adapter="full", hidden=8))

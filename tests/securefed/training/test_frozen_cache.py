@@ -43,10 +43,11 @@ def play(
 
 @pytest.mark.parametrize("dp", [False, True])
 @pytest.mark.parametrize("wanted", [("head",), ("B", "head"), ("A", "B", "head")])
+@pytest.mark.parametrize("head_layers", [1, (0, 1, 2)])
 def test_training_with_the_cache_equals_training_without(
-    tmp_path: Path, wanted: tuple[str, ...], dp: bool
+    tmp_path: Path, wanted: tuple[str, ...], dp: bool, head_layers: Any
 ) -> None:
-    model = bert(tmp_path, layers=1)
+    model = bert(tmp_path, layers=1, head_layers=head_layers)
     data, names = texts(model), parts(model, *wanted)
     for start in (model.read(model.layout), stirred(model)):
         cache = FrozenCache(64)
@@ -80,10 +81,20 @@ def test_features_are_computed_on_top_of_hidden_states_that_stay_for_the_next_ph
     model = bert(tmp_path, layers=1)
     data, cache = texts(model), FrozenCache(64)
     cache.states(model, data, parts(model, "head"), **BOUNDS)
-    monkeypatch.setattr(model, "prefix", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(model, "stage", lambda *_: pytest.fail("computed again"))
     hidden = cache.states(model, data, parts(model, "B", "head"), **BOUNDS)
     assert hidden is not None
     assert len(hidden.hidden) == len(data)
+
+
+def test_what_the_head_reads_below_the_cut_is_kept_beside_it_and_counted(tmp_path: Path) -> None:
+    narrow, wide = bert(tmp_path, layers=1), bert(tmp_path, layers=1, head_layers=(0, 1, 2))
+    sizes = []
+    for model in (narrow, wide):
+        states = FrozenCache(64).states(model, texts(model), parts(model, "B", "head"), **BOUNDS)
+        assert states is not None
+        sizes.append(states.size_bytes)
+    assert sizes[1] - sizes[0] == 12 * 16 * 4  # one float32 vector of 16 for each of 12 records: layer 0's
 
 
 def test_nothing_is_cached_beyond_the_bound(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
