@@ -180,6 +180,26 @@ def _cell(runs: list[dict[str, Any]], setting: str, rule: str, attack: str, metr
     return " / ".join(parts)
 
 
+def claims(job: Mapping[str, Any], runs: list[dict[str, Any]]) -> Iterator[str]:
+    """The differences that the claims are about, in points, paired by seed."""
+    scores = {r["key"]: r for r in runs}
+    yield "\n| difference | final | best |"
+    yield "| --- | --- | --- |"
+    for claim in job["claims"]:
+        cells = []
+        for metric in ("final", "best"):
+            pairs = [
+                [f"{'/'.join(claim[side])}/{seed}" for side in ("of", "over")] for seed in range(job["seeds"])
+            ]
+            known = [(scores[a][metric], scores[b][metric]) for a, b in pairs if a in scores and b in scores]
+            mean, half = (
+                interval([100 * (a - b) for a, b in known]) if known else (float("nan"), float("nan"))
+            )
+            cells.append(f"{mean:+.1f} ± {half:.1f}")
+        of, over = (", ".join(claim[side]) for side in ("of", "over"))
+        yield f"| {of} minus {over} | " + " | ".join(cells) + " |"
+
+
 def main() -> None:
     """Plays what is not on record yet, or prints the tables."""
     parser = argparse.ArgumentParser(
@@ -192,7 +212,8 @@ def main() -> None:
     asked = parser.parse_args()
     job = tomllib.loads(asked.config.read_text(encoding="utf-8"))
     if asked.table:
-        sys.stdout.write("\n".join(tables(job, load(asked.out))) + "\n")
+        runs = load(asked.out)
+        sys.stdout.write("\n".join([*tables(job, runs), *claims(job, runs)]) + "\n")
         return
     torch.set_num_threads(1)
     done = {r["key"] for r in load(asked.out)}
