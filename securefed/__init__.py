@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from securefed.protect.ckks import CKKSServer as CKKSServer
     from securefed.protect.masking import MaskingClient as MaskingClient
     from securefed.protect.masking import MaskingServer as MaskingServer
-    from securefed.secure_sum import SecureSum as SecureSum
-    from securefed.secure_sum import secure_sum as secure_sum
+    from securefed.sums import SecureSum as SecureSum
+    from securefed.sums import secure_sum as secure_sum
     from securefed.types import Update as Update
     from securefed.types import View as View
     from securefed.wrapping.federate import federate as federate
@@ -98,7 +98,7 @@ _HOME = {
     "Private": "securefed.wrapping.private",
     "PrivateTrainer": "securefed.wrapping.trainer",
     "Result": "securefed.federation",
-    "SecureSum": "securefed.secure_sum",
+    "SecureSum": "securefed.sums",
     "Update": "securefed.types",
     "View": "securefed.types",
     "federate": "securefed.wrapping.federate",
@@ -106,7 +106,7 @@ _HOME = {
     "make_private": "securefed.wrapping.private",
     "resume": "securefed.federation",
     "run": "securefed.federation",
-    "secure_sum": "securefed.secure_sum",
+    "secure_sum": "securefed.sums",
 }
 """Where each lazy name lives; the block for type checkers above says the same."""
 

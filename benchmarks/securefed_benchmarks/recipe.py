@@ -74,8 +74,8 @@ def build(config: Config) -> Bench:
     model = load_model(
         config.model, classes=len(dataset.classes), unit="example", max_length=config.data.max_length
     )
-    parts = [model.encode(e, config.data.max_length) for e in validation_split(dataset.train)]
-    return Bench(config, model, *parts, len(dataset.classes), FrozenCache(config.train.cache_mib))
+    train, held = (model.encode(e, config.data.max_length) for e in validation_split(dataset.train))
+    return Bench(config, model, train, held, len(dataset.classes), FrozenCache(config.train.cache_mib))
 
 
 def play(bench: Bench, start: Vector, rounds: int) -> Vector:

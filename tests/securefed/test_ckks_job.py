@@ -13,7 +13,7 @@ import pytest
 from securefed.config import load_config
 from securefed.errors import ConfigError, ProtocolError
 from securefed.federation import resume, run
-from securefed.secure_sum import secure_sum
+from securefed.sums import secure_sum
 from securefed.tracking.progress import ProgressTracker
 from tests.securefed.test_masking_job import JOB, PRIVATE, model_of, records
 

@@ -332,7 +332,7 @@ def test_what_is_spent_is_what_the_accountant_says_of_the_steps() -> None:
     text = run.statement().text()
     for word in (
         "one record",
-        "zero-out",
+        "by zero",
         "20 Gaussian steps",
         "data set tests",
         "holds against",
