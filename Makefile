@@ -16,7 +16,8 @@ TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES := securefed attacks/securefed_attacks defenses/securefed_defenses benchmarks/securefed_benchmarks
 CONFIG ?= configs/quickstart.toml
-BENCHES ?= $(patsubst benchmarks/securefed_benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/securefed_benchmarks/*.py))
+LONG_BENCHES := byzantine_claims recipe
+BENCHES ?= $(filter-out $(LONG_BENCHES),$(patsubst benchmarks/securefed_benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/securefed_benchmarks/*.py)))
 PYTEST_ARGS ?=
 
 export OMP_NUM_THREADS ?= 2
