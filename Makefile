@@ -23,7 +23,7 @@ PYTEST_ARGS ?=
 export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo install dev data test test-slow lint format bench build clean
+.PHONY: help demo install dev data test test-slow fuzz lint format bench build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,10 @@ lint: dev  ## style, format and types
 format: dev  ## put every file into the one format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+fuzz: dev  ## coverage-guided fuzzing of what reads bytes from others, five minutes (Linux)
+	$(BIN)/python -m pip install --quiet atheris
+	PYTHONPATH=. $(BIN)/python tests/fuzz/decoders.py -max_total_time=300 -max_len=600
 
 bench: dev data  ## the measurements behind the README's numbers
 	for name in $(BENCHES); do $(BIN)/python -m securefed_benchmarks.$$name; done
