@@ -22,7 +22,8 @@ from transformers import Trainer, TrainingArguments
 
 from securefed.errors import CheckpointError, PrivacyError
 from securefed.wrapping.loader import Piece
-from securefed.wrapping.private import Private, make_terms, open_private
+from securefed.wrapping.private import Private, open_private
+from securefed.wrapping.terms import make_terms
 
 if TYPE_CHECKING:
     from securefed.crypto.entropy import Entropy
