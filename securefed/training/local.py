@@ -30,7 +30,7 @@ from securefed.training.dp import (
 )
 from securefed.training.feed import Feed
 from securefed.training.frozen_cache import FrozenCache
-from securefed.training.optimizers import make_optimizer, rate_factor
+from securefed.training.optimizers import centre_optimizer, make_optimizer, rate_factor
 from securefed.training.self_check import check_gradients, check_step, snapshot
 from securefed.types import Vector
 
@@ -138,7 +138,12 @@ class _Steps:
         self.anchor = (
             {n: p.detach().clone() for n, p in self.parameters.items()} if config.proximal_mu else {}
         )
-        self.optimizer = make_optimizer(self.parameters, model.part_of, config, work, clip)
+        self.measures = model.measures_centre
+        self.optimizer = (
+            centre_optimizer(self.parameters, clip)
+            if self.measures
+            else make_optimizer(self.parameters, model.part_of, config, work)
+        )
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.taken = self.examples = 0
         self.losses: list[torch.Tensor] = []
@@ -229,9 +234,7 @@ class _Steps:
     # --------------------------------------------------------------------------------------- shared
 
     def _set_rates(self, step: int, steps: int) -> None:
-        if self.config.schedule == "constant" and self.config.warmup_steps == 0:
-            return
-        if self.model.measures_centre:
+        if self.measures or (self.config.schedule == "constant" and self.config.warmup_steps == 0):
             return
         factor = rate_factor(self.config.schedule, step, steps, self.config.warmup_steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):

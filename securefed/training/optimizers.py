@@ -24,13 +24,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD or AdamW over these tensors, the head at its own rate if the job gives one.
 
-    The centre of a head's features is measured, not descended to: one plain step that undoes the clip,
-    which at zero meets every record alike (features have length one), gives the mean.
-
     AdamW's weight decay is decoupled: it shrinks the weights and never enters a noised gradient.
     """
-    if {part_of[name] for name in parameters} == {"centre"}:
-        return torch.optim.SGD(parameters.values(), lr=1 / min(1.0, clip or 1.0))
     scale = _own_rate(config, work.client)
     head = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
     groups = []
@@ -41,6 +36,15 @@ def make_optimizer(
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+
+
+def centre_optimizer(parameters: Mapping[str, nn.Parameter], clip: float | None) -> torch.optim.Optimizer:
+    """For a head's centre, which is measured, not descended to: one plain step from zero gives the mean.
+
+    At zero every record's gradient has length one (its features have), so a clip below one meets all
+    records alike and the rate undoes it.
+    """
+    return torch.optim.SGD(parameters.values(), lr=1 / min(1.0, clip or 1.0))
 
 
 def _own_rate(config: TrainConfig, client: int) -> float:
