@@ -15,7 +15,9 @@ from securefed.errors import ProtocolError
 from securefed.types import Aggregator, Collected, Reveals, RoundContext, Vector
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from securefed.rows import Rows
 
@@ -95,13 +97,35 @@ def unpack_state(vectors: Mapping[str, Vector]) -> dict[str, torch.Tensor] | Non
     return {k: torch.from_numpy(v.copy()) for k, v in vectors.items()} or None
 
 
+def row_ids(collected: Collected) -> tuple[int, ...]:
+    """Whose rows a rule gets, in row order: clients, or groups where only their sums are revealed."""
+    return collected.survivors if collected.groups is None else tuple(collected.groups)
+
+
+def row_weights(collected: Collected, public: bool) -> tuple[float, ...]:
+    """The rows' weights. A group's is what its members claim, unless `public`; then it counts by its members."""
+    if collected.groups is None:
+        return tuple((collected.weights or {}).get(k, 1.0) for k in collected.survivors)
+    return tuple(g.weight if public else float(len(g.members)) for g in collected.groups.values())
+
+
+def _matrix(collected: Collected) -> NDArray[np.float32]:
+    import numpy as np
+
+    if collected.groups is not None:
+        return np.stack([(g.total / g.weight).astype(np.float32) for g in collected.groups.values()])
+    assert collected.updates is not None
+    return np.stack([collected.updates[k] for k in collected.survivors])
+
+
 def aggregate(
     rule: Aggregator, collected: Collected, context: RoundContext, state: Any
 ) -> tuple[Vector, Any]:
     """The round's aggregate, float32 (d,), and the rule's new state.
 
     A rule that needs only the sum gets total / weight, exact in float64 whatever protection carried
-    it; any other gets the matrix of the survivors' updates.
+    it; any other gets the matrix of the survivors' updates, or of the groups' means: then its f counts
+    poisoned groups.
 
     Raises:
         ProtocolError: nobody's input survived, the rule must see updates that were hidden, or it refuses
@@ -111,14 +135,13 @@ def aggregate(
         raise ProtocolError(f"round {context.round}: no client's update survived; nothing to aggregate")
     if rule.needs == "sum":
         return (collected.total / collected.weight).astype("float32"), state
-    if collected.updates is None:
+    if collected.updates is None and collected.groups is None:
         raise ProtocolError(
             f"round {context.round}: the rule must see updates, the protection revealed only a sum"
         )
-    import numpy as np
     import torch
 
-    rows = torch.from_numpy(np.stack([collected.updates[k] for k in collected.survivors]))
+    rows = torch.from_numpy(_matrix(collected))
     try:
         vector, state = rule.step(rows, context, state)
     except ValueError as error:

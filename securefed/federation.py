@@ -48,6 +48,7 @@ from securefed.engine.inprocess import Engine, InProcess, Pool
 from securefed.engine.liars import Liars, describe
 from securefed.errors import BudgetExceeded, CheckpointError
 from securefed.evaluation import Evaluator
+from securefed.grouping import fixed_groups
 from securefed.layout import Layout
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
@@ -290,6 +291,7 @@ class Federation:
         """All rounds from the given state (or the first), then the adapter, the statement and the report."""
         from securefed.tracking.group import TrackerGroup
 
+        self.server.protection = fixed_groups(self.server.protection, self.folder)
         with TrackerGroup.of(self.folder, self.config.tracking, trackers) as group:
             return self._play(resumed, group, stop_flag)
 

@@ -20,6 +20,7 @@ from securefed.types import Aggregator, Protection
 PROTECTIONS: dict[str, str] = {
     "plain": "securefed.protect.plain:Plain",
     "masking": "securefed.protect.masking.protection:Masking",
+    "grouped": "securefed.protect.grouped:Grouped",
     "ckks": "securefed.protect.ckks.protection:CKKS",
 }
 AGGREGATORS: dict[str, str] = {

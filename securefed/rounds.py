@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from securefed.aggregation import aggregate, round_generator
+from securefed.aggregation import aggregate, round_generator, row_ids, row_weights
 from securefed.crypto.entropy import Entropy
 from securefed.engine.exchange import exchange
 from securefed.errors import BudgetExceeded
@@ -83,8 +83,8 @@ class Rounds:
             return released, collected, outcomes
         context = RoundContext(
             round=round,
-            clients=collected.survivors,
-            weights=tuple((collected.weights or {}).get(k, 1.0) for k in collected.survivors),
+            clients=row_ids(collected),
+            weights=row_weights(collected, public=weights is not None),
             layout_digest=shared.digest,
             generator=round_generator(self.seed, round),
             space=space,

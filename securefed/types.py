@@ -83,6 +83,15 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class GroupSum:
+    """One group's sum: its survivors ascending, sum of weight x vector float64 (d,), sum of their weights."""
+
+    members: tuple[int, ...]
+    total: NDArray[np.float64] = field(repr=False)
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Collected:
     """What the server holds when a round's protocol has ended.
 
@@ -97,6 +106,7 @@ class Collected:
         dropped: client -> name of the step it did not answer, where the protection has steps.
         clipped_share: of all survivors' coordinates, the share that fixed point clipped; None where
             the protection has no fixed point.
+        groups: group number -> its sum, ascending, only where the protection reveals group sums.
     """
 
     survivors: tuple[int, ...]
@@ -109,6 +119,7 @@ class Collected:
     bytes_down: Mapping[int, int] = field(default_factory=dict)
     dropped: Mapping[int, str] = field(default_factory=dict)
     clipped_share: float | None = None
+    groups: Mapping[int, GroupSum] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +213,24 @@ class Describable(Protocol):
     @property
     def facts(self) -> Mapping[str, str]:
         """Heading -> sentence: what it assumes, what it does not hide, how exact it is."""
+        ...
+
+
+@runtime_checkable
+class CohortDescribable(Protocol):
+    """A protection whose promises have numbers that follow from the cohort."""
+
+    def facts_of(self, n: int) -> Mapping[str, str]:
+        """Heading -> sentence, for n clients."""
+        ...
+
+
+@runtime_checkable
+class GroupRevealing(Protocol):
+    """A protection that reveals group sums: a rule's rows are groups, and everybody is in one, every round."""
+
+    def rows(self, n: int) -> int:
+        """How many groups n clients make."""
         ...
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from securefed.config.attack import check_attack
+from securefed.config.attack import check_attack, declared
 from securefed.config.schema import Config
 from securefed.errors import ConfigError, ProtocolError
-from securefed.types import CohortBound
+from securefed.types import CohortBound, GroupRevealing
 
 MOST_HIDDEN = 1 << 16
 MOST_THREADS = 1024
@@ -225,6 +225,8 @@ def _check_pairs(c: Config) -> None:
             f"aggregator {c.aggregator.name} must see single updates, protection {c.protection.name} reveals only their sum; "
             'use protection = "grouped" (a robust rule over sums of groups) or aggregator = "mean"'
         )
+    if c.data.clients:
+        _check_whole(c, c.data.clients)
     if c.clients_per_round or c.data.clients:
         _check_rule(c, c.clients_per_round or c.data.clients)
     _require(
@@ -249,15 +251,41 @@ def _check_pairs(c: Config) -> None:
 
 
 def _check_rule(c: Config, n: int) -> None:
-    """A rule that states the smallest n it accepts (by a method `check`) is asked before anything runs."""
-    from securefed.registry import make_aggregator
+    """A rule that states the smallest n it accepts (by a method `check`) is asked before anything runs.
 
-    check_n = getattr(make_aggregator(c.aggregator), "check", None)
+    Where the protection reveals group sums, n is the number of groups.
+    """
+    from securefed.registry import make_aggregator, make_protection
+
+    rule, protection = make_aggregator(c.aggregator), make_protection(c.protection)
+    check_n, what = getattr(rule, "check", None), "clients"
+    if isinstance(protection, GroupRevealing) and rule.needs == "updates":
+        try:
+            n, what = protection.rows(n), "groups, which are the rule's rows"
+        except ProtocolError as error:
+            raise ConfigError(str(error)) from None
+        f = declared(c) or 0
+        _require(
+            n > 2 * f,
+            f"aggregator {c.aggregator.name} with f={f} needs more than {2 * f} groups, the cohort makes {n}; "
+            "lower protection.size or f, or add clients",
+        )
     try:
         if check_n is not None:
             check_n(n)
     except ValueError as error:
-        raise ConfigError(f"a round has {n} clients: {error}") from None
+        raise ConfigError(f"a round has {n} {what}: {error}") from None
+
+
+def _check_whole(c: Config, clients: int) -> None:
+    """Fixed groups need everybody in every round: a sampled cohort would have parts of them."""
+    from securefed.registry import make_protection
+
+    _require(
+        c.clients_per_round in (0, clients) or not isinstance(make_protection(c.protection), GroupRevealing),
+        f"clients_per_round={c.clients_per_round} of {clients} breaks the fixed groups of protection "
+        f"{c.protection.name}; set clients_per_round = 0",
+    )
 
 
 def _check_cohort(c: Config, n: int, largest_weight: float | None) -> None:
@@ -287,6 +315,7 @@ def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
         config.clients_per_round <= len(sizes),
         f"clients_per_round={config.clients_per_round} but only {len(sizes)} clients have data",
     )
+    _check_whole(config, len(sizes))
     _check_rule(config, config.clients_per_round or len(sizes))
     secret_weights = not config.private and config.weights != "equal"
     _check_cohort(config, config.clients_per_round or len(sizes), max(sizes) if secret_weights else None)

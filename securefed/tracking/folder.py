@@ -15,7 +15,7 @@ from securefed.config import to_toml
 from securefed.registry import make_protection
 from securefed.tracking.files import METRICS, plain, read_rounds, write_json, write_text
 from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary
-from securefed.types import Describable
+from securefed.types import CohortDescribable, Describable, Protection
 
 _OPEN = "the run has not ended; `securefed epsilon` reads what it has spent so far from the site's ledger"
 
@@ -87,6 +87,12 @@ class FolderTracker:
         }
 
 
+def _promises(protection: Protection, n: int) -> dict[str, str]:
+    """What the protection says of itself, and of this cohort."""
+    found = dict(protection.facts) if isinstance(protection, Describable) else {}
+    return {**found, **(protection.facts_of(n) if isinstance(protection, CohortDescribable) else {})}
+
+
 def _facts(info: RunInfo) -> dict[str, Any]:
     protection = make_protection(info.config.protection)
     return {
@@ -98,7 +104,7 @@ def _facts(info: RunInfo) -> dict[str, Any]:
         "protection": {
             "name": protection.name,
             "reveals": protection.reveals,
-            "facts": dict(protection.facts) if isinstance(protection, Describable) else {},
+            "facts": _promises(protection, len(info.shards)),
             "simulated": "simulated: no protection between clients",
         },
     }

@@ -28,6 +28,7 @@ from securefed.engine.exchange import helpers_of
 from securefed.errors import ProtocolError
 from securefed.layout import Layout, vector_digest
 from securefed.protect.ckks import CKKS, OpenCKKS
+from securefed.protect.grouped import Grouped
 from securefed.protect.masking import Masking
 from securefed.protect.plain import Plain
 from securefed.registry import PROTECTIONS
@@ -321,6 +322,29 @@ class TestNarrowMasking(TestMasking):
 
     tolerance = 5 * 50 / (2**19 // 5 - 1)
     opened = Masking(value_range=1.0, max_weight=50.0, bits=20).open("run", range(5), SystemEntropy())
+
+
+class TestGrouped(ProtectionContract):
+    """Two groups of three, fixed throughout; a group in which anybody fails gives no sum."""
+
+    n = 6
+    tolerance = 6 * 50 / (2**31 // 3 - 1)
+    opened = Grouped(size=3, value_range=1.0, max_weight=50.0).open("run", range(6), SystemEntropy())
+
+    def protection(self) -> Protection:
+        masking = self.opened.masking
+        fresh = {k: replace(party, _rounds={}) for k, party in masking.parties.items()}
+        return replace(self.opened, masking=replace(masking, parties=fresh))
+
+
+class TestGroupedWithDrops(TestGrouped):
+    """The same where masking's floors decide who must survive: groups of six lose members."""
+
+    n = 12
+    tolerance = 12 * 50 / (2**31 // 6 - 1)
+    opened = Grouped(size=6, value_range=1.0, max_weight=50.0, whole_groups=False).open(
+        "run", range(12), SystemEntropy()
+    )
 
 
 class TestCkks(ProtectionContract):
