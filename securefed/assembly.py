@@ -22,9 +22,10 @@ from securefed.engine.liars import poisoned
 from securefed.errors import ConfigError
 from securefed.privacy.budget import Budget
 from securefed.privacy.calibration import calibrate_noise
+from securefed.privacy.distributed_release import Design
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
-from securefed.registry import ALGORITHMS, make
+from securefed.registry import ALGORITHMS, make, make_protection
 from securefed.training.client import ClientRunner, Guarantee
 from securefed.training.limits import under_policy
 from securefed.types import SERVER
@@ -96,11 +97,12 @@ def cohort(config: Config, clients: int, round: int, entropy: Entropy) -> tuple[
     """The clients of a round, ascending.
 
     Without client-level DP: `clients_per_round` of them without replacement, from the public seed.
-    Under client-level DP: each one independently with probability clients_per_round / clients, from
+    So too where clients add the noise, since nothing hides who takes part.
+    Under client-level DP at the server: each one independently with probability clients_per_round / clients, from
     secret randomness, which is what the accountant assumes (Poisson sampling); the cohort may be empty.
     """
     k = config.clients_per_round or clients
-    if config.privacy.unit == "client" and k < clients:
+    if config.privacy.unit == "client" and not config.distributed and k < clients:
         drawn = entropy.stream("cohort", round).bernoulli(clients, k / clients)
         return tuple(int(i) for i in np.flatnonzero(drawn))
     if k >= clients:
@@ -124,8 +126,38 @@ def planned_releases(config: Config, clients: int) -> tuple[float, int]:
     return p.sample_rate, max(chosen.values()) * config.train.steps
 
 
-def make_guarantee(config: Config, clients: int) -> Guarantee | None:
+def distributed_design(config: Config, clients: int, model: TaskModel) -> Design | None:
+    """The public constants of noise that the clients add, None where they add none of that kind.
+
+    Raises:
+        ConfigError: the protection does not fit this cohort.
+    """
+    if not config.distributed:
+        return None
+    from securefed.protect.masking.protection import Masking
+
+    masking = make_protection(config.protection)
+    assert isinstance(masking, Masking)  # checked with the job
+    algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
+    plans = (algorithm.plan(config, model.part_of, round) for round in range(config.rounds))
+    n = config.clients_per_round or clients
+    survivors, corrupt = masking.noise_floor(n)
+    return Design(
+        kind=config.privacy.noise,
+        sizes=tuple(model.layout.select(set(plan.share).__contains__).size for plan in plans),
+        clip=config.privacy.max_grad_norm,
+        clients=n,
+        min_survivors=survivors,
+        corrupt=corrupt,
+        bits=masking.bits,
+    )
+
+
+def make_guarantee(config: Config, clients: int, distributed: Design | None = None) -> Guarantee | None:
     """The job's noise and budget; noise is calibrated for the whole schedule, not for one round.
+
+    Args:
+        distributed: of noise that clients add; its multiplier is over the sensitivity after rounding.
 
     Raises:
         PrivacyError: no noise reaches the target epsilon on this schedule.
@@ -145,7 +177,10 @@ def make_guarantee(config: Config, clients: int) -> Guarantee | None:
     if noise is None:
         assert p.epsilon is not None
         rate, releases = planned_releases(config, clients)
-        noise = calibrate_noise(p.epsilon, p.delta, rate, releases, p.accountant)
+        if distributed is None:
+            noise = calibrate_noise(p.epsilon, p.delta, rate, releases, p.accountant)
+        else:
+            noise = distributed.noise_for(p.epsilon, p.delta)
     return Guarantee(noise, under_policy(config, noise, budget, clients))
 
 

@@ -74,12 +74,17 @@ def _mechanism(config: Config, guarantee: Guarantee | None, clients: int) -> dic
         "unit": p.unit,
         "noise_multiplier": guarantee.noise_multiplier,
         "max_grad_norm": p.max_grad_norm,
-        "sample_rate": p.sample_rate if example else (config.clients_per_round or clients) / clients,
+        "noise": p.noise,
+        "sample_rate": p.sample_rate
+        if example
+        else 1.0
+        if config.distributed
+        else (config.clients_per_round or clients) / clients,
         "steps_per_round": config.train.steps if example else 1,
         "rounds": config.rounds,
         "epsilon": p.epsilon,
         "delta": p.delta,
-        "accountant": p.accountant,
+        "accountant": "rdp" if config.distributed else p.accountant,
     }
 
 

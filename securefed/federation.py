@@ -27,6 +27,7 @@ from securefed.assembly import (
     RunnerBuilder,
     assemble,
     cohort,
+    distributed_design,
     make_guarantee,
     make_runner,
     register,
@@ -50,8 +51,10 @@ from securefed.errors import BudgetExceeded, CheckpointError
 from securefed.evaluation import Evaluator
 from securefed.grouping import fixed_groups
 from securefed.layout import Layout
+from securefed.privacy.distributed_release import DistributedRelease, RunWords
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
+from securefed.protect.masking.protection import OpenMasking
 from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
 from securefed.rounds import Rounds
@@ -219,7 +222,8 @@ class Federation:
         if isinstance(protection, Plain) and self.rule.needs == "sum" and config.privacy.unit != "client":
             protection = replace(protection, keep_updates=False)  # O(d) memory; nobody needs the rows
         self.protection = opened(protection, run_id, range(len(assembly.shards)), entropy)
-        self.guarantee = make_guarantee(config, len(assembly.shards))
+        self.design = distributed_design(config, len(assembly.shards), self.model)
+        self.guarantee = make_guarantee(config, len(assembly.shards), self.design)
         self.ledger = Ledger.site() if config.private else None
         if self.ledger is not None:
             register(self.ledger, run_id, assembly)
@@ -235,12 +239,17 @@ class Federation:
         self._saved = -math.inf
         self.liars = Liars.of(config, len(assembly.shards))
 
-    def _make_mechanism(self) -> ServerMechanism | None:
+    def _make_mechanism(self) -> ServerMechanism | DistributedRelease | None:
         if self.config.privacy.unit != "client":
             return None
         assert self.ledger is not None
         assert self.guarantee is not None
         sigma, budget = self.guarantee.noise_multiplier, self.guarantee.budget
+        if self.design is not None:
+            mechanisms = self.design.mechanisms(sigma)
+            assert isinstance(self.protection, OpenMasking)
+            self.protection = self.protection.carrying(RunWords(mechanisms, self.entropy))
+            return DistributedRelease(self.ledger, self.run_id, mechanisms, self.design.sizes, budget)
         return server_mechanism(
             self.config, sigma, budget, self.ledger, self.run_id, len(self.assembly.shards)
         )
@@ -476,7 +485,8 @@ class Federation:
             return None, None
         p = self.config.privacy
         unit: Literal["client", "example"] = "client" if p.unit == "client" else "example"
-        mine = self.ledger.epsilon(p.delta, unit=unit, accountant=p.accountant, run=self.run_id)
+        accountant = None if self.config.distributed else p.accountant  # integer noise composes by RDP only
+        mine = self.ledger.epsilon(p.delta, unit=unit, accountant=accountant, run=self.run_id)
         return mine, self.ledger.site_epsilon(p.delta, self.assembly.dataset.account, unit)
 
     def _baselines(self) -> dict[str, dict[str, float]]:

@@ -16,6 +16,7 @@ from securefed.crypto.entropy import Entropy
 from securefed.engine.exchange import exchange
 from securefed.errors import BudgetExceeded
 from securefed.layout import Layout, vector_digest
+from securefed.privacy.distributed_release import DistributedRelease
 from securefed.privacy.server_mechanism import ServerMechanism
 from securefed.training.client import ClientOutcome
 from securefed.types import Aggregator, Collected, Protection, RoundContext, RoundParameters, Vector
@@ -32,7 +33,7 @@ class Rounds:
     """The server's side of a run's rounds.
 
     Attributes:
-        mechanism: the server's own noise (client-level DP), None without.
+        mechanism: client-level DP, by the server's own noise or by noise that is in the sum; None without.
         seed: of the experiment, for rules that draw.
         rule_state: what a rule with memory carries from round to round.
     """
@@ -40,7 +41,7 @@ class Rounds:
     run: str
     protection: Protection
     rule: Aggregator
-    mechanism: ServerMechanism | None
+    mechanism: ServerMechanism | DistributedRelease | None
     entropy: Entropy
     seed: int = 0
     rule_state: Any = field(default=None, repr=False)

@@ -11,6 +11,7 @@ Task = Literal["classification", "causal-lm", "seq2seq"]
 PartitionName = Literal["natural", "iid", "dirichlet", "quantity"]
 Schedule = Literal["constant", "linear", "cosine"]
 Unit = Literal["none", "example", "client"]
+Noise = Literal["central", "skellam", "discrete-gaussian"]
 ServerOptimizerName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
 
 
@@ -111,12 +112,16 @@ class PrivacyConfig:
     """The guarantee asked for. `epsilon` calibrates the noise for the whole schedule; or give
     `noise_multiplier` (standard deviation of the noise over `max_grad_norm`) and learn epsilon.
 
+    `noise`, at client level: "central" is added by the server, which sees updates before; "skellam" and
+    "discrete-gaussian" are added by the clients inside a masked sum, so that nobody sees one without noise.
+
     `site_epsilon` caps everything ever spent on a shard at this site, over all runs (0 = no cap).
     `grad_sample_mode`: Opacus' formulas per layer type, or vmap for every layer. Ghost clipping is left
     out: it needs a second backward pass, 1.64 times the step without privacy on LoRA against 1.05 for hooks.
     """
 
     unit: Unit = "none"
+    noise: Noise = "central"
     epsilon: float | None = None
     delta: float = 1e-5
     noise_multiplier: float | None = None
@@ -242,3 +247,8 @@ class Config:
     def private(self) -> bool:
         """Whether any differential privacy is asked for."""
         return self.privacy.unit != "none"
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the clients add the noise, inside a secure sum."""
+        return self.privacy.noise != "central"

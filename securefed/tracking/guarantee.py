@@ -8,6 +8,11 @@ from typing import Any
 from securefed.tracking import html, numbers
 from securefed.tracking.files import RunFiles
 
+KINDS = {
+    "central": "Gaussian",
+    "skellam": "Skellam, added by the clients",
+    "discrete-gaussian": "discrete Gaussian, added by the clients",
+}
 SEEN = {
     "updates": "each client's update, one by one",
     "sum": "only the sum of the clients' updates",
@@ -55,7 +60,7 @@ def _planned(m: Mapping[str, Any]) -> list[tuple[str, str | Sequence[str]]]:
         ),
         (
             "Mechanism",
-            f"Gaussian, noise multiplier {m['noise_multiplier']:.4g}, sample rate {m['sample_rate']:.4g}",
+            f"{KINDS[m.get('noise', 'central')]}, noise multiplier {m['noise_multiplier']:.4g}, sample rate {m['sample_rate']:.4g}",
         ),
         (
             "Planned",

@@ -135,6 +135,10 @@ class ClientRunner:
             try:
                 return self._train(job)
             except DivergedError:
+                if self.config.distributed:  # who takes part is seen, so it sends zero and its noise
+                    size = self._layouts(job)[1].size
+                    zero = Update(job.client, job.round, np.zeros(size, np.float32), job.weight)
+                    return ClientOutcome(job.client, zero)
                 # Ending the round would tell that this client is in it; left out, it counts as zero.
                 return ClientOutcome(job.client, refusal="its training left the finite numbers")
         if self.config.privacy.unit == "none":

@@ -12,6 +12,7 @@ import numpy as np
 
 from securefed.crypto.entropy import Entropy
 from securefed.errors import ProtocolError
+from securefed.protect.masking.codec import Codecs, agreed
 from securefed.protect.masking.messages import Envelope, Step, open_envelope
 from securefed.protect.masking.parameters import MaskingParameters, Policy, run_tag
 from securefed.protect.masking.party import Party
@@ -33,14 +34,23 @@ class MaskingClient:
         policy: the floors no server can lower.
         entropy: of keys, shares and rounding.
         threads: for the mask streams of large vectors.
+        codecs: what travels instead of fixed point; a round without it is refused then.
     """
 
     playing = Playing
     """The steps; a test puts a careless version here to show what an attack would gain."""
 
     def __init__(
-        self, base: RoundParameters, party: Party, policy: Policy, entropy: Entropy, *, threads: int = 1
+        self,
+        base: RoundParameters,
+        party: Party,
+        policy: Policy,
+        entropy: Entropy,
+        *,
+        threads: int = 1,
+        codecs: Codecs | None = None,
     ) -> None:
+        self._codecs = codecs
         self._base, self._party, self._policy, self._threads = base, party, policy, threads
         self._run = run_tag(base.run)
         self._stream = entropy.stream("masking", base.run, base.round, party.id)
@@ -155,8 +165,12 @@ class MaskingClient:
             raise ProtocolError("server: it proposes another roster than the pinned one")
         if p.digest != envelope.header.parameters:
             raise ProtocolError("server: its header is not that of its parameters")
+        try:
+            codec = agreed(p, self._codecs)
+        except ProtocolError as error:
+            raise ProtocolError(f"server: {error}") from None
         self._party.begin(p.base.run, p.base.round)
-        self._play = self.playing(p, self._party, self._stream, self._threads)
+        self._play = self.playing(p, self._party, self._stream, self._threads, codec)
         self._awaited = Step.SHARE
         if self._update is not None and (reason := self._play.unfit(self._update)) is not None:
             return self._leave(reason)

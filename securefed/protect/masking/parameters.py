@@ -24,6 +24,7 @@ from securefed.types import RoundParameters
 DOMAIN = b"securefed masking"
 VERSION = 1
 MIN_BITS, MAX_BITS = 16, 32
+MOST_CODEC = 1 << 12
 MIN_HONEST = 3
 """A sum over fewer honest clients tells one of them, or whoever joins it, the other's update."""
 
@@ -42,6 +43,8 @@ class MaskingParameters:
         min_survivors: the fewest inputs a released sum may hold.
         max_clipped_share: of all coordinates, the share that may be clipped.
         cipher: of the mask stream, "aes" or "chacha20".
+        codec: public constants of what travels instead of fixed point (`codec.py`); empty for fixed point.
+            With a codec levels, value_range and max_clipped_share have no effect.
     """
 
     base: RoundParameters
@@ -56,6 +59,7 @@ class MaskingParameters:
     min_survivors: int
     max_clipped_share: float
     cipher: CipherName = "aes"
+    codec: bytes = b""
 
     @property
     def n(self) -> int:
@@ -72,7 +76,12 @@ class MaskingParameters:
 
     @property
     def tail(self) -> int:
-        """Words behind the d coordinates: the clipped count and, unless it is public, the weight."""
+        """Words behind the d coordinates: the clipped count and, unless it is public, the weight.
+
+        None with a codec: a count beside noised words would be without noise.
+        """
+        if self.codec:
+            return 0
         return self.limbs.count * (1 if self.base.weights is not None else 2)
 
     @property
@@ -96,7 +105,7 @@ class MaskingParameters:
             w.f64(weight)
         w.raw(self.roster).u8(self.bits).u32(self.levels).f64(self.value_range).f64(self.max_weight)
         w.u32(self.k).u32(self.threshold).u32(self.quorum).u32(self.min_survivors)
-        return w.f64(self.max_clipped_share).text(self.cipher).finish()
+        return w.f64(self.max_clipped_share).text(self.cipher).blob(self.codec).finish()
 
     @classmethod
     def decode(cls, payload: bytes, model_digest: str) -> MaskingParameters:
@@ -126,6 +135,7 @@ class MaskingParameters:
             survivors,
             r.f64(),
             _cipher(r.text(16)),
+            r.blob(MOST_CODEC),
         )
         r.finish()
         found.validate()

@@ -20,8 +20,9 @@ from securefed.crypto.keys import KeyPair
 from securefed.crypto.packing import pack
 from securefed.crypto.prg import add_masks
 from securefed.errors import ProtocolError
+from securefed.protect.masking.codec import Codec
 from securefed.protect.masking.derivation import advert_tag_key, pair_key, self_key, tag_keys
-from securefed.protect.masking.fixedpoint import weight_unit
+from securefed.protect.masking.fixedpoint import Words, weight_unit
 from securefed.protect.masking.holding import Peers, deal, read_cohort, shared_secret, take_shares
 from securefed.protect.masking.messages import (
     DIGEST,
@@ -53,8 +54,10 @@ class Playing:
     party at fault first; the session then ends.
     """
 
-    def __init__(self, p: MaskingParameters, party: Party, stream: Stream, threads: int) -> None:
-        self._p, self._party, self._stream, self._threads = p, party, stream, threads
+    def __init__(
+        self, p: MaskingParameters, party: Party, stream: Stream, threads: int, codec: Codec | None = None
+    ) -> None:
+        self._p, self._party, self._stream, self._threads, self._codec = p, party, stream, threads, codec
         self._me = party.id
         self._mask_key = self.fresh_mask_key()
         self._seed = self.fresh_seed()
@@ -122,11 +125,7 @@ class Playing:
     def mask(self, update: Update) -> bytes:
         """Quantizes, then adds the own mask and one for each neighbour that shared, in place."""
         p = self._p
-        words = np.empty(p.base.size + p.tail, np.uint32)
-        clipped = p.quantizer.quantize(update.vector, update.weight / p.max_weight, self._stream, words)
-        secret = p.base.weights is None
-        tail = [clipped, round(update.weight / weight_unit(p.max_weight))] if secret else [clipped]
-        words[p.base.size :] = p.limbs.encode(tail)
+        words = self._words(update)
         add_masks(words, self._mask_keys(), bits=p.bits, threads=self._threads, cipher=p.cipher)
         whole_words = p.bits == 32 and _LITTLE  # then packing would only copy
         vector = (words.data if whole_words else memoryview(pack(words, p.bits))).cast("B")
@@ -134,6 +133,18 @@ class Playing:
         self._stated = self._transcript
         self._forget_masks()
         return self._message(Step.MASK, self._stated + self._masked, vector)
+
+    def _words(self, update: Update) -> Words:
+        """The input before its masks: the codec's words, or fixed point with its tail."""
+        p = self._p
+        if self._codec is not None:
+            return self._codec.encode(update.vector, self._stream)
+        words = np.empty(p.base.size + p.tail, np.uint32)
+        clipped = p.quantizer.quantize(update.vector, update.weight / p.max_weight, self._stream, words)
+        secret = p.base.weights is None
+        tail = [clipped, round(update.weight / weight_unit(p.max_weight))] if secret else [clipped]
+        words[p.base.size :] = p.limbs.encode(tail)
+        return words
 
     def agree(self, envelope: Envelope) -> bytes:
         """Signs, once, the one set of survivors and digests it has been shown."""

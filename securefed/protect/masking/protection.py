@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from securefed.crypto.identity import Identity, Roster
@@ -12,6 +12,7 @@ from securefed.crypto.keys import KeyPair
 from securefed.crypto.prg import CipherName
 from securefed.errors import ProtocolError
 from securefed.protect.masking.client import MaskingClient
+from securefed.protect.masking.codec import Codecs, agreed
 from securefed.protect.masking.fixedpoint import levels_for
 from securefed.protect.masking.messages import Step
 from securefed.protect.masking.parameters import MAX_BITS, MIN_BITS, MIN_HONEST, MaskingParameters, Policy
@@ -112,7 +113,17 @@ class Masking:
             max_clipped_share=self.max_clipped_share,
         )
 
-    def parameters(self, base: RoundParameters, roster: bytes = bytes(32)) -> MaskingParameters:
+    def noise_floor(self, n: int) -> tuple[int, int]:
+        """(fewest survivors of any sum that is unmasked, clients assumed to collude) of a cohort of n.
+
+        A sum is unmasked only if a quorum of its survivors signs for it, so no fewer than that are in it.
+        """
+        _, _, quorum, survivors = self.policy.floors(n)
+        return max(self.min_survivors or survivors, self.quorum or quorum), math.floor(self.gamma * n)
+
+    def parameters(
+        self, base: RoundParameters, roster: bytes = bytes(32), codec: bytes = b""
+    ) -> MaskingParameters:
         """What a server with this configuration proposes, checked against the floors of its clients.
 
         Raises:
@@ -124,6 +135,8 @@ class Masking:
                 f"masking: a cohort of {n} is below min_cohort={self.min_cohort}; add clients"
             )
         k, threshold, quorum, survivors = self.policy.floors(n)
+        if codec:
+            survivors, _ = self.noise_floor(n)
         weights = base.weights
         p = MaskingParameters(
             base=base,
@@ -135,9 +148,10 @@ class Masking:
             k=min(self.k or k, n - 1),
             threshold=self.threshold or threshold,
             quorum=self.quorum or quorum,
-            min_survivors=self.min_survivors or survivors,
+            min_survivors=survivors if codec else self.min_survivors or survivors,
             max_clipped_share=self.max_clipped_share,
             cipher=self.cipher,
+            codec=codec,
         )
         self.policy.check(p)
         return p
@@ -194,6 +208,11 @@ class OpenMasking:
     config: Masking
     parties: Mapping[int, Party] = field(repr=False)
     roster: Roster = field(repr=False)
+    codecs: Codecs | None = field(default=None, repr=False)
+
+    def carrying(self, codecs: Codecs) -> OpenMasking:
+        """The same parties, who send and accept these words in place of fixed point."""
+        return replace(self, codecs=codecs)
 
     @property
     def name(self) -> str:
@@ -210,9 +229,16 @@ class OpenMasking:
 
     def client(self, parameters: RoundParameters, client: int, entropy: Entropy) -> MaskingClient:
         return MaskingClient(
-            parameters, self.parties[client], self.config.policy, entropy, threads=self.config.threads
+            parameters,
+            self.parties[client],
+            self.config.policy,
+            entropy,
+            threads=self.config.threads,
+            codecs=self.codecs,
         )
 
     def server(self, parameters: RoundParameters) -> MaskingServer:
-        proposed = self.config.parameters(parameters, self.roster.digest)
-        return MaskingServer(proposed, self.parties[SERVER], self.config.threads)
+        constants = b"" if self.codecs is None else self.codecs.propose(parameters)
+        proposed = self.config.parameters(parameters, self.roster.digest, constants)
+        codec = agreed(proposed, self.codecs)
+        return MaskingServer(proposed, self.parties[SERVER], self.config.threads, codec)

@@ -16,6 +16,7 @@ import numpy as np
 
 from securefed.crypto.packing import packed_size, unpack
 from securefed.errors import ProtocolError
+from securefed.protect.masking.codec import Codec
 from securefed.protect.masking.derivation import advert_tag_key, graph_seed, tag_keys
 from securefed.protect.masking.fixedpoint import Words
 from securefed.protect.masking.messages import (
@@ -57,11 +58,13 @@ class MaskingServer:
         parameters: what it proposes to the cohort and signs.
         party: its identity, its transport key for this run, the roster.
         threads: for the mask streams of large vectors.
+        codec: of these parameters, where something else than fixed point travels.
     """
 
     parameters: MaskingParameters
     party: Party = field(repr=False)
     threads: int = 1
+    codec: Codec | None = None
     step: Step = Step.ADVERTISE
     ended: Ended | None = None
     _refused: dict[int, str] = field(default_factory=dict)
@@ -307,7 +310,7 @@ class MaskingServer:
             remove_masks(self._acc, self._opened, self.threads)
         finally:
             self._refused.update(self._opened.wrong)
-        total, weight, clipped_share = decode_total(self._acc, p, survivors)
+        total, weight, clipped_share = decode_total(self._acc, p, survivors, self.codec)
         self.ended = Ended.RESULT
         result = Collected(
             survivors=survivors,

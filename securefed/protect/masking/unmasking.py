@@ -12,6 +12,7 @@ from securefed.crypto.keys import KeyPair
 from securefed.crypto.prg import add_masks
 from securefed.crypto.shamir import combine, commit
 from securefed.errors import ProtocolError
+from securefed.protect.masking.codec import Codec
 from securefed.protect.masking.derivation import pair_key, secret_commitment, self_key, share_context
 from securefed.protect.masking.fixedpoint import Words, weight_unit
 from securefed.protect.masking.messages import DIGEST, Dealing, Kind
@@ -164,14 +165,18 @@ def _left_over(gone: int, pair: KeyPair, opened: Opened) -> list[tuple[bytes, in
 
 
 def decode_total(
-    words: Words, p: MaskingParameters, survivors: Sequence[int]
-) -> tuple[NDArray[np.float64], float, float]:
+    words: Words, p: MaskingParameters, survivors: Sequence[int], codec: Codec | None = None
+) -> tuple[NDArray[np.float64], float, float | None]:
     """(sum of weight x vector, sum of weights, clipped share) behind the unmasked words.
+
+    With a codec the sum is what it decodes, the weights are 1, and no clipped share is known.
 
     Raises:
         ProtocolError: more was clipped than the parameters allow.
     """
     mask = np.uint32((1 << p.bits) - 1)
+    if codec is not None:
+        return codec.decode(words & mask, len(survivors)), float(len(survivors)), None
     integers = p.limbs.decode(words[p.base.size :] & mask)
     clipped = integers[0] / (max(p.base.size, 1) * len(survivors))
     if clipped > p.max_clipped_share:

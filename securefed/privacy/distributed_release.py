@@ -1,0 +1,214 @@
+"""Client-level DP in a job whose noise the clients add: its constants, the words of a round, the released mean.
+
+Unit: everything of one client; neighbours: its update becomes zero. Adversary: everyone who sees only sums,
+the server included, with up to `corrupt` clients (`privacy/distributed.py` has the mechanism and its sources).
+The server chooses who takes part, so nothing is gained by sampling: every client counts as taking part in
+every round.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from securefed.crypto.encoding import Writer
+from securefed.crypto.entropy import Entropy, Stream
+from securefed.errors import PrivacyError, ProtocolError
+from securefed.privacy.accounting import epsilon_of
+from securefed.privacy.budget import Budget
+from securefed.privacy.design import Cohort, calibrate, design
+from securefed.privacy.distributed import (
+    DistributedGaussian,
+    DistributedMechanism,
+    DistributedSkellam,
+    Ring,
+)
+from securefed.privacy.events import DiscreteGaussianSum, SkellamSum
+from securefed.privacy.ledger import Ledger
+from securefed.types import SERVER, Collected, RoundParameters, Vector
+
+KINDS: Mapping[str, type[DistributedMechanism]] = {
+    "skellam": DistributedSkellam,
+    "discrete-gaussian": DistributedGaussian,
+}
+SEED = 16
+_STEP = 1.001
+"""By so much the noise is raised until rounds of several sizes together keep to epsilon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """What a job says about its distributed noise, before any noise is chosen; all public.
+
+    Attributes:
+        kind: a key of `KINDS`. sizes: coordinates of each round's update, in the order of rounds.
+        clip: L2 norm that bounds an update. clients: of a cohort. min_survivors: fewest in a sum.
+        corrupt: of those, assumed to pool what they know with the server. bits: of the ring.
+    """
+
+    kind: str
+    sizes: tuple[int, ...]
+    clip: float
+    clients: int
+    min_survivors: int
+    corrupt: int
+    bits: int
+
+    def mechanisms(self, noise_multiplier: float) -> dict[int, DistributedMechanism]:
+        """Size -> mechanism; its noise over the sensitivity after rounding is `noise_multiplier`.
+
+        Raises:
+            PrivacyError: the ring is too narrow for this cohort and noise.
+        """
+        return {d: design(KINDS[self.kind], self._cohort(d), noise_multiplier) for d in set(self.sizes)}
+
+    def noise_for(self, epsilon: float, delta: float) -> float:
+        """The noise multiplier whose whole schedule spends at most epsilon at delta, up to 0.2 % above the least.
+
+        Raises:
+            PrivacyError: out of reach with this ring.
+        """
+        count, largest = Counter(self.sizes), max(self.sizes)
+        start = calibrate(
+            KINDS[self.kind], self._cohort(largest), epsilon=epsilon, delta=delta, rounds=len(self.sizes)
+        )
+        noise = start.noise_multiplier
+        while True:
+            found = self.mechanisms(noise)
+            if epsilon_of([found[d].event(rounds) for d, rounds in count.items()], delta) <= epsilon:
+                return noise
+            noise *= _STEP
+
+    def _cohort(self, dimension: int) -> Cohort:
+        return Cohort(
+            dimension=dimension,
+            clip=self.clip,
+            clients=self.clients,
+            min_survivors=self.min_survivors,
+            corrupt=self.corrupt,
+            bits=self.bits,
+        )
+
+
+def constants_of(m: DistributedMechanism) -> bytes:
+    """The canonical bytes of a round's mechanism, which the round's parameters carry and the server signs."""
+    w = Writer().text(m.FAMILY).u64(m.dimension).f64(m.clip).f64(m.levels).f64(m.variance)
+    w.u32(m.clients).u32(m.min_survivors).u32(m.corrupt).u8(m.bits).u32(m.vectors)
+    return w.raw(m.seed).finish()
+
+
+@dataclass(frozen=True, eq=False)
+class RoundWords:
+    """One round's mechanism as a secure sum carries it: exactly its integers, decoded to the noisy sum."""
+
+    mechanism: DistributedMechanism
+
+    @property
+    def bits(self) -> int:
+        """Of the ring."""
+        return self.mechanism.bits
+
+    @property
+    def min_survivors(self) -> int:
+        """The fewest clients whose noise makes the claim."""
+        return self.mechanism.min_survivors
+
+    def encode(self, update: Vector, stream: Stream) -> Ring:
+        """One client's clipped, rotated, rounded and noised update, uint32 (d,)."""
+        return self.mechanism.encode(update, stream)
+
+    def decode(self, total: Ring, survivors: int) -> NDArray[np.float64]:
+        """The noisy sum, float64 (d,). Raises ProtocolError where too few survived for the claim."""
+        try:
+            return self.mechanism.decode(total, survivors).astype(np.float64)
+        except PrivacyError as error:
+            raise ProtocolError(str(error)) from error
+
+
+@dataclass(frozen=True, eq=False)
+class RunWords:
+    """What a party demands of every round: its own constants; only the rotation seed is the server's choice.
+
+    The bound on the sensitivity holds for every rotation, so a server that chooses the seed badly can make
+    sums wrap around, never leak. An honest one draws it when the cohort is fixed, afresh in each attempt.
+    """
+
+    mechanisms: Mapping[int, DistributedMechanism]
+    entropy: Entropy = field(repr=False)
+
+    def propose(self, base: RoundParameters) -> bytes:
+        """The constants of this attempt at the round, with a fresh public seed."""
+        seed = self.entropy.stream("public rotation", base.run, base.round).bytes(SEED)
+        return constants_of(self._own(base).at_round(bytes(seed)))
+
+    def accept(self, base: RoundParameters, constants: bytes) -> RoundWords:
+        """The words of a round with these constants. Raises ProtocolError unless all but the seed are its own."""
+        mine = self._own(base).at_round(constants[-SEED:])
+        if constants_of(mine) != constants:
+            raise ProtocolError(
+                "the round's clip or noise is not what this client's job says; it sends nothing under others"
+            )
+        return RoundWords(mine)
+
+    def _own(self, base: RoundParameters) -> DistributedMechanism:
+        found = self.mechanisms.get(base.size)
+        if found is None or len(base.clients) > found.clients:
+            raise ProtocolError(
+                f"no noise was designed for {len(base.clients)} clients with updates of {base.size} coordinates"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class DistributedRelease:
+    """Reserves, journals and releases one noisy mean a round; the server holds nothing less noised.
+
+    Attributes:
+        mechanisms: size of an update -> its mechanism. sizes: of each round's update.
+    """
+
+    ledger: Ledger
+    run: str
+    mechanisms: Mapping[int, DistributedMechanism]
+    sizes: Sequence[int]
+    budget: Budget | None
+
+    @property
+    def event(self) -> SkellamSum | DiscreteGaussianSum:
+        """What the first round spends."""
+        return self.event_of(0)
+
+    def event_of(self, round: int) -> SkellamSum | DiscreteGaussianSum:
+        """What a round spends, for every client, whether it is in the cohort or not."""
+        return self.mechanisms[self.sizes[round]].event()
+
+    def stored(self, round: int) -> Vector | None:
+        """The round's noisy mean if it was journaled before a crash; applied again unchanged."""
+        payload = self.ledger.outbox(self.run, SERVER, round)
+        return None if payload is None else np.frombuffer(payload, "<f4").copy()
+
+    def reserve(self, round: int) -> int:
+        """Charges the round before anything is trained. Raises BudgetExceeded, charging nothing."""
+        return self.ledger.reserve(
+            run=self.run, client=SERVER, round=round, event=self.event_of(round), budget=self.budget
+        )
+
+    def release(self, reservation: int, round: int, collected: Collected, entropy: Entropy) -> Vector:
+        """The mean over the survivors, who are public, float32 (d,), journaled before it is returned.
+
+        Nothing is drawn from `entropy`: the noise is in the sum already.
+
+        Raises:
+            PrivacyError: too few survivors for the claim, or the protection showed single updates.
+        """
+        if collected.updates is not None:
+            raise PrivacyError('noise shared among clients needs a sum that hides them; use "masking"')
+        self.mechanisms[self.sizes[round]].check_survivors(len(collected.survivors))
+        vector = (collected.total / len(collected.survivors)).astype(np.float32)
+        payload = np.ascontiguousarray(vector, "<f4").tobytes()
+        self.ledger.settle(reservation, steps_taken=1, payload=payload)
+        return vector
