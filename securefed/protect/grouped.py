@@ -146,7 +146,9 @@ class Grouped(Masking):
             + ("" if self.whole_groups else ", and one more for every set of drops"),
         }
 
-    def open(self, run: str, clients: Sequence[int], entropy: Entropy) -> OpenGrouped:
+    def open(  # type: ignore[override]  # its sessions are groups of masking's, not one of them
+        self, run: str, clients: Sequence[int], entropy: Entropy
+    ) -> OpenGrouped:
         """Identities first, then the ceremony that draws the groups; all in this process."""
         masking = super().open(run, clients, entropy)
         roster = masking.roster.digest
