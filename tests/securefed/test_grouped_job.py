@@ -99,6 +99,15 @@ def test_a_job_that_cannot_keep_its_promises_is_refused(changes: dict[str, Any],
 
 def test_groups_are_checked_again_when_the_data_say_how_many_clients_there_are() -> None:
     data = {"name": "spam", "clients": 0, "partition": "natural"}
-    for changes, says in (({}, "make no two groups"), ({"clients_per_round": 4}, "breaks the fixed groups")):
+    for changes, n, says in (
+        ({}, 5, "make no two groups"),
+        ({"clients_per_round": 9}, 12, "breaks the fixed groups"),
+        (
+            {"aggregator": {"name": "trimmed_mean", "f": 2}},
+            14,
+            "needs more than 4 groups, the cohort makes 4",
+        ),
+    ):
+        job = load_config({**JOB, **GROUPED, "data": data, **changes})
         with pytest.raises(ConfigError, match=says):
-            check_against_shards(load_config({**JOB, **GROUPED, "data": data, **changes}), [50] * 5)
+            check_against_shards(job, [50] * n)
