@@ -61,9 +61,9 @@ class WholeGroup(Policy):
     """A client that takes part only where all of its group is in the sum, or nobody."""
 
     def floors(self, n: int) -> tuple[int, int, int, int]:
-        """As the table says, but every member must survive."""
-        k, threshold, quorum, _ = super().floors(n)
-        return k, threshold, quorum, n
+        """As the table says, but every member must survive; more than n where the table's floor is above n."""
+        k, threshold, quorum, survivors = super().floors(n)
+        return k, threshold, quorum, max(survivors, n)
 
 
 @dataclass(frozen=True)

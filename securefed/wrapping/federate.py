@@ -30,8 +30,10 @@ from securefed.checkpoint import State, load_state, save_state
 from securefed.config import Component, Config, DataConfig, PrivacyConfig, ServerConfig, TrainConfig
 from securefed.config.check import check
 from securefed.crypto.entropy import Entropy, SystemEntropy
+from securefed.engine.exchange import opened
 from securefed.errors import BudgetExceeded, CheckpointError, ConfigError, DataError, PrivacyError
 from securefed.federation import Result, new_folder
+from securefed.grouping import fixed_groups
 from securefed.privacy.client_level import clip_update
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
@@ -225,6 +227,7 @@ class _Play:
             p = self.config.privacy
             facts = {"run": run, "version": 1, "unit": p.unit, "delta": p.delta, "accountant": p.accountant}
             (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+        server.protection = fixed_groups(server.protection, folder)
         stopped = "rounds"
         while state.round < self.config.rounds:
             try:
@@ -277,7 +280,8 @@ class _Play:
                 len(self.shards),
             )
         protection, rule = make_protection(self.config.protection), make_aggregator(self.config.aggregator)
-        return Rounds(run, protection, rule, mechanism, self.entropy)
+        once = opened(protection, run, range(len(self.shards)), self.entropy)  # keys and groups last a run
+        return Rounds(run, once, rule, mechanism, self.entropy)
 
     def _admit(self, server: Rounds) -> None:
         """Raises BudgetExceeded where not even one round fits, before a folder is made."""

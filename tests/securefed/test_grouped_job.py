@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from securefed.config import load_config
+from securefed.config import Component, load_config
 from securefed.config.check import check_against_shards
 from securefed.crypto.entropy import SystemEntropy
 from securefed.errors import CheckpointError, ConfigError
-from securefed.federation import run
+from securefed.federation import resume, run
 from securefed.grouping import fixed_groups
-from securefed.protect.grouped import Grouped
+from securefed.protect.drawing import Groups
+from securefed.protect.grouped import Grouped, GroupedServer, OpenGrouped
+from securefed.types import RoundParameters
+from securefed.wrapping.federate import federate
 
 JOB: dict[str, Any] = {
     "name": "grouped",
@@ -99,6 +104,62 @@ def test_a_job_that_cannot_keep_its_promises_is_refused(changes: dict[str, Any],
 
 def test_groups_are_checked_again_when_the_data_say_how_many_clients_there_are() -> None:
     data = {"name": "spam", "clients": 0, "partition": "natural"}
-    for changes, says in (({}, "make no two groups"), ({"clients_per_round": 4}, "breaks the fixed groups")):
+    for changes, n, says in (
+        ({}, 5, "make no two groups"),
+        ({"clients_per_round": 9}, 12, "breaks the fixed groups"),
+        (
+            {"aggregator": {"name": "trimmed_mean", "f": 2}},
+            14,
+            "needs more than 4 groups, the cohort makes 4",
+        ),
+    ):
+        job = load_config({**JOB, **GROUPED, "data": data, **changes})
         with pytest.raises(ConfigError, match=says):
-            check_against_shards(load_config({**JOB, **GROUPED, "data": data, **changes}), [50] * 5)
+            check_against_shards(job, [50] * n)
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[Groups]:
+    """The groups of every round that is played, in order."""
+    seen: list[Groups] = []
+    server = OpenGrouped.server
+
+    def spied(self: OpenGrouped, parameters: RoundParameters) -> GroupedServer:
+        seen.append(self.groups)
+        return server(self, parameters)
+
+    monkeypatch.setattr(OpenGrouped, "server", spied)
+    return seen
+
+
+def test_groups_stay_over_all_rounds_and_over_a_resumption(
+    home: Path, tmp_path: Path, used: list[Groups]
+) -> None:
+    job = {**JOB, **GROUPED, "train": {"steps": 1, "learning_rate": 0.1}}
+    flag = threading.Event()
+    flag.set()
+    assert run(job, folder=tmp_path / "a", stop_flag=flag).rounds == 1
+    assert resume(tmp_path / "a").rounds == 3
+    assert len(used) == 3
+    assert len(set(used)) == 1
+
+
+def add_shard(model: dict[str, Any], shard: Any, round: int) -> None:
+    model["w"] += shard
+
+
+def test_a_federation_of_somebodys_own_code_keeps_its_groups_too(
+    home: Path, tmp_path: Path, used: list[Groups]
+) -> None:
+    shards = [np.full(3, 0.1 * k, np.float32) for k in range(6)]
+    federate(
+        add_shard,
+        shards,
+        model={"w": np.zeros(3, np.float32)},
+        rounds=3,
+        protection=Component("grouped", {"size": 3}),
+        unit="none",
+        folder=tmp_path / "f",
+    )
+    assert len(used) == 3
+    assert len(set(used)) == 1
