@@ -23,7 +23,7 @@ STEPS = (
     {"layout", "crypto"},
     {"privacy", "protect", "data", "models", "rows", "gram", "factors", "aggregation"},
     {"training", "algorithms", "tracking"},
-    {"assembly", "evaluation", "checkpoint", "chronicle", "engine", "rounds"},
+    {"assembly", "evaluation", "checkpoint", "chronicle", "engine", "grouping", "rounds"},
     {"federation", "secure_sum"},
     {"wrapping"},
     {"commands", "doctor", "cli", "__main__", "__init__"},
