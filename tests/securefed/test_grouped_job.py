@@ -17,7 +17,8 @@ from securefed.errors import CheckpointError, ConfigError
 from securefed.federation import resume, run
 from securefed.grouping import fixed_groups
 from securefed.protect.drawing import Groups
-from securefed.protect.grouped import Grouped, GroupedServer, OpenGrouped
+from securefed.protect.group_sessions import GroupedServer
+from securefed.protect.grouped import Grouped, OpenGrouped
 from securefed.types import RoundParameters
 from securefed.wrapping.federate import federate
 

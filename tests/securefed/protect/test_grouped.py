@@ -22,7 +22,8 @@ from securefed.protect.drawing import (
     joint_seed,
     thin_group_probability,
 )
-from securefed.protect.grouped import Grouped, OpenGrouped, part_of, untagged
+from securefed.protect.group_sessions import part_of, untagged
+from securefed.protect.grouped import Grouped, OpenGrouped
 from securefed.types import Collected, RoundContext, RoundParameters, Update
 from securefed_defenses import AGGREGATORS
 from tests.securefed.protect.cast import LEVELS, D, base, exact_sum, update
