@@ -12,9 +12,9 @@ import pytest
 from securefed import federation
 from securefed.config import load_config
 from securefed.engine.inprocess import InProcess
-from securefed.errors import ConfigError, DivergedError, ProtocolError
+from securefed.errors import BudgetExceeded, ConfigError, DivergedError, ProtocolError
 from securefed.federation import resume, run
-from securefed.privacy import Ledger, epsilon_of
+from securefed.privacy import Ledger, ShardKey, epsilon_of
 from securefed.privacy.distributed_release import DistributedRelease
 from securefed.privacy.events import SkellamSum
 from securefed.privacy.words import DISTRIBUTED
@@ -151,6 +151,54 @@ def test_after_a_crash_the_journaled_mean_is_applied_again_at_no_charge(
     assert (len(resent), len(released), result.rounds) == (1, 3, 3)
     assert result.ledger is not None
     assert sum(e.steps for e in result.ledger.events(client=SERVER)) == 3
+
+
+def test_a_sum_lost_before_its_journal_is_drawn_anew_and_charged_twice(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server had seen the first sum already, so the second is a release of its own."""
+    honest = Ledger.settle
+
+    def crash(self: Ledger, *arguments: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "settle", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(JOB, {"privacy.epsilon": None, "privacy.noise_multiplier": 2.0}, folder=tmp_path / "a")
+    assert Ledger.settle is honest
+    result = resume(tmp_path / "a")
+    assert result.ledger is not None
+    assert sum(e.steps for e in result.ledger.events(client=SERVER)) == 4
+    statement = result.ledger.statement(0.01)
+    assert (statement.steps_reserved, statement.steps_settled, statement.unfinished) == (4, 3, 1)
+
+
+def test_rounds_that_share_half_of_an_adapter_each_have_their_own_ring_and_keep_to_the_target(
+    home: Path,
+) -> None:
+    """The budget is the calibration's own target, so its last round must still fit."""
+    from securefed.privacy.budget import Budget
+    from securefed.privacy.distributed_release import Design
+
+    design = Design(
+        kind="skellam",
+        sizes=(200, 90, 200),
+        clip=1.0,
+        clients=N,
+        min_survivors=14,
+        corrupt=2,
+        bits=24,
+    )
+    found = design.mechanisms(design.noise_for(5.0, 1e-3))
+    with Ledger.site() as ledger:
+        ledger.register("run", {SERVER: ShardKey("data", N)}, "data", "client")
+        budget = Budget(epsilon=5.0, delta=1e-3)
+        release = DistributedRelease(ledger, "run", found, design.sizes, budget)
+        for round in range(3):
+            ledger.settle(release.reserve(round), steps_taken=1)
+        with pytest.raises(BudgetExceeded):
+            ledger.reserve(run="run", client=SERVER, round=3, event=release.event, budget=budget)
 
 
 @pytest.mark.parametrize(
