@@ -75,7 +75,7 @@ def test_masking_carries_the_mechanisms_own_bits(kind: str, monkeypatch: pytest.
     collected = played(np.full(D, 1e-3), words=words)
     assert len(sent) == N
     assert len({m.seed for m in rounds}) == 1
-    total = np.sum(sent, axis=0, dtype=np.uint64)
+    total = np.stack(sent).astype(np.uint64).sum(axis=0)
     np.testing.assert_array_equal(collected.total, rounds[0].decode(total).astype(np.float64))
     assert (collected.weight, collected.clipped_share, collected.updates) == (N, None, None)
 
@@ -91,7 +91,7 @@ def scale_holds(collected: Collected, sent_norm: float = 0.0) -> bool:
     unit = MECHANISM.clip / MECHANISM.levels
     deviation = float(np.linalg.norm(noise)) / (D - 1) ** 0.5 / unit
     bound = N * min(sent_norm, MECHANISM.clip) + 6 * CLAIMED * unit
-    return abs(deviation / CLAIMED - 1) < 0.04 and along < bound
+    return bool(abs(deviation / CLAIMED - 1) < 0.04 and along < bound)
 
 
 def test_the_released_noise_has_the_claimed_scale_and_the_sum_the_clipped_norm() -> None:
