@@ -3,19 +3,20 @@
 Adversary: none is resisted. The server sees each client's update; without DP it can learn from it
 what an honest-but-curious server can learn. Use it where the server is trusted, or in simulation.
 
-Wire format, version 1, little-endian: magic "SFPL", version u8, header (see `_HEADER`), d float32
-values, CRC-32 of all that precedes. The CRC finds accidents, not liars: nothing is signed here.
+Wire format, version 2, little-endian: magic "SFPL", version u8, header (see `_HEADER`), d float32
+values, XXH3-64 of all that precedes. The checksum finds accidents, not liars: nothing is signed here.
+(A CRC-32 cost as much as all the rest of a round of 1e5 weights; XXH3 costs a fourteenth of it.)
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from securefed.errors import ProtocolError
@@ -24,9 +25,9 @@ from securefed.types import SERVER, Collected, Message, Output, Reveals, RoundPa
 if TYPE_CHECKING:
     from securefed.crypto.entropy import Entropy
 
-_MAGIC, _VERSION = b"SFPL", 1
+_MAGIC, _VERSION = b"SFPL", 2
 _HEADER = struct.Struct("<4sB16sIi32s32sdQ")  # magic, version, run, round, client, layout, model, weight, d
-_CRC = struct.Struct("<I")
+_CHECK = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,14 @@ class PlainServer:
         self._weights[sender] = weight
         if self.keep_updates:
             self._rows[sender] = (weight, vector)
-            return
-        if self._total is None:
-            self._total = np.zeros(self.parameters.size)
-        if self._scratch is None:
-            self._scratch = np.empty(self.parameters.size)
+        else:
+            self._add(weight, vector)  # a running sum, so memory stays O(d)
+
+    def _add(self, weight: float, vector: Vector) -> None:
+        if self._total is None or self._scratch is None:
+            self._total, self._scratch = np.zeros(self.parameters.size), np.empty(self.parameters.size)
         np.multiply(vector, weight, out=self._scratch, dtype=np.float64)
-        self._total += self._scratch  # running sum, so memory stays O(d)
+        self._total += self._scratch
 
     def advance(self) -> Output:
         """Nobody else will answer: the sum over those who did."""
@@ -142,10 +144,9 @@ class PlainServer:
             raise ProtocolError(f"plain: round {self.parameters.round} has already ended")
         self._done = True
         survivors = tuple(sorted(self._weights))
-        total = np.zeros(self.parameters.size) if self._total is None else self._total
         for client in sorted(self._rows):  # ascending, so the sum does not depend on who was faster
-            weight, vector = self._rows[client]
-            total += weight * vector.astype(np.float64)
+            self._add(*self._rows[client])
+        total = np.zeros(self.parameters.size) if self._total is None else self._total
         result = Collected(
             survivors=survivors,
             total=total,
@@ -179,7 +180,9 @@ def encode(update: Update, parameters: RoundParameters) -> bytes:
         parameters.size,
     )
     body = np.ascontiguousarray(update.vector, "<f4").data.cast("B")
-    return b"".join((header, body, _CRC.pack(zlib.crc32(body, zlib.crc32(header)))))
+    check = xxhash.xxh3_64(header)
+    check.update(body)
+    return b"".join((header, body, _CHECK.pack(check.intdigest())))
 
 
 def decode(payload: bytes, parameters: RoundParameters, sender: int) -> tuple[float, Vector]:
@@ -189,13 +192,14 @@ def decode(payload: bytes, parameters: RoundParameters, sender: int) -> tuple[fl
         ProtocolError: wrong length, garbled bytes, another version, run, round, client, layout or
             global model, a weight that is not positive and finite, or a non-finite coordinate.
     """
-    expected = _HEADER.size + 4 * parameters.size + _CRC.size
+    expected = _HEADER.size + 4 * parameters.size + _CHECK.size
     if len(payload) != expected:
         raise ProtocolError(f"plain: expected {expected} bytes, found {len(payload)}")
     magic, version, run, round_, client, layout, model, weight, size = _HEADER.unpack_from(payload)
     if magic != _MAGIC or version != _VERSION:
         raise ProtocolError(f"plain: not a version {_VERSION} update message")
-    if zlib.crc32(memoryview(payload)[: -_CRC.size]) != _CRC.unpack_from(payload, expected - _CRC.size)[0]:
+    check = xxhash.xxh3_64_intdigest(memoryview(payload)[: -_CHECK.size])
+    if check != _CHECK.unpack_from(payload, expected - _CHECK.size)[0]:
         raise ProtocolError("plain: garbled bytes, the checksum differs")
     facts: tuple[tuple[str, object, object], ...] = (
         ("run", run, _run_tag(parameters.run)),

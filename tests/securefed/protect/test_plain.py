@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,8 +146,8 @@ def test_any_flipped_bit_is_noticed(position: int, bit: int) -> None:
 
 def test_an_unknown_version_is_refused_even_with_a_good_checksum() -> None:
     message = bytearray(encode(update(0), parameters()))
-    message[4] = 2
-    message[-4:] = struct.pack("<I", zlib.crc32(bytes(message[:-4])))
+    message[4] = 3
+    message[-8:] = struct.pack("<Q", xxhash.xxh3_64_intdigest(bytes(message[:-8])))
     with pytest.raises(ProtocolError, match="version"):
         decode(bytes(message), parameters(), 0)
 
