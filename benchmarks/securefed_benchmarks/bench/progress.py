@@ -52,7 +52,7 @@ class Progress:
         grid = answer.cell.grid
         self._left[grid] -= 1
         if answer.outcome is not None:
-            self._took.setdefault(grid, []).append(answer.seconds)
+            self._took.setdefault(grid, []).append(answer.outcome.seconds)
             scores = answer.outcome.scores
             told = "  ".join(f"{n.replace('_', ' ')} {score(scores[n])}" for n in SHOWN if n in scores)
         else:
