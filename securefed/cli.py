@@ -18,7 +18,9 @@ from securefed.commands import bench, data, doctor, epsilon, report, resume, run
 from securefed.commands.output import BAD_INPUT, INTERRUPTED, fail
 from securefed.errors import SecureFedError
 
-COMMANDS: dict[str, Any] = {module.NAME: module for module in (run, resume, report, bench, epsilon, data, doctor)}
+COMMANDS: dict[str, Any] = {
+    module.NAME: module for module in (run, resume, report, bench, epsilon, data, doctor)
+}
 OPTIONS = (
     "--help",
     "--version",

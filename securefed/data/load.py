@@ -60,7 +60,9 @@ def _from_class(name: str, task: str) -> Dataset:
     """What the class behind "package.module:Class" gives when its instance is called with the task."""
     found = find_class("data set", name, {})()(task)
     if not isinstance(found, Dataset):
-        raise DataError(f"data set {name} gave a {type(found).__name__}; called with a task it gives a Dataset")
+        raise DataError(
+            f"data set {name} gave a {type(found).__name__}; called with a task it gives a Dataset"
+        )
     return found
 
 

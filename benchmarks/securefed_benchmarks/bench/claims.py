@@ -58,7 +58,7 @@ class Claim:
     def asked(self) -> str:
         """The region in words."""
         sign = {"equal": "", "at least": "≥ ", "at most": "≤ "}[self.direction]
-        return f"{sign}{self.expected:g} (tolerance {self.tolerance:g})"
+        return f"{sign}{self.expected:g}" + (f", give or take {self.tolerance:g}" if self.tolerance else "")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def check_claims(claims: Sequence[Claim], suite: Suite) -> None:
     grids = {g.name: {a: [str(c.label) for c in cs] for a, cs in g.axes.items()} for g in suite.grids}
     for claim in claims:
         for side in (claim.of, claim.minus, claim.over):
-            axes = grids.get(str(side.get("grid", "")), None) if side else {}
+            axes = grids.get(str(side.get("grid", ""))) if side else {}
             if axes is None:
                 raise ConfigError(f"claim {claim.claim!r}: no grid {side.get('grid')!r} in {suite.name}")
             for axis, label in side.items():
@@ -128,7 +128,9 @@ def judge(claim: Claim, table: Sequence[Line]) -> Judged:
         return Judged(claim, "reproduced", "the whole interval lies where the claim says", found)
     if found.high < low or found.low > high:
         return Judged(claim, "not reproduced", "no part of the interval lies where the claim says", found)
-    return Judged(claim, "underpowered", f"the interval of {found.seeds} seeds reaches beyond; play more seeds", found)
+    return Judged(
+        claim, "underpowered", f"the interval of {found.seeds} seeds reaches beyond; play more seeds", found
+    )
 
 
 def _estimate(claim: Claim, table: Sequence[Line]) -> Estimate:

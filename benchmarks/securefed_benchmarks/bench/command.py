@@ -17,7 +17,7 @@ from securefed.commands.output import INTERRUPTED, fail, say, say_json
 from securefed.errors import ConfigError
 from securefed_benchmarks.bench.grid import Only
 from securefed_benchmarks.bench.progress import hours, tell_skipped
-from securefed_benchmarks.bench.runner import Played, Plan, ask_before, bench, describe, plan
+from securefed_benchmarks.bench.runner import Plan, Played, ask_before, bench, describe, plan
 from securefed_benchmarks.bench.suite import Suite, load_suite, seed_list
 
 
@@ -69,7 +69,9 @@ def play(args: argparse.Namespace) -> int:
                 suite, folder, only=only, jobs=args.jobs, resume=args.resume, stream=stream, stop=interrupt
             )
     except KeyboardInterrupt:
-        return fail(f"stopped at once; what ended is on record, go on with: {_again(args, folder)}", INTERRUPTED)
+        return fail(
+            f"stopped at once; what ended is on record, go on with: {_again(args, folder)}", INTERRUPTED
+        )
     return _end(args, played, todo, interrupt.asked, folder)
 
 

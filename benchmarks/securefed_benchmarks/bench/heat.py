@@ -24,6 +24,8 @@ def heats(table: Sequence[Line], score: str, href: Mapping[int, str]) -> Iterato
     axes = axes_of(table)
     if not any(line.values.get(score) for line in table) or len(axes) < 1:
         return
+    if score == "bytes_up" and len({round(e.mean) for li in table if (e := li.estimate(score))}) < 2:
+        return  # one number, which the tables have
     across = _across(axes, table)
     down = _down([a for a in axes if a != across], table)
     rest = [a for a in axes if a not in (across, down)]
@@ -79,7 +81,11 @@ def _map(
     for row in rows:
         cells = "".join(
             _cell(
-                [li for li in mine if li.chosen.get(across) == c and (not down or li.chosen.get(down) == row)],
+                [
+                    li
+                    for li in mine
+                    if li.chosen.get(across) == c and (not down or li.chosen.get(down) == row)
+                ],
                 score,
                 ends,
                 href,
@@ -103,8 +109,8 @@ def _cell(lines: Sequence[Line], score: str, ends: tuple[float, float], href: Ma
     share = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
     text, half = shown(score, estimate).partition(" ± ")[::2]
     small = f"<small>± {half}</small>" if half else ""
-    hue = f"color-mix(in srgb,#0072b2 {10 + 55 * share:.0f}%,var(--mix))"
+    hue = f"color-mix(in srgb,#0072b2 {8 + 76 * share:.0f}%,var(--mix))"
     chosen = ", ".join(f"{a} {v}" for a, v in lines[0].labels)
     told = escape(f"{chosen}: {shown(score, estimate)}, {estimate.seeds} seeds")
-    ink = ";color:#fff" if share > 0.72 else ""
+    ink = ";color:#fff" if share > 0.6 else ""
     return f'<td style="background:{hue}{ink}" title="{told}"><a href="{href[id(lines[0])]}">{text}{small}</a></td>'

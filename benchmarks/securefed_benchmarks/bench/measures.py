@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from securefed.config import Config
+from securefed.config import Component, Config
 from securefed.registry import make
-from securefed.config import Component
 
 if TYPE_CHECKING:
     from securefed.assembly import Assembly

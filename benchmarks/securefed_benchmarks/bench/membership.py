@@ -35,7 +35,9 @@ class _Membership:
                 "membership needs records that nobody trained on; set data.limit below the training records"
             )
         if config.model.task != "classification":
-            raise ConfigError(f"membership is measured on classification, found model.task={config.model.task}")
+            raise ConfigError(
+                f"membership is measured on classification, found model.task={config.model.task}"
+            )
 
     def pool(self, played: Played) -> tuple[Examples, Examples]:
         """Members and others, equally many, since chance is then one half everywhere.
@@ -109,14 +111,14 @@ class Lira(_Membership):
     def measure(self, played: Played) -> Measured:
         """Likelihood ratios of the final model beside shadows with and without each record."""
         from securefed.models.small_nets import small_net
-        from securefed_attacks.lira import confidence, halves, lira
+        from securefed_attacks.lira import confidence, lira
         from securefed_attacks.shadows import ShadowTraining, train_shadows
 
         c, (inside, outside) = played.config, self.pool(played)
         images = np.concatenate([_images(inside), _images(outside)])
         x, y = torch.from_numpy(images), torch.from_numpy(np.concatenate([_labels(inside), _labels(outside)]))
         shape, classes = images.shape[1:], len(played.assembly.dataset.classes)
-        included = halves(SHADOWS, len(x), np.random.default_rng([c.seed, 0x5AD1]))
+        included = pairs(SHADOWS // 2, len(x), np.random.default_rng([c.seed, 0x5AD1]))
         recipe = ShadowTraining(
             epochs=max(1, round(_passes(c, len(inside)))),
             batch_size=c.train.batch_size,
@@ -128,7 +130,19 @@ class Lira(_Membership):
         shadows = train_shadows(lambda: small_net(c.model, shape, classes).net, x, y, included, recipe)
         with torch.no_grad():
             target = confidence(net(x), y)
-        return self.judged("lira", lira(target, confidence(shadows.logits(x), y), included), _members(len(inside)))
+        return self.judged(
+            "lira", lira(target, confidence(shadows.logits(x), y), included), _members(len(inside))
+        )
+
+
+def pairs(count: int, records: int, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Halves of an even number of records and their complements, (2 count, records).
+
+    Every record is in `count` shadows, as in LiRA's own split, and every shadow has equally many records.
+    """
+    order = generator.random((count, records)).argsort(1)
+    first: NDArray[np.bool_] = order < records // 2
+    return np.concatenate([first, ~first])
 
 
 def _passes(config: Config, records: int) -> float:

@@ -36,7 +36,16 @@ HERE = Path(__file__).parent
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SHOWN_PICTURES = 8
 KINDS = {"reproduced": "good", "not reproduced": "bad", "underpowered": "open"}
-HEATED = ("accuracy", "perplexity", "attack_success", "lira_auc", "loss_auc", "gain_auc", "reconstructed", "bytes_up")
+HEATED = (
+    "accuracy",
+    "perplexity",
+    "attack_success",
+    "lira_auc",
+    "loss_auc",
+    "gain_auc",
+    "reconstructed",
+    "bytes_up",
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,9 @@ def render(found: Found) -> str:
             _reading(found),
         )
     )
-    data = json.dumps(plain(_data(found, table)), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(plain(_data(found, table)), separators=(",", ":"), allow_nan=False).replace(
+        "<", "\\u003c"
+    )
     style = html.STYLE + (HERE / "page.css").read_text(encoding="utf-8")
     script = (HERE / "page.js").read_text(encoding="utf-8")
     return (
@@ -95,13 +106,21 @@ def _head(found: Found, table: Sequence[Line]) -> str:
         cards.append((f"{failed:,}", "runs failed"))
     cards.append((_time(sum(r.cpu_seconds for r in found.rows)), "CPU time"))
     about = "".join(
-        f'<p class="lead">{escape(str(facts.get("about", "")))}</p>' for facts in found.suites.values() if facts.get("about")
+        f'<p class="lead">{escape(str(facts.get("about", "")))}</p>'
+        for facts in found.suites.values()
+        if facts.get("about")
     )
     return f"<h1>{escape(' and '.join(found.suites))}</h1>{about}{html.cards(cards)}"
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _claims(judged: Sequence[Judged]) -> str:
@@ -112,7 +131,9 @@ def _claims(judged: Sequence[Judged]) -> str:
         if e is not None:
             span = f", {e.low:.3g} to {e.high:.3g} with 95 % confidence" if math.isfinite(e.low) else ""
             measured = f"{e.mean:.3g}{span}, {e.seeds} seeds ({e.how})"
-        told = f"{score_name(c.score)} wanted {c.asked}; measured {measured}: {one.reason}. Source: {c.source}"
+        told = (
+            f"{score_name(c.score)} wanted {c.asked}; measured {measured}: {one.reason}. Source: {c.source}"
+        )
         items.append(
             f'<div class="claim"><p>{escape(c.claim)}</p><p><span class="verdict {KINDS[one.verdict]}">'
             f'{one.verdict}</span></p><p class="soft">{escape(told)}</p></div>'
@@ -144,7 +165,11 @@ def _few(table: Sequence[Line]) -> str:
     fewest = min((len(v) for line in table for v in line.values.values()), default=0)
     if fewest == 1:
         return "One seed in places: there is no interval, and a difference may be chance."
-    return f"Only {fewest} seeds in places: intervals are wide, and the bootstrap's are too narrow." if fewest < 5 else ""
+    return (
+        f"Only {fewest} seeds in places: intervals are wide, and the bootstrap's are too narrow."
+        if fewest < 5
+        else ""
+    )
 
 
 def _worst(table: Sequence[Line]) -> str:
@@ -202,10 +227,15 @@ def _missing(found: Found) -> str:
     ]
     return html.section(
         "What is missing",
-        html.details(f"{len(skipped)} configurations that cannot be", _wrapped(["grid", "configuration", "reason"], skipped))
+        html.details(
+            f"{len(skipped)} configurations that cannot be",
+            _wrapped(["grid", "configuration", "reason"], skipped),
+        )
         if skipped
         else "",
-        html.details(f"{len(failed)} runs that failed", _wrapped(["grid", "configuration", "seed", "reason"], failed))
+        html.details(
+            f"{len(failed)} runs that failed", _wrapped(["grid", "configuration", "seed", "reason"], failed)
+        )
         if failed
         else "",
     )
@@ -227,7 +257,11 @@ def _reading(found: Found) -> str:
     made = list(dict.fromkeys(found.made.values()))
     commits = ", ".join(dict.fromkeys(r.commit or "unknown" for r in found.rows))
     codes = list(dict.fromkeys(r.code for r in found.rows))
-    mixed = f"Results of {len(codes)} versions of the code are mixed here: {', '.join(codes)}." if len(codes) > 1 else ""
+    mixed = (
+        f"Results of {len(codes)} versions of the code are mixed here: {', '.join(codes)}."
+        if len(codes) > 1
+        else ""
+    )
     return html.section(
         "How to read this",
         html.paragraph(text),

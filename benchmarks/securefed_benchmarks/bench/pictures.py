@@ -40,7 +40,7 @@ def courses(rows: Sequence[Row]) -> list[Course]:
     """The curves of a grid's rows, by configuration."""
     found: dict[str, tuple[Mapping[str, Any], dict[str, dict[int, Sequence[Sequence[float]]]]]] = {}
     for row in rows:
-        labels, curves = found.setdefault(repr(sorted(row.labels.items())), (row.labels, {}))
+        _, curves = found.setdefault(repr(sorted(row.labels.items())), (row.labels, {}))
         for name, points in row.curves.items():
             curves.setdefault(name, {})[row.seed] = points
     return [Course(labels, curves) for labels, curves in found.values()]
@@ -77,7 +77,10 @@ def _over_rounds(name: str, found: Sequence[Course], split: str) -> Iterator[Pic
         return
     finite = [v for v in values if math.isfinite(v)]
     high = 100.0 if share else max(finite, default=1.0)
-    x, y = Axis("round", min(rounds), max(rounds)), Axis(score_name(name) + (", %" if share else ""), 0.0, high)
+    x, y = (
+        Axis("round", min(rounds), max(rounds), whole=True),
+        Axis(score_name(name) + (", %" if share else ""), 0.0, high),
+    )
     for rest, group in _panels(found, split, name):
         series = {label: list(_mean(c.curves[name], 100.0 if share else 1.0)) for label, c in group}
         title = f"{score_name(name)}{': ' + rest if rest else ''}"
@@ -114,7 +117,9 @@ def _mean_roc(runs: Mapping[int, Sequence[Sequence[float]]], low: float) -> Iter
         x = low * (1 / low) ** (k / 40)
         if x < first * (1 - 1e-9):
             continue
-        values = [max((p[1] for p in points if p[0] <= x * (1 + 1e-9)), default=0.0) for points in runs.values()]
+        values = [
+            max((p[1] for p in points if p[0] <= x * (1 + 1e-9)), default=0.0) for points in runs.values()
+        ]
         e = mean_interval(values)
         yield Point(x, e.mean, max(e.low, low) if math.isfinite(e.low) else e.low, min(e.high, 1.0))
 
@@ -135,4 +140,10 @@ def _bytes(table: Sequence[Line], axes: Sequence[str]) -> Iterator[Picture]:
 
 
 def _kib(value: float) -> str:
-    return f"{value:,.0f} B" if value < 4096 else f"{value / 1024:,.1f} KiB" if value < 2**22 else f"{value / 2**20:,.1f} MiB"
+    return (
+        f"{value:,.0f} B"
+        if value < 4096
+        else f"{value / 1024:,.1f} KiB"
+        if value < 2**22
+        else f"{value / 2**20:,.1f} MiB"
+    )

@@ -109,7 +109,9 @@ class Pool:
             if worker.pipe in ready:
                 yield self._receive(worker)
             elif time.monotonic() - worker.began > self.timeout_s:
-                yield worker.answer(None, f"given up after {self.timeout_s:g} s; raise timeout_s in the suite")
+                yield worker.answer(
+                    None, f"given up after {self.timeout_s:g} s; raise timeout_s in the suite"
+                )
                 self._drop(worker)
 
     def _receive(self, worker: _Worker) -> Answer:

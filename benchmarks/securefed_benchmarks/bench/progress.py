@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO
@@ -60,7 +59,7 @@ class Progress:
             told = f"FAILED: {answer.error}"
         width = len(str(self.total))
         self._say(
-            f"{self.done:>{width}}/{self.total}  {str(answer.cell):<64} {told}  {clock(answer.seconds)}, "
+            f"{self.done:>{width}}/{self.total}  {answer.cell!s:<64} {told}  {clock(answer.seconds)}, "
             f"{clock(self.remaining())} left"
         )
 
@@ -87,5 +86,3 @@ def hours(seconds: float) -> str:
     if seconds < 5400:
         return clock(seconds)
     return f"{seconds / 3600:,.1f} hours" if seconds < 360000 else f"{math.ceil(seconds / 3600):,} hours"
-
-

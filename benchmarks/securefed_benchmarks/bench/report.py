@@ -47,11 +47,14 @@ def write_bench_report(folders: Sequence[Path]) -> BenchReport:
     made: dict[str, str] = {}
     for folder in folders:
         mine = read_rows(folder)
-        facts = {str(f["name"]): f for f in read_facts(folder, "suites").values()}
+        facts = _suites(folder)
         if not mine or not facts:
             raise CheckpointError(f"{folder} holds no results yet; play its suite first")
         if facts.keys() & suites.keys():
-            raise CheckpointError(f"{folder} and another folder hold suite {next(iter(facts))}; report them apart")
+            raise CheckpointError(
+                f"{folder} and another folder hold suite {next(iter(facts))}; report them apart"
+            )
+        mine = in_order(mine, facts)
         rows, suites = [*rows, *mine], {**suites, **facts}
         judged += [judge(claim, lines(mine)) for claim in load_claims(folder / "claims.toml")]
         made |= {id: _environment(f) for id, f in read_facts(folder, "environments").items()}
@@ -64,6 +67,32 @@ def write_bench_report(folders: Sequence[Path]) -> BenchReport:
     return BenchReport(target / "bench.html", [_told(j) for j in judged], _summary(rows, judged))
 
 
+def _suites(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Name -> the newest facts of each suite, with all that any of its benches had to skip."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for facts in read_facts(folder, "suites").values():
+        before = found.get(facts["name"], {}).get("skipped", [])
+        skipped = [*before, *(s for s in facts["skipped"] if s not in before)]
+        found[str(facts["name"])] = {**facts, "skipped": skipped}
+    return found
+
+
+def in_order(rows: Sequence[Row], suites: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """The rows as the suite has them, seeds innermost, however they came in: workers race, benches resume."""
+    places: dict[tuple[str, str], tuple[int, dict[str, dict[str, int]]]] = {}
+    for facts in suites.values():
+        for k, grid in enumerate(facts["grids"]):
+            labels = {a: {str(v): i for i, v in enumerate(vs)} for a, vs in grid["axes"].items()}
+            places[(str(facts["name"]), str(grid["name"]))] = (k, labels)
+
+    def place(row: Row) -> tuple[Any, ...]:
+        number, labels = places.get((row.suite, row.grid), (len(places), {}))
+        at = [v.get(str(row.labels.get(a)), len(v)) for a, v in labels.items()]
+        return row.suite, number, at, row.seed
+
+    return sorted(rows, key=place)
+
+
 def _pictures(rows: Sequence[Row], target: Path) -> dict[tuple[str, str], Sequence[Picture]]:
     found: dict[tuple[str, str], Sequence[Picture]] = {}
     (target / "plots").mkdir(exist_ok=True)
@@ -72,7 +101,9 @@ def _pictures(rows: Sequence[Row], target: Path) -> dict[tuple[str, str], Sequen
         found[(suite, grid)] = drawn = list(pictures(mine, lines(mine)))
         for k, picture in enumerate(drawn):
             name = file_name(f"{grid} {k + 1:02} {picture.title}")[:90]
-            write_text(target / "plots" / f"{name}.svg", standalone(picture.svg, picture.title, picture.names))
+            write_text(
+                target / "plots" / f"{name}.svg", standalone(picture.svg, picture.title, picture.names)
+            )
     return found
 
 
@@ -82,7 +113,7 @@ def _jobs(suites: Mapping[str, Mapping[str, Any]], target: Path) -> dict[tuple[s
     found = {}
     for suite, facts in suites.items():
         for grid in facts["grids"]:
-            name = f"{file_name(f'{suite} {grid["name"]}')}.toml"
+            name = file_name(f"{suite} {grid['name']}") + ".toml"
             try:
                 text = to_toml(load_config({"name": file_name(grid["name"]), **grid["job"]}))
             except ConfigError as error:  # of an older version of the code, whose jobs are read no longer
@@ -99,7 +130,9 @@ def file_name(text: str) -> str:
 
 def _environment(facts: Mapping[str, Any]) -> str:
     packages = facts.get("packages") or {}
-    told = ", ".join(f"{name} {packages[name]}" for name in ("securefed", "torch", "numpy") if packages.get(name))
+    told = ", ".join(
+        f"{name} {packages[name]}" for name in ("securefed", "torch", "numpy") if packages.get(name)
+    )
     return f"Python {facts.get('python')}, {facts.get('platform')}, {facts.get('cores')} cores, {told}"
 
 
@@ -118,7 +151,9 @@ def _columns_csv(folders: Sequence[Path]) -> str:
 
 def _told(one: Judged) -> dict[str, Any]:
     e = one.estimate
-    measured = None if e is None else {"mean": e.mean, "low": e.low, "high": e.high, "seeds": e.seeds, "how": e.how}
+    measured = (
+        None if e is None else {"mean": e.mean, "low": e.low, "high": e.high, "seeds": e.seeds, "how": e.how}
+    )
     return {
         "claim": one.claim.claim,
         "source": one.claim.source,
@@ -132,7 +167,11 @@ def _told(one: Judged) -> dict[str, Any]:
 def _claims_markdown(judged: Sequence[Judged]) -> str:
     if not judged:
         return ""
-    out = ["\n## Claims\n", "| claim | source | expected | measured | verdict |", "| --- | --- | --- | --- | --- |"]
+    out = [
+        "\n## Claims\n",
+        "| claim | source | expected | measured | verdict |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for one in judged:
         e = one.estimate
         measured = "–" if e is None else f"{e.mean:.3g} ({e.low:.3g} to {e.high:.3g}, {e.seeds} seeds)"

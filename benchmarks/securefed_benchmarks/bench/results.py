@@ -15,7 +15,16 @@ from securefed_benchmarks.bench.store import Row
 Labels = tuple[tuple[str, Any], ...]
 SHARES = ("accuracy", "best_accuracy", "balanced_accuracy", "f1", "attack_success")
 """Shown in percent."""
-MAIN = ("accuracy", "best_accuracy", "attack_success", "lira_auc", "loss_auc", "gain_auc", "perplexity", "epsilon")
+MAIN = (
+    "accuracy",
+    "best_accuracy",
+    "attack_success",
+    "lira_auc",
+    "loss_auc",
+    "gain_auc",
+    "perplexity",
+    "epsilon",
+)
 """In this order where a table has them; what else there is follows."""
 NAMES = {
     "attack_success": "attack success",
@@ -111,7 +120,11 @@ def worst_cases(table: Sequence[Line], score: str = "accuracy") -> Iterator[tupl
         rest = [(a, v) for a, v in line.labels if a != "attack"]
         groups.setdefault(repr(rest), []).append(line)
     for group in groups.values():
-        by_attack = {str(li.chosen["attack"]): li.values[score] for li in group if li.values.get(score) and "attack" in li.chosen}
+        by_attack = {
+            str(li.chosen["attack"]): li.values[score]
+            for li in group
+            if li.values.get(score) and "attack" in li.chosen
+        }
         if len(by_attack) < 2:
             continue
         try:
@@ -149,7 +162,11 @@ def _few(seeds: Sequence[int]) -> str:
     from securefed_benchmarks.bench.estimates import FEW
 
     fewest = min(seeds, default=0)
-    return f" Only {fewest} seed{'' if fewest == 1 else 's'} in places: read intervals with care." if fewest < FEW else ""
+    return (
+        f" Only {fewest} seed{'' if fewest == 1 else 's'} in places: read intervals with care."
+        if fewest < FEW
+        else ""
+    )
 
 
 def as_csv(rows: Sequence[Row]) -> str:

@@ -169,9 +169,7 @@ def _play(
     for answer in pool.answers(todo.cells) if todo.cells else ():
         store.append(_row(suite, answer, where, str(made["commit"] or "")))
         progress.cell(answer)
-    return Played(
-        folder, progress.done - progress.failed, progress.failed, len(todo.cells) - progress.done
-    )
+    return Played(folder, progress.done - progress.failed, progress.failed, len(todo.cells) - progress.done)
 
 
 def _row(suite: Suite, answer: Answer, where: str, commit: str) -> Row:
@@ -220,7 +218,9 @@ def _refuse_other(suite: Suite, folder: Path) -> None:
     if noted.exists():
         name = json.loads(noted.read_text(encoding="utf-8"))["name"]
         if name != suite.name:
-            raise CheckpointError(f"{folder} holds results of suite {name}, not {suite.name}; give another --folder")
+            raise CheckpointError(
+                f"{folder} holds results of suite {name}, not {suite.name}; give another --folder"
+            )
 
 
 def _keep_files(suite: Suite, folder: Path) -> None:

@@ -31,7 +31,9 @@ create table if not exists results (
   cpu_seconds real not null);
 create index if not exists by_key on results (key, code);
 """
-_FROZEN = "create trigger if not exists {t}_no_{w} before {w} on {t} begin select raise(abort, 'append only'); end;"
+_FROZEN = (
+    "create trigger if not exists {t}_no_{w} before {w} on {t} begin select raise(abort, 'append only'); end;"
+)
 
 
 @dataclass(frozen=True)

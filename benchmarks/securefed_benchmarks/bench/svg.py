@@ -28,12 +28,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale: what it is called, its ends, whether it is logarithmic."""
+    """A scale: what it is called, its ends, whether it is logarithmic, whether it counts."""
 
     name: str
     low: float
     high: float
     log: bool = False
+    whole: bool = False
 
     def share(self, value: float) -> float:
         """Where a value lies, from 0 to 1; outside it is put to the edge."""
@@ -51,6 +52,7 @@ class Axis:
         step = 10 ** math.floor(math.log10((self.high - self.low) or 1.0))
         while (self.high - self.low) / step < 4:
             step /= 2
+        step = max(1.0, round(step)) if self.whole else step
         first = math.ceil(self.low / step - 1e-9)
         return [k * step for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
@@ -129,9 +131,7 @@ def standalone(svg: str, title: str, names: Sequence[str]) -> str:
 
 
 def _svg(parts: Sequence[str], described: str, height: float = HEIGHT) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(described)}">{"".join(parts)}</svg>'
-    )
+    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(described)}">{"".join(parts)}</svg>'
 
 
 def _frame(x: Axis, y: Axis) -> Iterator[str]:
