@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -59,32 +59,58 @@ def config_digest(config: Config) -> str:
     return hashlib.sha256(to_toml(config).encode()).hexdigest()
 
 
-def assemble(config: Config) -> Assembly:
+class Parts(Protocol):
+    """Where a job's data set and model come from; a bench keeps them in memory from job to job."""
+
+    def dataset(self, config: Config) -> Dataset: ...
+
+    def model(self, config: Config, dataset: Dataset) -> TaskModel: ...
+
+
+class Fresh:
+    """Both loaded anew."""
+
+    def dataset(self, config: Config) -> Dataset:
+        """The data set that the job names."""
+        return load_dataset(config.data, task=config.model.task)
+
+    def model(self, config: Config, dataset: Dataset) -> TaskModel:
+        """The model that the job names, for these records."""
+        from securefed.models import load_model
+
+        images = dataset.train.images
+        return load_model(
+            config.model,
+            classes=len(dataset.classes),
+            image_shape=None if images is None else (images.shape[1], images.shape[2], images.shape[3]),
+            unit=config.privacy.unit,
+            max_length=config.data.max_length,
+        )
+
+
+def assemble(config: Config, parts: Parts | None = None) -> Assembly:
     """Data, shards and model of the job.
+
+    Args:
+        parts: where data set and model come from; loaded anew by default.
 
     Raises:
         DataError, ModelError: something is missing or does not fit; the message says how to get it.
         ConfigError: the shards contradict the job (delta, cohort, empty shard).
     """
-    from securefed.models import check_available, load_model
+    from securefed.models import check_available
 
     check_available(config.model)  # a wrong name or device is told before data is read
-    dataset = load_dataset(config.data, task=config.model.task)
+    parts = parts or Fresh()
+    dataset = parts.dataset(config)
     shards = tuple(make_shards(dataset, config.data))
     check_against_shards(config, [len(s.train) for s in shards])
     shards = poisoned(config, dataset, shards)
-    images = dataset.train.images
     if config.stop.patience > 0 and config.stop.metric == "f1" and len(dataset.classes) != 2:
         raise ConfigError(
             f'stop.metric = "f1" needs two classes, {config.data.name} has {len(dataset.classes)}; use balanced_accuracy'
         )
-    model = load_model(
-        config.model,
-        classes=len(dataset.classes),
-        image_shape=None if images is None else (images.shape[1], images.shape[2], images.shape[3]),
-        unit=config.privacy.unit,
-        max_length=config.data.max_length,
-    )
+    model = parts.model(config, dataset)
     model.encode(
         dataset.train.take([0]), config.data.max_length
     )  # records and model must fit, before a folder is made

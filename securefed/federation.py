@@ -105,6 +105,7 @@ def run(
     entropy: Entropy | None = None,
     trackers: Sequence[Tracker] = (),
     stop_flag: StopFlag | None = None,
+    assembly: Assembly | None = None,
 ) -> Result:
     """Plays a job from its first round and leaves a result folder.
 
@@ -114,6 +115,8 @@ def run(
         entropy: the system's by default; a seeded one is for tests only and voids every guarantee.
         trackers: told of every round, beside the result folder's own.
         stop_flag: when set, the run ends after the round being played and can be resumed.
+        assembly: the job's parts where they are in memory already, e.g. from the job before; its model is
+            at the first round's values.
 
     Raises:
         SecureFedError: whatever cannot run as asked, in one line; nothing was spent unless the ledger says so.
@@ -122,7 +125,7 @@ def run(
     path = new_folder(job, folder)
     logger.info("reading data and model")
     run_id = secrets.token_hex(8)
-    with _opened(assemble(job), path, run_id, entropy) as federation:
+    with _opened(assembly or assemble(job), path, run_id, entropy) as federation:
         federation.check_budget()
         path.mkdir(parents=True)
         (path / "config.toml").write_text(to_toml(job), encoding="utf-8")
@@ -509,7 +512,8 @@ class Federation:
         self.model.save_adapter(self.folder / "adapter")
         view = None if self.ledger is None else self.ledger.run_view(self.run_id)
         statement = None if view is None else view.statement(self.config.privacy.delta)
-        draw_shards(self.assembly, self.folder)
+        if self.config.tracking.report:
+            draw_shards(self.assembly, self.folder)
         tracker.end(run_summary(state, stopped, statement))
         return Result(self.folder, dict(state.metrics), state.round, stopped, view)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +50,11 @@ TABLES: dict[str, dict[str, str]] = {
     "attack": {},
 }
 """Kinds of components that may be parts of others."""
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is "package.module:Class", a class of somebody's own."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None and not name.startswith("hub:")
 
 
 def find_class(kind: str, name: str, table: Mapping[str, str]) -> type[Any]:

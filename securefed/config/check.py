@@ -192,13 +192,15 @@ def _check_privacy(c: Config) -> None:
 
 
 def _check_adapter(c: Config) -> None:
+    from securefed.registry import is_path
+
     m = c.model
     scores = ("accuracy", "balanced_accuracy", "f1") if m.task == "classification" else ("perplexity",)
     _require(
         c.stop.patience == 0 or c.stop.metric in ("loss", *scores),
         f"stop.metric={c.stop.metric} does not exist for {m.task}; use {', '.join(('loss', *scores))}",
     )
-    small = m.name in ("mlp", "cnn", "logistic")
+    small = m.name in ("mlp", "cnn", "logistic") or is_path(m.name)
     _require(not small or m.adapter == "full", f'model {m.name} has no adapters; set model.adapter = "full"')
     _require(
         not small or m.task == "classification",

@@ -40,14 +40,15 @@ def to_toml(config: Config) -> str:
     """The resolved job as TOML text that `load_config` reads back to an equal config."""
     tree = to_tree(config)
     scalars = {k: v for k, v in tree.items() if not isinstance(v, dict) or k in COMPONENTS}
-    lines = [f"{k} = {_toml_value(v)}" for k, v in scalars.items()]
+    lines = [f"{k} = {toml_value(v)}" for k, v in scalars.items()]
     for section, values in tree.items():
         if section not in scalars:
-            lines += ["", f"[{section}]", *(f"{k} = {_toml_value(v)}" for k, v in values.items())]
+            lines += ["", f"[{section}]", *(f"{k} = {toml_value(v)}" for k, v in values.items())]
     return "\n".join(lines) + "\n"
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A plain value as TOML writes it on one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
@@ -57,9 +58,9 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, str):
         return '"' + "".join(_toml_character(c) for c in value) + '"'
     if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml_value(str(k))} = {_toml_value(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{toml_value(str(k))} = {toml_value(v)}" for k, v in value.items()) + "}"
     raise ConfigError(f"cannot write a {type(value).__name__} to TOML")
 
 

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from securefed.config import DataConfig
 from securefed.data import images, sentiment, spam
@@ -19,6 +20,7 @@ from securefed.data.sources import Source, fetch, find_source
 from securefed.data.split import split
 from securefed.data.table import Table, table_examples
 from securefed.errors import DataError
+from securefed.registry import find_class, is_path
 
 log = logging.getLogger("securefed.data")
 
@@ -33,6 +35,9 @@ def load_dataset(config: DataConfig, *, task: str = "classification", offline: b
     records before that, so a run on a part is charged to the same data set. The test split depends on
     `config.test_fraction` alone (Fashion-MNIST and hub data sets keep the one they publish).
 
+    A name "package.module:Class" is a class of yours: made without arguments and called with the task, it
+    gives a `Dataset`.
+
     Args:
         task: "classification", "causal-lm" (texts without labels) or "seq2seq" (own files and hub).
         offline: use only what is on this machine.
@@ -42,11 +47,23 @@ def load_dataset(config: DataConfig, *, task: str = "classification", offline: b
     """
     if config.name.startswith("hub:"):
         dataset = _from_hub(config, task, offline)
+    elif is_path(config.name):
+        dataset = _from_class(config.name, task)
     elif Path(config.name).suffix.lower() in READERS or "/" in config.name:
         dataset = _from_file(config, task)
     else:
         dataset = _named(config, find_source(config.name), task, offline)
     return _limited(dataset, config)
+
+
+def _from_class(name: str, task: str) -> Dataset:
+    """What the class behind "package.module:Class" gives when its instance is called with the task."""
+    found = find_class("data set", name, {})()(task)
+    if not isinstance(found, Dataset):
+        raise DataError(
+            f"data set {name} gave a {type(found).__name__}; called with a task it gives a Dataset"
+        )
+    return found
 
 
 def _named(config: DataConfig, source: Source, task: str, offline: bool) -> Dataset:
@@ -144,6 +161,12 @@ def _limited(dataset: Dataset, config: DataConfig) -> Dataset:
     n = len(dataset.train)
     if not 0 < config.limit < n:
         return dataset
-    rows = np.random.default_rng([config.seed, LIMIT_STREAM]).permutation(n)[: config.limit]
     log.info("data.limit keeps %d of %d training records of %s", config.limit, n, dataset.name)
-    return dataclasses.replace(dataset, train=dataset.train.take(np.sort(rows)))
+    return dataclasses.replace(dataset, train=dataset.train.take(kept_rows(n, config)))
+
+
+def kept_rows(n: int, config: DataConfig) -> NDArray[np.int64]:
+    """Which of n training records `limit` keeps, ascending; the others are drawn from the same source."""
+    kept = config.limit if 0 < config.limit < n else n
+    rows: NDArray[np.int64] = np.random.default_rng([config.seed, LIMIT_STREAM]).permutation(n)[:kept]
+    return np.sort(rows)

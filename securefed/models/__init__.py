@@ -51,10 +51,10 @@ def check_available(config: ModelConfig) -> None:
         ModelError: no such device here, or no such model.
     """
     from securefed.models.loading import find_device
-    from securefed.models.zoo import SMALL_NETS, find_model
+    from securefed.models.zoo import find_model, is_small
 
     find_device(config.device)
-    if config.name not in SMALL_NETS:
+    if not is_small(config.name):
         find_model(config.name)
 
 

@@ -14,7 +14,7 @@ from securefed.errors import ModelError
 from securefed.models.digest import base_digest, file_digest
 from securefed.models.small_nets import small_net
 from securefed.models.task_model import TaskModel
-from securefed.models.zoo import SMALL_NETS
+from securefed.models.zoo import is_small
 
 
 def load(
@@ -26,7 +26,7 @@ def load(
     classes = classes if config.task == "classification" else 0
     device = find_device(config.device)
     with torch.random.fork_rng(devices=[]):  # libraries draw initial weights that we overwrite
-        if config.name in SMALL_NETS:
+        if is_small(config.name):
             return _small(config, classes, image_shape, device)
         return _pretrained(config, classes, unit, max_length, device)
 

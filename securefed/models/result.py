@@ -19,7 +19,7 @@ from securefed.models.digest import read_json, write_json
 from securefed.models.encoder import TextClassifier
 from securefed.models.quiet import quiet
 from securefed.models.task_model import TaskModel
-from securefed.models.zoo import SMALL_NETS
+from securefed.models.zoo import is_small
 
 FORMAT = 1
 SIDECAR = "securefed.json"
@@ -61,7 +61,7 @@ def load_result(folder: Path, *, base: str | None, device: str) -> TaskModel:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder}/{SIDECAR} is damaged: {type(error).__name__} at {error}") from None
-    whole = config.adapter == "full" and config.name not in SMALL_NETS
+    whole = config.adapter == "full" and not is_small(config.name)
     name = str(folder) if whole else base or config.name
     config = dataclasses.replace(config, name=name, device=device)
     model = load(
@@ -104,7 +104,7 @@ def _save_tensors(model: TaskModel, folder: Path) -> None:
         _write(head, folder / "head.safetensors")
     if model.peft is not None:
         state(model.peft, folder, model.name)
-    elif model.config.name in SMALL_NETS:
+    elif is_small(model.config.name):
         _write(dict(model.parameters), folder / "model.safetensors")
     elif model.config.adapter == "full":
         backbone: Any = model.module.backbone
@@ -122,7 +122,7 @@ def _load_tensors(model: TaskModel, folder: Path) -> None:
     if model.peft is not None:
         tensors = {n: p for n, p in model.parameters.items() if n not in head} | model.frozen_adapter
         _read(folder / "adapter_model.safetensors", {file_name(n): (n, p) for n, p in tensors.items()})
-    elif model.config.name in SMALL_NETS:
+    elif is_small(model.config.name):
         _read(folder / "model.safetensors", {n: (n, p) for n, p in model.parameters.items()})
 
 
@@ -195,7 +195,7 @@ def _readme(model: TaskModel) -> str:
             f'model = PeftModel.from_pretrained({auto}.from_pretrained("path of {model.name}"), "this folder")',
             "```",
         ]
-    if model.task == "classification" and model.config.name not in SMALL_NETS:
+    if model.task == "classification" and not is_small(model.config.name):
         lines += [
             "",
             f"Logits: mean over the attention mask of {_read_by_head(model)}, {_centred(model)}times `head.weight` plus `head.bias` (head.safetensors).",

@@ -13,6 +13,7 @@ from torch import nn
 from securefed.config import ModelConfig
 from securefed.data.batch import Batch
 from securefed.errors import ModelError
+from securefed.registry import find_class, is_path
 
 
 class ImageClassifier(nn.Module):
@@ -44,6 +45,8 @@ def small_net(config: ModelConfig, image_shape: tuple[int, int, int], classes: i
 
 def _build(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     c, h, w = shape
+    if is_path(config.name):
+        return _own(config.name, shape, classes)
     if config.name == "logistic":
         return _named(flatten=nn.Flatten(), output=nn.Linear(c * h * w, classes))
     if config.name == "mlp":
@@ -66,6 +69,14 @@ def _build(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn
         flatten=nn.Flatten(),
         output=nn.Linear(32 * rows * columns, classes),
     )
+
+
+def _own(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A user's class, called with the image shape (c, h, w) and the number of classes."""
+    net = find_class("model", name, {})(shape, classes)
+    if not isinstance(net, nn.Module):
+        raise ModelError(f"model {name} is no torch.nn.Module; it maps images (b, c, h, w) to logits (b, k)")
+    return net
 
 
 def _named(**layers: nn.Module) -> nn.Sequential:

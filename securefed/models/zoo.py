@@ -11,9 +11,15 @@ from pathlib import Path
 from securefed.errors import ModelError
 from securefed.hub import hub_is_offline
 from securefed.models.digest import read_json
+from securefed.registry import is_path
 
 SMALL_NETS = ("mlp", "cnn", "logistic")
 """Built here, for images; see `securefed.models.small_nets`."""
+
+
+def is_small(name: str) -> bool:
+    """Whether the name is a small net's, or "package.module:Class": a net of somebody's own."""
+    return name in SMALL_NETS or is_path(name)
 
 
 @dataclass(frozen=True, slots=True)

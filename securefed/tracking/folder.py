@@ -23,8 +23,8 @@ _OPEN = "the run has not ended; `securefed epsilon` reads what it has spent so f
 class FolderTracker:
     """Writes the folder as the run goes; the report and its pictures at the end."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, report: bool = True) -> None:
+        self.folder, self._report = folder, report
         self._lines: IO[str] | None = None
         self._mechanism: Any = None
 
@@ -51,9 +51,10 @@ class FolderTracker:
         write_json(self.folder / "summary.json", asdict(summary))
         self._write_privacy(summary.statement, summary.statement_text)
         write_json(self.folder / "bytes.json", self._bytes(summary))
-        from securefed.tracking.report import write_report
+        if self._report:
+            from securefed.tracking.report import write_report
 
-        write_report(self.folder)
+            write_report(self.folder)
 
     def close(self) -> None:
         """Closes the line file."""

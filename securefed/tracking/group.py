@@ -36,7 +36,7 @@ class TrackerGroup:
             from securefed.tracking.wandb import WandbTracker
 
             wanted.append(WandbTracker(config.wandb_project))
-        return cls(FolderTracker(folder), wanted)
+        return cls(FolderTracker(folder, config.report), wanted)
 
     def __enter__(self) -> TrackerGroup:
         return self
