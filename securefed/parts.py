@@ -1,0 +1,117 @@
+"""What one run is made of: the things that stay the same from its first round to its last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from securefed.algorithms.fedavg import FedAvg
+from securefed.assembly import (
+    Assembly,
+    RunnerBuilder,
+    cohort,
+    distributed_design,
+    make_guarantee,
+    make_runner,
+    register,
+    register_unprotected,
+)
+from securefed.crypto.entropy import Entropy, SystemEntropy
+from securefed.engine.exchange import opened
+from securefed.engine.inprocess import Engine, InProcess, Pool
+from securefed.engine.liars import Liars
+from securefed.errors import BudgetExceeded
+from securefed.evaluation import Evaluator
+from securefed.privacy.distributed_release import DistributedRelease, RunWords
+from securefed.privacy.ledger import Ledger
+from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
+from securefed.protect.masking.protection import OpenMasking
+from securefed.protect.plain import Plain
+from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
+from securefed.rounds import Rounds
+from securefed.types import SERVER
+
+
+class Parts:
+    """A run's algorithm, rule, protection with its keys, guarantee, ledger, clients, engine and server.
+
+    The run is known to the site's ledger once they are made.
+    """
+
+    def __init__(self, assembly: Assembly, run_id: str, entropy: Entropy) -> None:
+        config = assembly.config
+        self.config, self.assembly, self.run_id = config, assembly, run_id
+        self.entropy, self.model = entropy, assembly.model
+        self.algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
+        self.rule = make_aggregator(config.aggregator)
+        protection = make_protection(config.protection)
+        if isinstance(protection, Plain) and self.rule.needs == "sum" and config.privacy.unit != "client":
+            protection = replace(protection, keep_updates=False)  # O(d) memory; nobody needs the rows
+        self.protection = opened(protection, run_id, range(len(assembly.shards)), entropy)
+        self.design = distributed_design(config, len(assembly.shards), self.model)
+        self.guarantee = make_guarantee(config, len(assembly.shards), self.design)
+        self.ledger = Ledger.site() if config.private else None
+        if self.ledger is not None:
+            register(self.ledger, run_id, assembly)
+        else:
+            with Ledger.site() as ledger:
+                register_unprotected(ledger, run_id, assembly)
+        self.runner = make_runner(assembly, run_id, entropy, self.guarantee, self.ledger)
+        self.evaluator = Evaluator(assembly, self.runner)
+        self.mechanism = self._make_mechanism()
+        self.engine: Engine = self._make_engine()
+        self.identity = {"run": run_id, **assembly.identity}
+        self.server = Rounds(run_id, self.protection, self.rule, self.mechanism, entropy, config.seed)
+        self.liars = Liars.of(config, len(assembly.shards))
+
+    def _make_mechanism(self) -> ServerMechanism | DistributedRelease | None:
+        if self.config.privacy.unit != "client":
+            return None
+        assert self.ledger is not None
+        assert self.guarantee is not None
+        sigma, budget = self.guarantee.noise_multiplier, self.guarantee.budget
+        if self.design is not None:
+            mechanisms = self.design.mechanisms(sigma)
+            assert isinstance(self.protection, OpenMasking)
+            self.protection = self.protection.carrying(RunWords(mechanisms, self.entropy))
+            return DistributedRelease(self.ledger, self.run_id, mechanisms, self.design.sizes, budget)
+        return server_mechanism(
+            self.config, sigma, budget, self.ledger, self.run_id, len(self.assembly.shards)
+        )
+
+    def _make_engine(self) -> Engine:
+        workers = self.config.engine.workers
+        if workers == 0:
+            return InProcess(self.runner)
+        own = None if isinstance(self.entropy, SystemEntropy) else self.entropy
+        build = RunnerBuilder(self.config, self.run_id, self.guarantee, own)
+        return Pool(build, workers, self.config.engine.threads or 1)
+
+    def close(self) -> None:
+        """Ends worker processes and the ledger's connection."""
+        self.engine.close()
+        if self.ledger is not None:
+            self.ledger.close()
+
+    def check_budget(self) -> None:
+        """Raises where the budget does not allow even the first round.
+
+        Raises:
+            BudgetExceeded: no client of the first cohort may train, or the server may not release.
+        """
+        budget = None if self.guarantee is None else self.guarantee.budget
+        if self.guarantee is None or self.ledger is None or budget is None:
+            return
+        if self.mechanism is not None:
+            self.ledger.admit(run=self.run_id, client=SERVER, event=self.mechanism.event, budget=budget)
+            return
+        event = self.runner.event()
+        refused: BudgetExceeded | None = None
+        for client in cohort(self.config, len(self.assembly.shards), 0, self.entropy):
+            try:
+                self.ledger.admit(run=self.run_id, client=client, event=event, budget=budget)
+            except BudgetExceeded as error:
+                refused = refused or error
+            else:
+                return
+        if refused is not None:
+            raise refused
