@@ -84,7 +84,7 @@ def _mechanism(config: Config, guarantee: Guarantee | None, clients: int) -> dic
         "rounds": config.rounds,
         "epsilon": p.epsilon,
         "delta": p.delta,
-        "accountant": "rdp" if config.distributed else p.accountant,
+        "accountant": "rdp" if config.discrete else p.accountant,
     }
 
 

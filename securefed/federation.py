@@ -32,6 +32,7 @@ from securefed.grouping import fixed_groups
 from securefed.judging import Judge
 from securefed.parts import Parts
 from securefed.privacy.ledger import Ledger
+from securefed.privacy.step_release import StepRelease
 from securefed.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -204,6 +205,8 @@ class Federation:
         from securefed.tracking.group import TrackerGroup
 
         self.server.protection = fixed_groups(self.server.protection, self.folder)
+        if isinstance(self.server.mechanism, StepRelease):
+            self.server.mechanism = self.server.mechanism.kept_in(self.folder)
         with TrackerGroup.of(self.folder, self.config.tracking, trackers) as group:
             return self._play(resumed, group, stop_flag)
 
@@ -298,6 +301,8 @@ class Federation:
         save_state(self.folder, replace(state, charges=charges), self.identity)
         if self.ledger is not None:
             self.ledger.clear_outbox(self.run_id, state.round)
+        if isinstance(self.server.mechanism, StepRelease):
+            self.server.mechanism.forget(state.round)
         self._saved = time.monotonic()
 
     def _finish(self, state: State, tracker: Tracker, stopped: str) -> Result:

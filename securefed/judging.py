@@ -52,7 +52,7 @@ class Judge:
             return None, None
         p = self.config.privacy
         unit: Literal["client", "example"] = "client" if p.unit == "client" else "example"
-        accountant = None if self.config.distributed else p.accountant  # integer noise composes by RDP only
+        accountant = None if self.config.discrete else p.accountant  # integer noise composes by RDP only
         mine = self.parts.ledger.epsilon(p.delta, unit=unit, accountant=accountant, run=self.parts.run_id)
         return mine, self.parts.ledger.site_epsilon(p.delta, self.parts.assembly.dataset.account, unit)
 

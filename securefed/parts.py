@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from securefed.algorithms.fedavg import FedAvg
-from securefed.assembly import (
-    Assembly,
-    RunnerBuilder,
-    cohort,
-    distributed_design,
-    make_guarantee,
-    make_runner,
-    register,
-    register_unprotected,
-)
+from securefed.assembly import Assembly, RunnerBuilder, cohort, make_runner, register, register_unprotected
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.engine.exchange import opened
 from securefed.engine.inprocess import Engine, InProcess, Pool
 from securefed.engine.liars import Liars
 from securefed.errors import BudgetExceeded
 from securefed.evaluation import Evaluator
+from securefed.noising import distributed_design, make_guarantee, shared_sizes, step_noise
+from securefed.privacy.distributed import DistributedMechanism
 from securefed.privacy.distributed_release import DistributedRelease, RunWords
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
+from securefed.privacy.step_noise import StepNoise
+from securefed.privacy.step_release import StepRelease
 from securefed.protect.masking.protection import OpenMasking
 from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
 from securefed.rounds import Rounds
+from securefed.training.client import Guarantee
 from securefed.types import SERVER
 
 
@@ -47,8 +44,10 @@ class Parts:
         if isinstance(protection, Plain) and self.rule.needs == "sum" and config.privacy.unit != "client":
             protection = replace(protection, keep_updates=False)  # O(d) memory; nobody needs the rows
         self.protection = opened(protection, run_id, range(len(assembly.shards)), entropy)
-        self.design = distributed_design(config, len(assembly.shards), self.model)
+        self.design = distributed_design(config, assembly.shards, self.model)
         self.guarantee = make_guarantee(config, len(assembly.shards), self.design)
+        if config.fedsgd and self.guarantee is not None:
+            self.guarantee = replace(self.guarantee, steps=self._step_noise(self.guarantee))
         self.ledger = Ledger.site() if config.private else None
         if self.ledger is not None:
             register(self.ledger, run_id, assembly)
@@ -63,20 +62,34 @@ class Parts:
         self.server = Rounds(run_id, self.protection, self.rule, self.mechanism, entropy, config.seed)
         self.liars = Liars.of(config, len(assembly.shards))
 
-    def _make_mechanism(self) -> ServerMechanism | DistributedRelease | None:
+    def _step_noise(self, guarantee: Guarantee) -> StepNoise:
+        mechanisms = None if self.design is None else self.design.mechanisms(guarantee.noise_multiplier)
+        return step_noise(self.config, self.assembly.shards, guarantee.noise_multiplier, mechanisms)
+
+    def _make_mechanism(self) -> ServerMechanism | DistributedRelease | StepRelease | None:
+        if self.guarantee is None:
+            return None
+        steps = self.guarantee.steps
+        if steps is not None:
+            if steps.mechanisms:
+                self._carry(steps.mechanisms)
+            return StepRelease(steps, shared_sizes(self.config, self.model))
         if self.config.privacy.unit != "client":
             return None
         assert self.ledger is not None
-        assert self.guarantee is not None
         sigma, budget = self.guarantee.noise_multiplier, self.guarantee.budget
         if self.design is not None:
             mechanisms = self.design.mechanisms(sigma)
-            assert isinstance(self.protection, OpenMasking)
-            self.protection = self.protection.carrying(RunWords(mechanisms, self.entropy))
+            self._carry(mechanisms)
             return DistributedRelease(self.ledger, self.run_id, mechanisms, self.design.sizes, budget)
         return server_mechanism(
             self.config, sigma, budget, self.ledger, self.run_id, len(self.assembly.shards)
         )
+
+    def _carry(self, mechanisms: Mapping[int, DistributedMechanism]) -> None:
+        """Lets the masked sums carry these mechanisms' integers."""
+        assert isinstance(self.protection, OpenMasking)
+        self.protection = self.protection.carrying(RunWords(mechanisms, self.entropy))
 
     def _make_engine(self) -> Engine:
         workers = self.config.engine.workers
@@ -101,10 +114,10 @@ class Parts:
         budget = None if self.guarantee is None else self.guarantee.budget
         if self.guarantee is None or self.ledger is None or budget is None:
             return
-        if self.mechanism is not None:
+        if self.mechanism is not None and not isinstance(self.mechanism, StepRelease):
             self.ledger.admit(run=self.run_id, client=SERVER, event=self.mechanism.event, budget=budget)
             return
-        event = self.runner.event()
+        event = self.mechanism.event_of(0) if self.mechanism is not None else self.runner.event()
         refused: BudgetExceeded | None = None
         for client in cohort(self.config, len(self.assembly.shards), 0, self.entropy):
             try:

@@ -18,6 +18,7 @@ from securefed.errors import BudgetExceeded
 from securefed.layout import Layout, vector_digest
 from securefed.privacy.distributed_release import DistributedRelease
 from securefed.privacy.server_mechanism import ServerMechanism
+from securefed.privacy.step_release import StepRelease
 from securefed.training.client import ClientOutcome
 from securefed.types import Aggregator, Collected, Protection, RoundContext, RoundParameters, Vector
 
@@ -33,7 +34,8 @@ class Rounds:
     """The server's side of a run's rounds.
 
     Attributes:
-        mechanism: client-level DP, by the server's own noise or by noise that is in the sum; None without.
+        mechanism: client-level DP, by the server's own noise or by noise that is in the sum, or the steps of
+            fedsgd; None without.
         seed: of the experiment, for rules that draw.
         rule_state: what a rule with memory carries from round to round.
     """
@@ -41,7 +43,7 @@ class Rounds:
     run: str
     protection: Protection
     rule: Aggregator
-    mechanism: ServerMechanism | DistributedRelease | None
+    mechanism: ServerMechanism | DistributedRelease | StepRelease | None
     entropy: Entropy
     seed: int = 0
     rule_state: Any = field(default=None, repr=False)
@@ -66,22 +68,25 @@ class Rounds:
             space: how a rule may read updates of adapters.
 
         Raises:
-            BudgetExceeded: every client (or the server's own mechanism) refused to spend more. Under a mechanism of
-                the server's own, a client that refuses counts as zero instead.
+            BudgetExceeded: every client (or the server's own mechanism) refused to spend more, or so many that a
+                step has too little noise. Under a mechanism of the server's own, a client that refuses counts as
+                zero instead.
             ProtocolError: the protocol aborted, or nobody's update survived.
         """
         if self.mechanism is not None and (stored := self.mechanism.stored(round)) is not None:
             return stored, nobody(shared.size), []
-        reservation = None if self.mechanism is None else self.mechanism.reserve(round)
+        own = None if isinstance(self.mechanism, StepRelease) else self.mechanism
+        reservation = None if own is None else own.reserve(round)
         outcomes = train()
         refusals = {o.client: o.refusal for o in outcomes if o.refusal is not None}
-        if self.mechanism is None and refusals and len(refusals) == len(chosen):
+        if own is None and refusals and len(chosen) - len(refusals) < self._fewest:
             raise BudgetExceeded(next(iter(refusals.values())))
         collected = self._collect(round, shared, model, chosen, outcomes, weights)
         collected = replace(collected, refused={**collected.refused, **refusals})
-        if self.mechanism is not None and reservation is not None:
-            released = self.mechanism.release(reservation, round, collected, self.entropy)
-            return released, collected, outcomes
+        if isinstance(self.mechanism, StepRelease):
+            return self.mechanism.release(round, collected, self.entropy), collected, outcomes
+        if own is not None and reservation is not None:
+            return own.release(reservation, round, collected, self.entropy), collected, outcomes
         context = RoundContext(
             round=round,
             clients=row_ids(collected),
@@ -92,6 +97,11 @@ class Rounds:
         )
         vector, self.rule_state = aggregate(self.rule, collected, context, self.rule_state)
         return vector, collected, outcomes
+
+    @property
+    def _fewest(self) -> int:
+        """Clients without whom there is no round."""
+        return self.mechanism.noise.min_survivors if isinstance(self.mechanism, StepRelease) else 1
 
     def _collect(
         self,

@@ -11,7 +11,7 @@ Task = Literal["classification", "causal-lm", "seq2seq"]
 PartitionName = Literal["natural", "iid", "dirichlet", "quantity"]
 Schedule = Literal["constant", "linear", "cosine"]
 Unit = Literal["none", "example", "client"]
-Noise = Literal["central", "skellam", "discrete-gaussian"]
+Noise = Literal["central", "skellam", "discrete-gaussian", "gaussian"]
 ServerOptimizerName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
 
 
@@ -112,8 +112,9 @@ class PrivacyConfig:
     """The guarantee asked for. `epsilon` calibrates the noise for the whole schedule; or give
     `noise_multiplier` (standard deviation of the noise over `max_grad_norm`) and learn epsilon.
 
-    `noise`, at client level: "central" is added by the server, which sees updates before; "skellam" and
-    "discrete-gaussian" are added by the clients inside a masked sum, so that nobody sees one without noise.
+    `noise`, at client level and under the algorithm fedsgd: "central" is added by the server, which sees updates
+    before; "skellam" and "discrete-gaussian" are added by the clients inside a masked sum, "gaussian" by the
+    clients before they encrypt (ckks), so that nobody sees a sum without noise.
 
     `site_epsilon` caps everything ever spent on a shard at this site, over all runs (0 = no cap).
     `grad_sample_mode`: Opacus' formulas per layer type, or vmap for every layer. Ghost clipping is left
@@ -252,3 +253,13 @@ class Config:
     def distributed(self) -> bool:
         """Whether the clients add the noise, inside a secure sum."""
         return self.privacy.noise != "central"
+
+    @property
+    def discrete(self) -> bool:
+        """Whether that noise is integers in a masked sum, which compose by RDP only."""
+        return self.privacy.noise in ("skellam", "discrete-gaussian")
+
+    @property
+    def fedsgd(self) -> bool:
+        """Whether a round is one step over the federation's records: the unit of DP is the record all the same."""
+        return self.algorithm.name == "fedsgd"

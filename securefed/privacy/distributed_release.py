@@ -48,6 +48,9 @@ class Design:
         kind: a key of `KINDS`. sizes: coordinates of each round's update, in the order of rounds.
         clip: L2 norm that bounds an update. clients: of a cohort. min_survivors: fewest in a sum.
         corrupt: of those, assumed to pool what they know with the server. bits: of the ring.
+        vectors: most clipped vectors that one client adds up in a round; 1 at client level.
+        sample_rate: of each record in a client's sum, in secret; 1 at client level.
+        exposures: sizes of the rounds that one unit takes part in, for every kind of unit; all rounds if empty.
     """
 
     kind: str
@@ -57,6 +60,9 @@ class Design:
     min_survivors: int
     corrupt: int
     bits: int
+    vectors: int = 1
+    sample_rate: float = 1.0
+    exposures: tuple[tuple[int, ...], ...] = ()
 
     def mechanisms(self, noise_multiplier: float) -> dict[int, DistributedMechanism]:
         """Size -> mechanism; its noise over the sensitivity after rounding is `noise_multiplier`.
@@ -72,16 +78,23 @@ class Design:
         Raises:
             PrivacyError: out of reach with this ring.
         """
-        count, largest = Counter(self.sizes), max(self.sizes)
+        met = [Counter(sizes) for sizes in dict.fromkeys(self.exposures or (self.sizes,))]
         start = calibrate(
-            KINDS[self.kind], self._cohort(largest), epsilon=epsilon, delta=delta, rounds=len(self.sizes)
+            KINDS[self.kind],
+            self._cohort(max(self.sizes)),
+            epsilon=epsilon,
+            delta=delta,
+            rounds=max(count.total() for count in met),
+            sample_rate=self.sample_rate,
         )
         noise = start.noise_multiplier
-        while True:
-            found = self.mechanisms(noise)
-            if epsilon_of([found[d].event(rounds) for d, rounds in count.items()], delta) <= epsilon:
-                return noise
+        while any(self._spent(count, noise, delta) > epsilon for count in met):
             noise *= _STEP
+        return noise
+
+    def _spent(self, count: Counter[int], noise: float, delta: float) -> float:
+        found = self.mechanisms(noise)
+        return epsilon_of([found[d].event(n, self.sample_rate) for d, n in count.items()], delta)
 
     def _cohort(self, dimension: int) -> Cohort:
         return Cohort(
@@ -91,6 +104,7 @@ class Design:
             min_survivors=self.min_survivors,
             corrupt=self.corrupt,
             bits=self.bits,
+            vectors=self.vectors,
         )
 
 
@@ -118,8 +132,8 @@ class RoundWords:
         return self.mechanism.min_survivors
 
     def encode(self, update: Vector, stream: Stream) -> Ring:
-        """One client's clipped, rotated, rounded and noised update, uint32 (d,)."""
-        return self.mechanism.encode(update, stream)
+        """One client's noised sum, uint32 (d,), of its update or of b rows, each clipped, rotated and rounded by itself."""
+        return self.mechanism.encode_sum(update if update.ndim == 2 else (update,), stream)
 
     def decode(self, total: Ring, survivors: int) -> NDArray[np.float64]:
         """The noisy sum, float64 (d,). Raises ProtocolError where too few survived for the claim."""

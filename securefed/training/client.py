@@ -24,10 +24,12 @@ from securefed.privacy.budget import Budget
 from securefed.privacy.client_level import clip_update
 from securefed.privacy.events import SampledGaussian
 from securefed.privacy.ledger import Ledger
+from securefed.privacy.step_noise import StepEvent, StepNoise
 from securefed.training.dp import DPWork
 from securefed.training.frozen_cache import FrozenCache
 from securefed.training.limits import under_policy
 from securefed.training.local import LocalWork, train_locally
+from securefed.training.step import step
 from securefed.types import Update, Vector
 
 if TYPE_CHECKING:
@@ -76,10 +78,15 @@ class ClientOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Guarantee:
-    """The DP mechanism of the job, the same in every round: what each event says and what it may spend."""
+    """The DP mechanism of the job, the same in every round: what each event says and what it may spend.
+
+    Attributes:
+        steps: of the algorithm fedsgd, how its steps are noised.
+    """
 
     noise_multiplier: float
     budget: Budget | None
+    steps: StepNoise | None = None
 
 
 class ClientRunner:
@@ -118,9 +125,11 @@ class ClientRunner:
             self._encoded[client] = self.model.encode(self.shards[client].train, self.config.data.max_length)
         return self._encoded[client]
 
-    def event(self) -> SampledGaussian:
-        """What one client spends in one round at example level."""
+    def event(self, size: int = 0) -> StepEvent:
+        """What one client spends in one round at example level, with an update of `size` coordinates."""
         assert self._guarantee is not None
+        if self._guarantee.steps is not None:
+            return self._guarantee.steps.event(size)
         p = self.config.privacy
         return SampledGaussian(self._guarantee.noise_multiplier, p.sample_rate, self.config.train.steps)
 
@@ -144,23 +153,54 @@ class ClientRunner:
         if self.config.privacy.unit == "none":
             return self._train(job)
         assert self._ledger is not None
-        assert self._guarantee is not None
-        stored = self._ledger.outbox(self.run, job.client, job.round)
+        stepping = self._guarantee is not None and self._guarantee.steps is not None
+        stored = None if stepping else self._ledger.outbox(self.run, job.client, job.round)
         if stored is not None:
             return self._unpack(stored, job)
         try:
-            reservation = self._ledger.reserve(
-                run=self.run,
-                client=job.client,
-                round=job.round,
-                event=self.event(),
-                budget=self._guarantee.budget,
-            )
+            reservation = self._reserve(self._ledger, job)
         except BudgetExceeded as refusal:
             return ClientOutcome(job.client, refusal=str(refusal))
+        if stepping:
+            outcome = self._step(job)
+            self._ledger.settle(reservation, steps_taken=1)  # what was sent is never sent again: see `_step`
+            return outcome
         outcome = self._train(job)
         self._ledger.settle(reservation, steps_taken=outcome.steps, payload=self._pack(outcome))
         return outcome
+
+    def _reserve(self, ledger: Ledger, job: ClientJob) -> int:
+        assert self._guarantee is not None
+        return ledger.reserve(
+            run=self.run,
+            client=job.client,
+            round=job.round,
+            event=self.event(self._layouts(job)[1].size),
+            budget=self._guarantee.budget,
+        )
+
+    def _step(self, job: ClientJob) -> ClientOutcome:
+        """The client's part of one step of fedsgd, new records and new noise in every attempt.
+
+        The same noise in two sums over different survivors would cancel in their difference and show what it hid.
+        """
+        assert self._guarantee is not None
+        assert self._guarantee.steps is not None
+        found = step(
+            self.model,
+            self.encoded(job.client),
+            job,
+            self.config.train,
+            self._guarantee.steps,
+            self._entropy,
+            mode=self.config.privacy.grad_sample_mode,
+            cache=self.cache,
+            check=job.train not in self._checked,
+        )
+        self._checked.add(job.train)
+        return ClientOutcome(
+            job.client, found.update, steps=1, seconds=found.seconds, diagnostics=found.diagnostics
+        )
 
     def _inspect(self, job: ClientJob) -> None:
         """Before anything is spent or trained: the weights that the server sent, and nothing else of the model."""

@@ -23,7 +23,7 @@ STEPS = (
     {"layout", "crypto"},
     {"privacy", "protect", "data", "models", "rows", "gram", "factors", "aggregation"},
     {"training", "algorithms", "tracking"},
-    {"assembly", "evaluation", "checkpoint", "chronicle", "engine", "rounds", "grouping", "parts"},
+    {"assembly", "evaluation", "checkpoint", "chronicle", "engine", "rounds", "grouping", "noising", "parts"},
     {"cohorts", "judging"},
     {"federation", "sums"},
     {"wrapping"},
