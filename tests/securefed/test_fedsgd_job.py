@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def model_of(folder: Path) -> np.ndarray:
     from safetensors.numpy import load
 
     newest = sorted((folder / "checkpoint").glob("round-*"))[-1]
-    return load((newest / "state.safetensors").read_bytes())["vector"]
+    vector: np.ndarray = load((newest / "state.safetensors").read_bytes())["vector"]
+    return vector
 
 
 # ----------------------------------------------------------------------------------------- end to end
@@ -159,7 +161,7 @@ def test_without_noise_and_sampling_it_is_gradient_descent_on_all_records(home: 
 
     for _ in range(3):
         optimizer.zero_grad()
-        assembly.model.losses(Batch(images=x, labels=y)).mean().backward()
+        torch.autograd.backward(assembly.model.losses(Batch(images=x, labels=y)).mean())
         optimizer.step()
     np.testing.assert_allclose(model_of(tmp_path / "a"), assembly.model.read(layout), rtol=0, atol=2e-5)
 
@@ -176,8 +178,8 @@ def relative(noise: StepNoise, released: np.ndarray) -> float:
 
     1,950 coordinates: one deviation of this ratio is 1.6 %, so 8 % is a false alarm in two million.
     """
-    shares = 1 if noise.kind == "central" else N / noise.honest
-    return float(np.std(released)) / (noise.deviation * shares**0.5 / N)
+    shares = 1.0 if noise.kind == "central" else N / noise.honest
+    return float(np.std(released)) / (noise.deviation * math.sqrt(shares) / N)
 
 
 @pytest.mark.parametrize("name", [way(name) for name in WAYS])
