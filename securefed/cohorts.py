@@ -57,12 +57,17 @@ class Cohorts:
         base = {**self.model.layout.unflatten(state.vector), **self.model.frozen_adapter}
         return AdapterSpace.of(shared, base, m.alpha / (m.rank**0.5 if m.rslora else m.rank))
 
+    def packed_clip(self) -> dict[str, Vector]:
+        """The clip of the next round as a named vector, none where it does not move."""
+        return {} if self.parts.clip is None else self.parts.clip.pack()
+
     def _job(self, state: State, plan: RoundPlan, client: int) -> ClientJob:
         start = state.vector
         if client in state.local:
             kept = self.local_layout()
             start = self.model.layout.scatter(state.local[client], kept, start)
-        return ClientJob(client, state.round, plan.train, plan.share, start, self._weight(client))
+        clip = None if self.parts.clip is None else self.parts.clip.value
+        return ClientJob(client, state.round, plan.train, plan.share, start, self._weight(client), clip)
 
     def local_layout(self) -> Layout:
         """Of what each client keeps to itself."""

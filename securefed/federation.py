@@ -32,6 +32,7 @@ from securefed.grouping import fixed_groups
 from securefed.judging import Judge
 from securefed.parts import Parts
 from securefed.privacy.ledger import Ledger
+from securefed.privacy.moving_clip import KEY as CLIP_KEY
 from securefed.privacy.step_release import StepRelease
 from securefed.tracking.tracker import Tracker
 
@@ -213,7 +214,10 @@ class Federation:
     def _play(self, resumed: State | None, tracker: Tracker, stop_flag: StopFlag | None) -> Result:
         started = time.perf_counter()
         state = resumed or _first_state(self.assembly)
-        self.server.rule_state = unpack_state(self.liars.unpack(state.rule))
+        stored = self.liars.unpack(state.rule)
+        if self.parts.clip is not None:
+            self.parts.clip.unpack(stored)
+        self.server.rule_state = unpack_state({k: v for k, v in stored.items() if k != CLIP_KEY})
         before = state.seconds
         resumed_at = None if resumed is None else state.round
         facts = run_info(
@@ -244,6 +248,7 @@ class Federation:
         begin = time.perf_counter()
         plan = self.parts.algorithm.plan(self.config, self.model.part_of, state.round)
         chosen = cohort(self.config, len(self.assembly.shards), state.round, self.entropy)
+        clip = None if self.parts.clip is None else self.parts.clip.value
         aggregate_, collected, outcomes = self.cohorts.train_and_collect(state, plan, chosen)
         vector, moments = self.parts.algorithm.apply(
             self.config.server,
@@ -263,7 +268,7 @@ class Federation:
             moments=moments,
             average=averaged(state.average, vector, plan, self.config.server.average),
             local=local,
-            rule={**pack_state(self.server.rule_state), **self.liars.pack()},
+            rule={**pack_state(self.server.rule_state), **self.liars.pack(), **self.cohorts.packed_clip()},
             mib_up=state.mib_up + up,
             mib_down=state.mib_down + down,
         )
@@ -282,6 +287,7 @@ class Federation:
                 epsilon=self.judge.epsilon(),
                 mib=(up, down),
                 seconds=time.perf_counter() - begin,
+                clip=clip,
             )
         )
         return new

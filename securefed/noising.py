@@ -18,6 +18,8 @@ from securefed.privacy.budget import Budget
 from securefed.privacy.calibration import calibrate_noise
 from securefed.privacy.distributed import DistributedMechanism
 from securefed.privacy.distributed_release import Design
+from securefed.privacy.moving_clip import MovingClip, count_deviation
+from securefed.privacy.shared_release import Shares
 from securefed.privacy.step_noise import StepNoise
 from securefed.registry import ALGORITHMS, make, make_protection
 from securefed.training.client import Guarantee
@@ -63,16 +65,17 @@ def distributed_design(config: Config, shards: Sequence[Shard], model: TaskModel
     masking = make_protection(config.protection)
     assert isinstance(masking, Masking)  # checked with the job
     n = config.clients_per_round or len(shards)
-    survivors, corrupt = masking.noise_floor(n)
+    survivors, corrupt = noise_floor(config, n)
     sizes = shared_sizes(config, model)
     design = Design(
         kind=config.privacy.noise,
         sizes=sizes,
         clip=config.privacy.max_grad_norm,
-        clients=n,
+        clients=masking.largest_sum(n),
         min_survivors=survivors,
         corrupt=corrupt,
         bits=masking.bits,
+        count_std=config.privacy.clip_count_std if config.privacy.clip == "adaptive" else None,
     )
     if not config.fedsgd:
         return design
@@ -86,6 +89,33 @@ def distributed_design(config: Config, shards: Sequence[Shard], model: TaskModel
             tuple(d for d, met in zip(sizes, cohorts, strict=True) if s.client in met) for s in shards
         ),
     )
+
+
+def moving_clip(config: Config, clients: int, noise_multiplier: float) -> MovingClip | None:
+    """The clip of a new run where it moves, None for a fixed one."""
+    p = config.privacy
+    if p.clip == "fixed" or p.unit != "client":
+        return None
+    deviation = count_deviation(p.clip_count_std, config.clients_per_round or clients, noise_multiplier)
+    return MovingClip.starting(p.max_grad_norm, p.clip_quantile, p.clip_learning_rate, deviation)
+
+
+def noise_shares(config: Config, clients: int, noise_multiplier: float, clip: MovingClip | None) -> Shares:
+    """What each client adds to its whole update before it encrypts.
+
+    Raises:
+        ConfigError: nobody's noise would be left, or a share could lie beyond what the protection carries.
+    """
+    survivors, corrupt = noise_floor(config, config.clients_per_round or clients)
+    found = Shares(
+        noise_multiplier=noise_multiplier if clip is None else clip.update_noise(noise_multiplier),
+        unit=config.privacy.max_grad_norm,
+        min_survivors=survivors,
+        corrupt=corrupt,
+        count_std=0.0 if clip is None else clip.count_std,
+    )
+    require_range(config, found.farthest)
+    return found
 
 
 def expected_batch(config: Config, shards: Sequence[Shard]) -> float:

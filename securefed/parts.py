@@ -13,13 +13,24 @@ from securefed.engine.inprocess import Engine, InProcess, Pool
 from securefed.engine.liars import Liars
 from securefed.errors import BudgetExceeded
 from securefed.evaluation import Evaluator
-from securefed.noising import distributed_design, make_guarantee, shared_sizes, step_noise
+from securefed.noising import (
+    distributed_design,
+    make_guarantee,
+    moving_clip,
+    noise_shares,
+    shared_sizes,
+    step_noise,
+)
+from securefed.privacy.adaptive_clip import ClipCount
 from securefed.privacy.distributed import DistributedMechanism
 from securefed.privacy.distributed_release import DistributedRelease, RunWords
 from securefed.privacy.ledger import Ledger
+from securefed.privacy.moving_clip import MovingClip
 from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
+from securefed.privacy.shared_release import SharedRelease
 from securefed.privacy.step_noise import StepNoise
 from securefed.privacy.step_release import StepRelease
+from securefed.protect.grouped import OpenGrouped
 from securefed.protect.masking.protection import OpenMasking
 from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
@@ -48,6 +59,10 @@ class Parts:
         self.guarantee = make_guarantee(config, len(assembly.shards), self.design)
         if config.fedsgd and self.guarantee is not None:
             self.guarantee = replace(self.guarantee, steps=self._step_noise(self.guarantee))
+        self.clip = self._moving_clip(self.guarantee)
+        if self.guarantee is not None and config.privacy.noise == "gaussian" and not config.fedsgd:
+            shares = noise_shares(config, len(assembly.shards), self.guarantee.noise_multiplier, self.clip)
+            self.guarantee = replace(self.guarantee, shares=shares)
         self.ledger = Ledger.site() if config.private else None
         if self.ledger is not None:
             register(self.ledger, run_id, assembly)
@@ -59,14 +74,21 @@ class Parts:
         self.mechanism = self._make_mechanism()
         self.engine: Engine = self._make_engine()
         self.identity = {"run": run_id, **assembly.identity}
-        self.server = Rounds(run_id, self.protection, self.rule, self.mechanism, entropy, config.seed)
+        self.server = Rounds(
+            run_id, self.protection, self.rule, self.mechanism, entropy, config.seed, self.clip
+        )
         self.liars = Liars.of(config, len(assembly.shards))
+
+    def _moving_clip(self, guarantee: Guarantee | None) -> MovingClip | None:
+        if guarantee is None:
+            return None
+        return moving_clip(self.config, len(self.assembly.shards), guarantee.noise_multiplier)
 
     def _step_noise(self, guarantee: Guarantee) -> StepNoise:
         mechanisms = None if self.design is None else self.design.mechanisms(guarantee.noise_multiplier)
         return step_noise(self.config, self.assembly.shards, guarantee.noise_multiplier, mechanisms)
 
-    def _make_mechanism(self) -> ServerMechanism | DistributedRelease | StepRelease | None:
+    def _make_mechanism(self) -> ServerMechanism | DistributedRelease | SharedRelease | StepRelease | None:
         if self.guarantee is None:
             return None
         steps = self.guarantee.steps
@@ -80,16 +102,21 @@ class Parts:
         sigma, budget = self.guarantee.noise_multiplier, self.guarantee.budget
         if self.design is not None:
             mechanisms = self.design.mechanisms(sigma)
-            self._carry(mechanisms)
-            return DistributedRelease(self.ledger, self.run_id, mechanisms, self.design.sizes, budget)
+            count = self.design.count(sigma)
+            self._carry(mechanisms, count)
+            return DistributedRelease(
+                self.ledger, self.run_id, mechanisms, self.design.sizes, budget, count, self.clip
+            )
+        if self.guarantee.shares is not None:
+            return SharedRelease(self.ledger, self.run_id, sigma, self.guarantee.shares, budget, self.clip)
         return server_mechanism(
-            self.config, sigma, budget, self.ledger, self.run_id, len(self.assembly.shards)
+            self.config, sigma, budget, self.ledger, self.run_id, len(self.assembly.shards), self.clip
         )
 
-    def _carry(self, mechanisms: Mapping[int, DistributedMechanism]) -> None:
+    def _carry(self, mechanisms: Mapping[int, DistributedMechanism], count: ClipCount | None = None) -> None:
         """Lets the masked sums carry these mechanisms' integers."""
-        assert isinstance(self.protection, OpenMasking)
-        self.protection = self.protection.carrying(RunWords(mechanisms, self.entropy))
+        assert isinstance(self.protection, OpenMasking | OpenGrouped)
+        self.protection = self.protection.carrying(RunWords(mechanisms, self.entropy, count, self.clip))
 
     def _make_engine(self) -> Engine:
         workers = self.config.engine.workers

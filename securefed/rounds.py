@@ -17,10 +17,12 @@ from securefed.engine.exchange import exchange
 from securefed.errors import BudgetExceeded
 from securefed.layout import Layout, vector_digest
 from securefed.privacy.distributed_release import DistributedRelease
+from securefed.privacy.moving_clip import MovingClip
 from securefed.privacy.server_mechanism import ServerMechanism
+from securefed.privacy.shared_release import SharedRelease
 from securefed.privacy.step_release import StepRelease
 from securefed.training.client import ClientOutcome
-from securefed.types import Aggregator, Collected, Protection, RoundContext, RoundParameters, Vector
+from securefed.types import Aggregator, Collected, Protection, RoundContext, RoundParameters, Update, Vector
 
 if TYPE_CHECKING:
     from securefed.factors import AdapterSpace
@@ -37,15 +39,17 @@ class Rounds:
         mechanism: client-level DP, by the server's own noise or by noise that is in the sum, or the steps of
             fedsgd; None without.
         seed: of the experiment, for rules that draw.
+        clip: of whole updates, where it moves; its bits travel behind the updates.
         rule_state: what a rule with memory carries from round to round.
     """
 
     run: str
     protection: Protection
     rule: Aggregator
-    mechanism: ServerMechanism | DistributedRelease | StepRelease | None
+    mechanism: ServerMechanism | DistributedRelease | SharedRelease | StepRelease | None
     entropy: Entropy
     seed: int = 0
+    clip: MovingClip | None = None
     rule_state: Any = field(default=None, repr=False)
 
     def play(
@@ -85,7 +89,8 @@ class Rounds:
         collected = replace(collected, refused={**collected.refused, **refusals})
         if isinstance(self.mechanism, StepRelease):
             return self.mechanism.release(round, collected, self.entropy), collected, outcomes
-        if own is not None and reservation is not None:
+        in_groups = isinstance(own, DistributedRelease) and collected.groups is not None
+        if own is not None and reservation is not None and not in_groups:
             return own.release(reservation, round, collected, self.entropy), collected, outcomes
         context = RoundContext(
             round=round,
@@ -96,6 +101,8 @@ class Rounds:
             space=space,
         )
         vector, self.rule_state = aggregate(self.rule, collected, context, self.rule_state)
+        if isinstance(own, DistributedRelease) and reservation is not None and collected.groups is not None:
+            vector = own.release_groups(reservation, round, collected.groups, vector)
         return vector, collected, outcomes
 
     @property
@@ -112,19 +119,28 @@ class Rounds:
         outcomes: list[ClientOutcome],
         weights: tuple[float, ...] | None,
     ) -> Collected:
+        size = shared.size + (0 if self.clip is None else 1)
         if not chosen:
-            return nobody(shared.size)
+            return nobody(size)
         parameters = RoundParameters(
             run=self.run,
             round=round,
             clients=chosen,
-            size=shared.size,
+            size=size,
             layout_digest=shared.digest,
             model_digest=vector_digest(model),
             weights=weights,
         )
-        updates = {o.client: o.update for o in outcomes if o.update is not None}
+        updates = {o.client: _as_sent(o.update) for o in outcomes if o.update is not None}
         return exchange(self.protection, parameters, updates, self.entropy)
+
+
+def _as_sent(update: Update) -> Update:
+    """The update with its bit behind its vector, where it has one."""
+    if update.bit is None:
+        return update
+    vector = np.append(update.vector, np.float32(update.bit)).astype(np.float32)
+    return replace(update, vector=vector, bit=None)
 
 
 def nobody(size: int) -> Collected:

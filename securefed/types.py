@@ -42,6 +42,8 @@ class Update:
         private: True if the vector is the output of a DP mechanism recorded in the ledger.
         rows: float32 (b, d), what the vector is the sum of, for a mechanism that bounds and noises each row by
             itself before anything leaves (`Codec.encode`); None for every other update.
+        bit: where the clip moves, +1/2 if the update's norm was within it, else -1/2, with its share of the noise
+            if that is a real number; it travels behind the vector.
     """
 
     client: int
@@ -50,6 +52,7 @@ class Update:
     weight: float = 1.0
     private: bool = False
     rows: Vector | None = field(default=None, repr=False)
+    bit: float | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,7 +248,7 @@ def _check_pairs(c: Config) -> None:
         'client-level DP bounds what one client adds, so all weigh the same; set weights = "equal"',
     )
     _require(
-        not (c.privacy.unit == "client" and rule.needs != "sum"),
+        not (c.privacy.unit == "client" and rule.needs != "sum" and protection.reveals != "group sums"),
         f'client-level noise is scaled for a sum; the sensitivity of {c.aggregator.name} is not proved, use aggregator = "mean"',
     )
 

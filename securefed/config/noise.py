@@ -6,8 +6,8 @@ from securefed.config.schema import Config, TrainConfig
 from securefed.errors import ConfigError
 
 CARRIERS = {
-    "skellam": ("masking",),
-    "discrete-gaussian": ("masking",),
+    "skellam": ("masking", "grouped"),
+    "discrete-gaussian": ("masking", "grouped"),
     "gaussian": ("ckks",),
 }
 """Noise that clients add -> the protections whose sums can hold it."""
@@ -24,6 +24,8 @@ def check_noise(c: Config) -> None:
         _check_shared(c)
     if c.fedsgd:
         _check_steps(c)
+    if c.privacy.clip == "adaptive":
+        _check_adaptive(c)
 
 
 def _check_shared(c: Config) -> None:
@@ -48,6 +50,33 @@ def _check_shared(c: Config) -> None:
     )
 
 
+def _check_adaptive(c: Config) -> None:
+    """A clip that moves costs a bit a client, under noise of its own."""
+    p = c.privacy
+    _require(
+        p.unit == "client",
+        f'privacy.clip = "adaptive" follows the norms of whole updates, found privacy.unit = "{p.unit}"; set '
+        'privacy.unit = "client", or clip = "fixed"',
+    )
+    _require(
+        p.noise_multiplier != 0,
+        'privacy.noise_multiplier = 0 leaves no noise to share with the clip\'s bit; raise it, or set privacy.clip = "fixed"',
+    )
+    _require(0 < p.clip_quantile < 1, f"privacy.clip_quantile must be in (0, 1), found {p.clip_quantile}")
+    _require(
+        p.clip_learning_rate > 0, f"privacy.clip_learning_rate must be above 0, found {p.clip_learning_rate}"
+    )
+    _require(
+        p.clip_count_std >= 0,
+        f"privacy.clip_count_std must be 0 (chosen by rule) or more, found {p.clip_count_std}",
+    )
+    _require(
+        c.protection.name != "grouped",
+        'privacy.clip = "adaptive" counts one bit over the whole cohort, grouped shows a count a group; use '
+        'protection = "masking", or clip = "fixed"',
+    )
+
+
 def _check_steps(c: Config) -> None:
     """fedsgd: a round is one DP step of the server's optimizer on clipped per-example gradients."""
     p, t = c.privacy, c.train
@@ -61,6 +90,11 @@ def _check_steps(c: Config) -> None:
         f'algorithm fedsgd with privacy.noise = "central" lets the server add the noise to sums it sees, protection '
         f'{c.protection.name} hides them; set privacy.noise = "skellam" (masking) or "gaussian" (ckks), or '
         'protection = "plain"',
+    )
+    _require(
+        c.protection.name != "grouped",
+        "algorithm fedsgd adds one sum up, grouped shows one a group, each with noise of its own; use protection = "
+        '"masking"',
     )
     _require(
         c.aggregator.name == "mean",

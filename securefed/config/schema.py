@@ -116,6 +116,10 @@ class PrivacyConfig:
     before; "skellam" and "discrete-gaussian" are added by the clients inside a masked sum, "gaussian" by the
     clients before they encrypt (ckks), so that nobody sees a sum without noise.
 
+    `clip = "adaptive"`, at client level: `max_grad_norm` is the first round's clip only; then it follows
+    `clip_quantile` of the clients' norms at `clip_learning_rate`, by one noised bit a client. `clip_count_std`: of the
+    noise on the count of these bits; 0 takes a twentieth of the cohort, and twice the noise multiplier where that is more.
+
     `site_epsilon` caps everything ever spent on a shard at this site, over all runs (0 = no cap).
     `grad_sample_mode`: Opacus' formulas per layer type, or vmap for every layer. Ghost clipping is left
     out: it needs a second backward pass, 1.64 times the step without privacy on LoRA against 1.05 for hooks.
@@ -127,6 +131,10 @@ class PrivacyConfig:
     delta: float = 1e-5
     noise_multiplier: float | None = None
     max_grad_norm: float = 1.0
+    clip: Literal["fixed", "adaptive"] = "fixed"
+    clip_quantile: float = 0.5
+    clip_learning_rate: float = 0.2
+    clip_count_std: float = 0.0
     sample_rate: float = 0.1
     accountant: Literal["pld", "prv", "rdp"] = "pld"
     site_epsilon: float = 0.0

@@ -24,6 +24,8 @@ from securefed.privacy.budget import Budget
 from securefed.privacy.client_level import clip_update
 from securefed.privacy.events import SampledGaussian
 from securefed.privacy.ledger import Ledger
+from securefed.privacy.moving_clip import centred_bit
+from securefed.privacy.shared_release import Shares
 from securefed.privacy.step_noise import StepEvent, StepNoise
 from securefed.training.dp import DPWork
 from securefed.training.frozen_cache import FrozenCache
@@ -45,6 +47,7 @@ class ClientJob:
         start: the client's model, float32 (d,) over the whole layout: global values and, where some
             names stay local, this client's own.
         weight: public weight of its update.
+        clip: of a whole update, where it moves from round to round; None where it is the job's.
     """
 
     client: int
@@ -53,6 +56,7 @@ class ClientJob:
     share: tuple[str, ...]
     start: Vector = field(repr=False)
     weight: float
+    clip: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,11 +86,13 @@ class Guarantee:
 
     Attributes:
         steps: of the algorithm fedsgd, how its steps are noised.
+        shares: of whole updates, what each client adds before it encrypts; None where nobody does.
     """
 
     noise_multiplier: float
     budget: Budget | None
     steps: StepNoise | None = None
+    shares: Shares | None = None
 
 
 class ClientRunner:
@@ -145,9 +151,8 @@ class ClientRunner:
                 return self._train(job)
             except DivergedError:
                 if self.config.distributed:  # who takes part is seen, so it sends zero and its noise
-                    size = self._layouts(job)[1].size
-                    zero = Update(job.client, job.round, np.zeros(size, np.float32), job.weight)
-                    return ClientOutcome(job.client, zero)
+                    zero = np.zeros(self._layouts(job)[1].size, np.float32)
+                    return ClientOutcome(job.client, self._bounded(job, zero))
                 # Ending the round would tell that this client is in it; left out, it counts as zero.
                 return ClientOutcome(job.client, refusal="its training left the finite numbers")
         if self.config.privacy.unit == "none":
@@ -237,13 +242,28 @@ class ClientRunner:
         layout, shared, kept = self._layouts(job)
         vector = layout.gather(result.vector, shared) - layout.gather(job.start, shared)
         if c.privacy.unit == "client":
-            vector = clip_update(vector, c.privacy.max_grad_norm).vector
-        update = Update(job.client, job.round, vector, job.weight, private=c.privacy.unit == "example")
+            update = self._bounded(job, vector)
+        else:
+            update = Update(job.client, job.round, vector, job.weight, private=c.privacy.unit == "example")
         local = layout.gather(result.vector, kept) if kept.names else None
         seconds = time.perf_counter() - start
         return ClientOutcome(
             job.client, update, local, None, False, result.steps, seconds, result.diagnostics
         )
+
+    def _bounded(self, job: ClientJob, vector: Vector) -> Update:
+        """A whole update, clipped, with what the job's client-level mechanism asks of the client."""
+        clip = self.config.privacy.max_grad_norm if job.clip is None else job.clip
+        shares = None if self._guarantee is None else self._guarantee.shares
+        bit = None
+        if shares is None:
+            bit = None if job.clip is None else centred_bit(vector, clip)
+            vector = clip_update(vector, clip).vector
+        else:
+            stream = self._entropy.stream("noise share", job.client, job.round)
+            bit = None if job.clip is None else shares.bit(vector, clip, stream)
+            vector = shares.update(vector, clip, stream)
+        return Update(job.client, job.round, vector, job.weight, bit=bit)
 
     def _dp_work(self, records: int) -> DPWork | None:
         p = self.config.privacy
