@@ -6,7 +6,6 @@ A pool's workers assemble their own copy from the same config, so nothing heavy 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -20,14 +19,10 @@ from securefed.data import load_dataset, make_shards
 from securefed.data.records import Dataset, Examples, Shard
 from securefed.engine.liars import poisoned
 from securefed.errors import ConfigError
-from securefed.privacy.budget import Budget
-from securefed.privacy.calibration import calibrate_noise
-from securefed.privacy.distributed_release import Design
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
-from securefed.registry import ALGORITHMS, make, make_protection
+from securefed.registry import ALGORITHMS, make
 from securefed.training.client import ClientRunner, Guarantee
-from securefed.training.limits import under_policy
 from securefed.types import SERVER
 
 if TYPE_CHECKING:
@@ -135,79 +130,6 @@ def cohort(config: Config, clients: int, round: int, entropy: Entropy) -> tuple[
         return tuple(range(clients))
     generator = np.random.default_rng([config.seed, 0xC0407, round])
     return tuple(sorted(int(i) for i in generator.choice(clients, k, replace=False)))
-
-
-def planned_releases(config: Config, clients: int) -> tuple[float, int]:
-    """(sample rate, releases) of the unit that takes part most often over the whole schedule.
-
-    Example level: its client's own rate, and its steps over all rounds in which that client is chosen;
-    the schedule is public, so it is simply counted. Client level: the cohort's rate, one release a round.
-    """
-    p = config.privacy
-    if p.unit == "client":
-        return (config.clients_per_round or clients) / clients, config.rounds
-    chosen: Counter[int] = Counter()
-    for round in range(config.rounds):
-        chosen.update(cohort(config, clients, round, SystemEntropy()))
-    return p.sample_rate, max(chosen.values()) * config.train.steps
-
-
-def distributed_design(config: Config, clients: int, model: TaskModel) -> Design | None:
-    """The public constants of noise that the clients add, None where they add none of that kind.
-
-    Raises:
-        ConfigError: the protection does not fit this cohort.
-    """
-    if not config.distributed:
-        return None
-    from securefed.protect.masking.protection import Masking
-
-    masking = make_protection(config.protection)
-    assert isinstance(masking, Masking)  # checked with the job
-    algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
-    plans = (algorithm.plan(config, model.part_of, round) for round in range(config.rounds))
-    n = config.clients_per_round or clients
-    survivors, corrupt = masking.noise_floor(n)
-    return Design(
-        kind=config.privacy.noise,
-        sizes=tuple(model.layout.select(set(plan.share).__contains__).size for plan in plans),
-        clip=config.privacy.max_grad_norm,
-        clients=n,
-        min_survivors=survivors,
-        corrupt=corrupt,
-        bits=masking.bits,
-    )
-
-
-def make_guarantee(config: Config, clients: int, distributed: Design | None = None) -> Guarantee | None:
-    """The job's noise and budget; noise is calibrated for the whole schedule, not for one round.
-
-    Args:
-        distributed: of noise that clients add; its multiplier is over the sensitivity after rounding.
-
-    Raises:
-        PrivacyError: no noise reaches the target epsilon on this schedule.
-        PolicyRefusal: this site's policy forbids the job.
-    """
-    p = config.privacy
-    if p.unit == "none":
-        under_policy(config, 0.0, None, clients)
-        return None
-    budget = Budget(
-        epsilon=float("inf") if p.epsilon is None else p.epsilon,
-        delta=p.delta,
-        site_epsilon=p.site_epsilon,
-        accountant=p.accountant,
-    )
-    noise = p.noise_multiplier
-    if noise is None:
-        assert p.epsilon is not None
-        rate, releases = planned_releases(config, clients)
-        if distributed is None:
-            noise = calibrate_noise(p.epsilon, p.delta, rate, releases, p.accountant)
-        else:
-            noise = distributed.noise_for(p.epsilon, p.delta)
-    return Guarantee(noise, under_policy(config, noise, budget, clients))
 
 
 def disjoint(shards: Sequence[Shard]) -> bool:

@@ -74,6 +74,7 @@ def _mechanism(config: Config, guarantee: Guarantee | None, clients: int) -> dic
         "unit": p.unit,
         "noise_multiplier": guarantee.noise_multiplier,
         "max_grad_norm": p.max_grad_norm,
+        "clip": p.clip,
         "noise": p.noise,
         "sample_rate": p.sample_rate
         if example
@@ -84,7 +85,7 @@ def _mechanism(config: Config, guarantee: Guarantee | None, clients: int) -> dic
         "rounds": config.rounds,
         "epsilon": p.epsilon,
         "delta": p.delta,
-        "accountant": "rdp" if config.distributed else p.accountant,
+        "accountant": "rdp" if config.discrete else p.accountant,
     }
 
 
@@ -116,8 +117,9 @@ def round_record(
     epsilon: tuple[float | None, float | None],
     mib: tuple[float, float],
     seconds: float,
+    clip: float | None = None,
 ) -> RoundRecord:
-    """The round that led to `state`; `epsilon` is (this run's, the site's), `mib` is (up, down)."""
+    """The round that led to `state`; `epsilon` is (this run's, the site's), `mib` is (up, down); `clip` where it moves."""
     metrics = dict(state.metrics) if is_evaluated(config, state.round) else None
     return RoundRecord(
         round=state.round - 1,
@@ -137,6 +139,7 @@ def round_record(
         diagnostics=_mean_diagnostics(outcomes),
         dropped=dict(collected.dropped),
         clipped_share=collected.clipped_share,
+        clip=clip,
     )
 
 

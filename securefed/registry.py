@@ -29,6 +29,7 @@ AGGREGATORS: dict[str, str] = {
 }
 ALGORITHMS: dict[str, str] = {
     "fedavg": "securefed.algorithms.fedavg:FedAvg",
+    "fedsgd": "securefed.algorithms.fedsgd:FedSGD",
 }
 ENGINES: dict[str, str] = {
     "inprocess": "securefed.engine.inprocess:InProcess",

@@ -17,9 +17,12 @@ from securefed.engine.exchange import exchange
 from securefed.errors import BudgetExceeded
 from securefed.layout import Layout, vector_digest
 from securefed.privacy.distributed_release import DistributedRelease
+from securefed.privacy.moving_clip import MovingClip
 from securefed.privacy.server_mechanism import ServerMechanism
+from securefed.privacy.shared_release import SharedRelease
+from securefed.privacy.step_release import StepRelease
 from securefed.training.client import ClientOutcome
-from securefed.types import Aggregator, Collected, Protection, RoundContext, RoundParameters, Vector
+from securefed.types import Aggregator, Collected, Protection, RoundContext, RoundParameters, Update, Vector
 
 if TYPE_CHECKING:
     from securefed.factors import AdapterSpace
@@ -33,17 +36,20 @@ class Rounds:
     """The server's side of a run's rounds.
 
     Attributes:
-        mechanism: client-level DP, by the server's own noise or by noise that is in the sum; None without.
+        mechanism: client-level DP, by the server's own noise or by noise that is in the sum, or the steps of
+            fedsgd; None without.
         seed: of the experiment, for rules that draw.
+        clip: of whole updates, where it moves; its bits travel behind the updates.
         rule_state: what a rule with memory carries from round to round.
     """
 
     run: str
     protection: Protection
     rule: Aggregator
-    mechanism: ServerMechanism | DistributedRelease | None
+    mechanism: ServerMechanism | DistributedRelease | SharedRelease | StepRelease | None
     entropy: Entropy
     seed: int = 0
+    clip: MovingClip | None = None
     rule_state: Any = field(default=None, repr=False)
 
     def play(
@@ -66,22 +72,26 @@ class Rounds:
             space: how a rule may read updates of adapters.
 
         Raises:
-            BudgetExceeded: every client (or the server's own mechanism) refused to spend more. Under a mechanism of
-                the server's own, a client that refuses counts as zero instead.
+            BudgetExceeded: every client (or the server's own mechanism) refused to spend more, or so many that a
+                step has too little noise. Under a mechanism of the server's own, a client that refuses counts as
+                zero instead.
             ProtocolError: the protocol aborted, or nobody's update survived.
         """
         if self.mechanism is not None and (stored := self.mechanism.stored(round)) is not None:
             return stored, nobody(shared.size), []
-        reservation = None if self.mechanism is None else self.mechanism.reserve(round)
+        own = None if isinstance(self.mechanism, StepRelease) else self.mechanism
+        reservation = None if own is None else own.reserve(round)
         outcomes = train()
         refusals = {o.client: o.refusal for o in outcomes if o.refusal is not None}
-        if self.mechanism is None and refusals and len(refusals) == len(chosen):
+        if own is None and refusals and len(chosen) - len(refusals) < self._fewest:
             raise BudgetExceeded(next(iter(refusals.values())))
         collected = self._collect(round, shared, model, chosen, outcomes, weights)
         collected = replace(collected, refused={**collected.refused, **refusals})
-        if self.mechanism is not None and reservation is not None:
-            released = self.mechanism.release(reservation, round, collected, self.entropy)
-            return released, collected, outcomes
+        if isinstance(self.mechanism, StepRelease):
+            return self.mechanism.release(round, collected, self.entropy), collected, outcomes
+        in_groups = isinstance(own, DistributedRelease) and collected.groups is not None
+        if own is not None and reservation is not None and not in_groups:
+            return own.release(reservation, round, collected, self.entropy), collected, outcomes
         context = RoundContext(
             round=round,
             clients=row_ids(collected),
@@ -91,7 +101,14 @@ class Rounds:
             space=space,
         )
         vector, self.rule_state = aggregate(self.rule, collected, context, self.rule_state)
+        if isinstance(own, DistributedRelease) and reservation is not None and collected.groups is not None:
+            vector = own.release_groups(reservation, round, collected.groups, vector)
         return vector, collected, outcomes
+
+    @property
+    def _fewest(self) -> int:
+        """Clients without whom there is no round."""
+        return self.mechanism.noise.min_survivors if isinstance(self.mechanism, StepRelease) else 1
 
     def _collect(
         self,
@@ -102,19 +119,28 @@ class Rounds:
         outcomes: list[ClientOutcome],
         weights: tuple[float, ...] | None,
     ) -> Collected:
+        size = shared.size + (0 if self.clip is None else 1)
         if not chosen:
-            return nobody(shared.size)
+            return nobody(size)
         parameters = RoundParameters(
             run=self.run,
             round=round,
             clients=chosen,
-            size=shared.size,
+            size=size,
             layout_digest=shared.digest,
             model_digest=vector_digest(model),
             weights=weights,
         )
-        updates = {o.client: o.update for o in outcomes if o.update is not None}
+        updates = {o.client: _as_sent(o.update) for o in outcomes if o.update is not None}
         return exchange(self.protection, parameters, updates, self.entropy)
+
+
+def _as_sent(update: Update) -> Update:
+    """The update with its bit behind its vector, where it has one."""
+    if update.bit is None:
+        return update
+    vector = np.append(update.vector, np.float32(update.bit)).astype(np.float32)
+    return replace(update, vector=vector, bit=None)
 
 
 def nobody(size: int) -> Collected:

@@ -40,6 +40,10 @@ class Update:
         vector: new minus old, float32 (d,); under DP it already carries its noise.
         weight: public weight (n_k without DP; a public constant under DP).
         private: True if the vector is the output of a DP mechanism recorded in the ledger.
+        rows: float32 (b, d), what the vector is the sum of, for a mechanism that bounds and noises each row by
+            itself before anything leaves (`Codec.encode`); None for every other update.
+        bit: where the clip moves, +1/2 if the update's norm was within it, else -1/2, with its share of the noise
+            if that is a real number; it travels behind the vector.
     """
 
     client: int
@@ -47,6 +51,8 @@ class Update:
     vector: Vector = field(repr=False)
     weight: float = 1.0
     private: bool = False
+    rows: Vector | None = field(default=None, repr=False)
+    bit: float | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +209,15 @@ class CohortBound(Protocol):
 
     def check_cohort(self, n: int, largest_weight: float | None) -> None:
         """Raises ProtocolError where n clients, or a weight (None: 1 or public), do not fit."""
+        ...
+
+
+@runtime_checkable
+class NoiseCarrying(Protocol):
+    """A protection whose sums may carry noise that the clients share."""
+
+    def noise_floor(self, n: int) -> tuple[int, int]:
+        """(fewest survivors of a released sum, of those assumed to collude) of a cohort (or group) of n."""
         ...
 
 

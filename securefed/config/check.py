@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from securefed.config.attack import check_attack, declared
+from securefed.config.noise import check_noise
 from securefed.config.schema import Config
 from securefed.errors import ConfigError, ProtocolError
 from securefed.types import CohortBound, GroupRevealing
@@ -237,7 +238,7 @@ def _check_pairs(c: Config) -> None:
         'let the clients add it inside the sum (protection = "masking", privacy.noise = "skellam"), '
         'use protection = "plain", or privacy.unit = "example"',
     )
-    _check_distributed(c)
+    check_noise(c)
     _require(
         not getattr(protection, "partial", False) or (rule.needs == "sum" and c.privacy.unit != "client"),
         f"protection {c.protection.name} with these options shows updates in part, aggregator {c.aggregator.name} or "
@@ -249,29 +250,8 @@ def _check_pairs(c: Config) -> None:
         'client-level DP bounds what one client adds, so all weigh the same; set weights = "equal"',
     )
     _require(
-        not (c.privacy.unit == "client" and rule.needs != "sum"),
+        not (c.privacy.unit == "client" and rule.needs != "sum" and protection.reveals != "group sums"),
         f'client-level noise is scaled for a sum; the sensitivity of {c.aggregator.name} is not proved, use aggregator = "mean"',
-    )
-
-
-def _check_distributed(c: Config) -> None:
-    """Noise that clients add is for whole updates, inside a sum that hides each of them."""
-    p = c.privacy
-    if not c.distributed:
-        return
-    _require(
-        p.unit == "client",
-        f'privacy.noise = "{p.noise}" is added to whole updates, found privacy.unit = "{p.unit}"; '
-        'set privacy.unit = "client", or leave noise out',
-    )
-    _require(
-        c.protection.name == "masking",
-        f'privacy.noise = "{p.noise}" shares the noise among clients, which protects nobody whose update protection '
-        f'{c.protection.name} shows or carries otherwise; use protection = "masking", or noise = "central"',
-    )
-    _require(
-        p.noise_multiplier != 0,
-        f'privacy.noise_multiplier = 0 with privacy.noise = "{p.noise}" adds no noise; raise it, or use unit = "none"',
     )
 
 

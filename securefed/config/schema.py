@@ -11,7 +11,7 @@ Task = Literal["classification", "causal-lm", "seq2seq"]
 PartitionName = Literal["natural", "iid", "dirichlet", "quantity"]
 Schedule = Literal["constant", "linear", "cosine"]
 Unit = Literal["none", "example", "client"]
-Noise = Literal["central", "skellam", "discrete-gaussian"]
+Noise = Literal["central", "skellam", "discrete-gaussian", "gaussian"]
 ServerOptimizerName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
 
 
@@ -112,8 +112,13 @@ class PrivacyConfig:
     """The guarantee asked for. `epsilon` calibrates the noise for the whole schedule; or give
     `noise_multiplier` (standard deviation of the noise over `max_grad_norm`) and learn epsilon.
 
-    `noise`, at client level: "central" is added by the server, which sees updates before; "skellam" and
-    "discrete-gaussian" are added by the clients inside a masked sum, so that nobody sees one without noise.
+    `noise`, at client level and under the algorithm fedsgd: "central" is added by the server, which sees updates
+    before; "skellam" and "discrete-gaussian" are added by the clients inside a masked sum, "gaussian" by the
+    clients before they encrypt (ckks), so that nobody sees a sum without noise.
+
+    `clip = "adaptive"`, at client level: `max_grad_norm` is the first round's clip only; then it follows
+    `clip_quantile` of the clients' norms at `clip_learning_rate`, by one noised bit a client. `clip_count_std`: of the
+    noise on the count of these bits; 0 takes a twentieth of the cohort, and twice the noise multiplier where that is more.
 
     `site_epsilon` caps everything ever spent on a shard at this site, over all runs (0 = no cap).
     `grad_sample_mode`: Opacus' formulas per layer type, or vmap for every layer. Ghost clipping is left
@@ -126,6 +131,10 @@ class PrivacyConfig:
     delta: float = 1e-5
     noise_multiplier: float | None = None
     max_grad_norm: float = 1.0
+    clip: Literal["fixed", "adaptive"] = "fixed"
+    clip_quantile: float = 0.5
+    clip_learning_rate: float = 0.2
+    clip_count_std: float = 0.0
     sample_rate: float = 0.1
     accountant: Literal["pld", "prv", "rdp"] = "pld"
     site_epsilon: float = 0.0
@@ -257,3 +266,13 @@ class Config:
     def distributed(self) -> bool:
         """Whether the clients add the noise, inside a secure sum."""
         return self.privacy.noise != "central"
+
+    @property
+    def discrete(self) -> bool:
+        """Whether that noise is integers in a masked sum, which compose by RDP only."""
+        return self.privacy.noise in ("skellam", "discrete-gaussian")
+
+    @property
+    def fedsgd(self) -> bool:
+        """Whether a round is one step over the federation's records: the unit of DP is the record all the same."""
+        return self.algorithm.name == "fedsgd"

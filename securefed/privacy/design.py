@@ -17,6 +17,7 @@ from securefed.privacy.accounting import epsilon_of
 from securefed.privacy.distributed import DistributedMechanism
 from securefed.privacy.events import Event
 from securefed.privacy.rounding import MOST_LEVELS, rounded_norm_squared
+from securefed.privacy.samplers import LARGEST_DEVIATION
 from securefed.privacy.wraparound import wrap_probability
 
 M = TypeVar("M", bound=DistributedMechanism)
@@ -182,6 +183,8 @@ def _finest(kind: type[M], cohort: Cohort, noise_multiplier: float, wrap: float)
         return noise_multiplier**2 * rounded_norm_squared(levels, cohort.dimension) / honest * (1 + 2.0**-40)
 
     def holds(levels: float) -> bool:
+        if variance(levels) > LARGEST_DEVIATION**2:
+            return False  # finer than any sampler, and than any use
         bound = wrap_probability(
             kind.FAMILY,
             levels,

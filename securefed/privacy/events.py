@@ -67,6 +67,23 @@ class SampledGaussian:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedGaussian(SampledGaussian):
+    """The same releases, of a sum that is decrypted once: the noise is what the clients' shares add up to.
+
+    Its multiplier counts the shares of the fewest clients that a sum may hold, less those assumed to tell theirs.
+    """
+
+    KIND: ClassVar[str] = "shared-gaussian"
+
+
+@dataclass(frozen=True, slots=True)
+class CentralGaussian(SampledGaussian):
+    """The same releases, whose noise the server adds to a sum of records that it sees before."""
+
+    KIND: ClassVar[str] = "central-gaussian"
+
+
+@dataclass(frozen=True, slots=True)
 class NonPrivate:
     """Something left without noise: from here on epsilon is infinite."""
 
@@ -284,7 +301,15 @@ def _event(tree: dict[str, Any]) -> Event:
     return classes[kind](**tree)
 
 
-_CLASSES: tuple[type[Event], ...] = (SampledGaussian, NonPrivate, SkellamSum, DiscreteGaussianSum, BestOf)
+_CLASSES: tuple[type[Event], ...] = (
+    SampledGaussian,
+    NonPrivate,
+    SkellamSum,
+    DiscreteGaussianSum,
+    BestOf,
+    SharedGaussian,
+    CentralGaussian,
+)
 _WHOLE = ("steps", "dimension", "shares")
 
 

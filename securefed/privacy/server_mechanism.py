@@ -3,7 +3,7 @@
 Unit of privacy: a whole client (add/remove). Adversary: other clients and outsiders, who see the
 released models; not the server, which sees the updates it clips and adds.
 McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models" (arXiv 1710.06963),
-with Poisson-sampled cohorts and the fixed denominator of their estimator f_f.
+with Poisson-sampled cohorts and the fixed denominator of their estimator f_f. Where the clip moves: `moving_clip`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from securefed.errors import PrivacyError
 from securefed.privacy.client_level import clip_update, noisy_mean
 from securefed.privacy.events import SampledGaussian
+from securefed.privacy.moving_clip import MovingClip
 from securefed.types import SERVER, Collected, Vector
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class ServerMechanism:
         sample_rate: probability with which each client is in a round's cohort.
         expected_clients: the public constant denominator, sample_rate x clients; never the number
             that happened to be drawn.
+        clip: where it moves with the norms; None for max_norm, fixed.
     """
 
     ledger: Ledger
@@ -42,6 +44,7 @@ class ServerMechanism:
     sample_rate: float
     expected_clients: float
     budget: Budget | None
+    clip: MovingClip | None = None
 
     @property
     def event(self) -> SampledGaussian:
@@ -51,7 +54,10 @@ class ServerMechanism:
     def stored(self, round: int) -> Vector | None:
         """The round's noised aggregate if it was journaled before a crash; applied again unchanged."""
         payload = self.ledger.outbox(self.run, SERVER, round)
-        return None if payload is None else np.frombuffer(payload, "<f4").copy()
+        if payload is None:
+            return None
+        vector = np.frombuffer(payload, "<f4").copy()
+        return vector if self.clip is None else self.clip.take(vector)
 
     def reserve(self, round: int) -> int:
         """Charges the round before anything is trained. Raises BudgetExceeded, charging nothing."""
@@ -71,22 +77,50 @@ class ServerMechanism:
             raise PrivacyError(
                 'client-level noise at the server needs to bound each update; use protection = "plain"'
             )
-        size = collected.total.shape[0]
-        total = np.zeros(size)
+        if self.clip is not None:
+            return self._release_moving(self.clip, reservation, round, collected, entropy)
+        total = np.zeros(collected.total.shape[0])
         for client in collected.survivors:
             total += clip_update(collected.updates[client], self.max_norm).vector
         stream = entropy.stream("client-level noise", round)
         vector = noisy_mean(total, self.max_norm, self.noise_multiplier, self.expected_clients, stream)
-        payload = np.ascontiguousarray(vector, "<f4").tobytes()
-        self.ledger.settle(reservation, steps_taken=1, payload=payload)
+        self._settle(reservation, vector)
         return vector
+
+    def _release_moving(
+        self, clip: MovingClip, reservation: int, round: int, collected: Collected, entropy: Entropy
+    ) -> Vector:
+        """The same at this round's clip, with a noised count of the bits, which moves it."""
+        assert collected.updates is not None
+        total, bits = np.zeros(collected.total.shape[0] - 1), 0.0
+        for client in collected.survivors:
+            row = collected.updates[client]
+            total += clip_update(row[:-1], clip.value).vector
+            bits += min(max(float(row[-1]), -0.5), 0.5)  # the sensitivity must not rest on what a client says
+        stream = entropy.stream("client-level noise", round)
+        sigma = clip.update_noise(self.noise_multiplier)
+        vector = noisy_mean(total, clip.value, sigma, self.expected_clients, stream)
+        noisy_bits = bits + clip.count_std * float(entropy.stream("clip count noise", round).normal(1)[0])
+        payload = clip.payload(vector, noisy_bits, self.expected_clients)
+        self._settle(reservation, payload)
+        return clip.take(payload)
+
+    def _settle(self, reservation: int, payload: Vector) -> None:
+        data = np.ascontiguousarray(payload, "<f4").tobytes()
+        self.ledger.settle(reservation, steps_taken=1, payload=data)
 
 
 def server_mechanism(
-    config: Config, noise_multiplier: float, budget: Budget | None, ledger: Ledger, run: str, clients: int
+    config: Config,
+    noise_multiplier: float,
+    budget: Budget | None,
+    ledger: Ledger,
+    run: str,
+    clients: int,
+    clip: MovingClip | None = None,
 ) -> ServerMechanism:
     """The mechanism of a job whose unit is the client, over `clients` clients."""
     rate = (config.clients_per_round or clients) / clients
     return ServerMechanism(
-        ledger, run, noise_multiplier, config.privacy.max_grad_norm, rate, rate * clients, budget
+        ledger, run, noise_multiplier, config.privacy.max_grad_norm, rate, rate * clients, budget, clip
     )

@@ -12,7 +12,7 @@ from securefed.privacy.events import Accountant, Unit, covers
 from securefed.privacy.exposure import exposures, site_cases, worst
 from securefed.privacy.records import RunRow, find_runs, find_shards
 from securefed.privacy.site import Exposure
-from securefed.privacy.words import DISTRIBUTED, describe, is_distributed, relation_of
+from securefed.privacy.words import describe, held_against, relation_of
 from securefed.types import SERVER
 
 _ADVERSARY: dict[Unit, str] = {
@@ -142,8 +142,8 @@ def make_statement(
 
 
 def _adversary(row: RunRow, clients: int, own_noise: bool, exposure: Exposure) -> str:
-    if is_distributed(exposure):
-        return DISTRIBUTED
+    if (told := held_against(exposure)) is not None:
+        return told
     if row.unit == "client":
         return _OWN_NOISE if own_noise else _ADVERSARY["client"]
     return _ONE_HOLDER if clients == 1 else _ADVERSARY["example"]

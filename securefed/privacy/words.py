@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from securefed.privacy.events import (
     BestOf,
+    CentralGaussian,
     DiscreteGaussianSum,
     Event,
     NonPrivate,
     Relation,
     SampledGaussian,
+    SharedGaussian,
     SkellamSum,
 )
 
@@ -18,6 +20,11 @@ DISTRIBUTED = (
     "against everyone, the server included, who sees only sums over the agreed minimum of clients, as long "
     "as no more clients than assumed pool what they know"
 )
+SHARED = (
+    "against everyone, the server included, who sees only decrypted sums over the agreed minimum of clients, as long "
+    "as whoever holds the key opens nothing else and no more clients than assumed pool what they know"
+)
+CENTRAL = "against other clients and outsiders, not against the server, which sees the sum of every client before it adds the noise"
 
 
 def describe(event: Event) -> str:
@@ -25,8 +32,9 @@ def describe(event: Event) -> str:
     if isinstance(event, NonPrivate):
         return "a release without noise"
     if isinstance(event, SampledGaussian):
+        whose = {SharedGaussian: ", in shares that clients encrypt", CentralGaussian: ", by the server"}
         return (
-            f"{event.steps} Gaussian steps, noise multiplier {event.noise_multiplier:.4g}, "
+            f"{event.steps} Gaussian steps{whose.get(type(event), '')}, noise multiplier {event.noise_multiplier:.4g}, "
             f"sample rate {event.sample_rate:.4g}"
         )
     if isinstance(event, BestOf):
@@ -41,6 +49,16 @@ def describe(event: Event) -> str:
         f"{event.steps} {name} sums, noise multiplier {total**0.5 / event.sensitivity:.4g} over the "
         f"sensitivity after rounding, {sampling}"
     )
+
+
+def held_against(events: Sequence[Event]) -> str | None:
+    """Against whom it holds, where the events say who added the noise; None where whoever trained did."""
+    flat = [inner for event in events for inner in (event.trial if isinstance(event, BestOf) else (event,))]
+    if any(isinstance(event, CentralGaussian) for event in flat):  # the weakest counts
+        return CENTRAL
+    if any(isinstance(event, SharedGaussian) for event in flat):
+        return SHARED
+    return DISTRIBUTED if is_distributed(events) else None
 
 
 def is_distributed(events: Sequence[Event]) -> bool:

@@ -35,6 +35,7 @@ from securefed.protect.masking import (
     OpenMasking,
     Policy,
 )
+from securefed.protect.masking.codec import Codecs, agreed
 from securefed.protect.masking.parameters import MIN_HONEST
 from securefed.types import (
     SERVER,
@@ -96,6 +97,15 @@ class Grouped(Masking):
     def rows(self, n: int) -> int:
         """How many group means a rule gets from n clients."""
         return len(group_sizes(n, self.size))
+
+    def largest_sum(self, n: int) -> int:
+        """The most clients in one sum of a cohort of n: the largest group."""
+        return max(group_sizes(n, self.size))
+
+    def noise_floor(self, n: int) -> tuple[int, int]:
+        """(fewest survivors of any group's sum, most of a group's clients assumed to collude) of a cohort of n."""
+        floors = [self.sum_floor(g) for g in set(group_sizes(n, self.size))]
+        return min(survivors for survivors, _ in floors), max(corrupt for _, corrupt in floors)
 
     def check_cohort(self, n: int, largest_weight: float | None) -> None:
         """Raises ProtocolError where there are no two groups, or one of them could not hold a masked sum."""
@@ -168,6 +178,10 @@ class OpenGrouped:
         """A client's messages, in order."""
         return self.config.steps
 
+    def carrying(self, codecs: Codecs) -> OpenGrouped:
+        """The same parties and groups, who send and accept these words in place of fixed point."""
+        return replace(self, masking=self.masking.carrying(codecs))
+
     def with_groups(self, groups: Groups) -> OpenGrouped:
         """The same parties in the groups of the run that is resumed.
 
@@ -194,5 +208,8 @@ class OpenGrouped:
         return GroupedServer(parameters, tuple(self._server(part) for part in parts))
 
     def _server(self, part: RoundParameters) -> MaskingServer:
-        proposed: MaskingParameters = self.config.parameters(part, self.masking.roster.digest)
-        return MaskingServer(proposed, self.masking.parties[SERVER], self.config.threads)
+        codecs = self.masking.codecs
+        constants = b"" if codecs is None else codecs.propose(part)
+        proposed: MaskingParameters = self.config.parameters(part, self.masking.roster.digest, constants)
+        codec = agreed(proposed, codecs)
+        return MaskingServer(proposed, self.masking.parties[SERVER], self.config.threads, codec)

@@ -44,6 +44,7 @@ class RoundRecord:
 
     Attributes:
         dropped: client -> the step of the protection it did not answer.
+        clip: of whole updates in this round, public, where it moves; None for a fixed one.
         clipped_share: what the protection's fixed point clipped, as the server decoded it; None without.
     """
 
@@ -64,6 +65,7 @@ class RoundRecord:
     diagnostics: Scores = field(default_factory=dict)
     dropped: Mapping[int, str] = field(default_factory=dict)
     clipped_share: float | None = None
+    clip: float | None = None
 
 
 @dataclass(frozen=True)

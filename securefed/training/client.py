@@ -24,10 +24,14 @@ from securefed.privacy.budget import Budget
 from securefed.privacy.client_level import clip_update
 from securefed.privacy.events import SampledGaussian
 from securefed.privacy.ledger import Ledger
+from securefed.privacy.moving_clip import centred_bit
+from securefed.privacy.shared_release import Shares
+from securefed.privacy.step_noise import StepEvent, StepNoise
 from securefed.training.dp import DPWork
 from securefed.training.frozen_cache import FrozenCache
 from securefed.training.limits import under_policy
 from securefed.training.local import LocalWork, train_locally
+from securefed.training.step import step
 from securefed.types import Update, Vector
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ class ClientJob:
         start: the client's model, float32 (d,) over the whole layout: global values and, where some
             names stay local, this client's own.
         weight: public weight of its update.
+        clip: of a whole update, where it moves from round to round; None where it is the job's.
     """
 
     client: int
@@ -51,6 +56,7 @@ class ClientJob:
     share: tuple[str, ...]
     start: Vector = field(repr=False)
     weight: float
+    clip: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,10 +82,17 @@ class ClientOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Guarantee:
-    """The DP mechanism of the job, the same in every round: what each event says and what it may spend."""
+    """The DP mechanism of the job, the same in every round: what each event says and what it may spend.
+
+    Attributes:
+        steps: of the algorithm fedsgd, how its steps are noised.
+        shares: of whole updates, what each client adds before it encrypts; None where nobody does.
+    """
 
     noise_multiplier: float
     budget: Budget | None
+    steps: StepNoise | None = None
+    shares: Shares | None = None
 
 
 class ClientRunner:
@@ -118,9 +131,11 @@ class ClientRunner:
             self._encoded[client] = self.model.encode(self.shards[client].train, self.config.data.max_length)
         return self._encoded[client]
 
-    def event(self) -> SampledGaussian:
-        """What one client spends in one round at example level."""
+    def event(self, size: int = 0) -> StepEvent:
+        """What one client spends in one round at example level, with an update of `size` coordinates."""
         assert self._guarantee is not None
+        if self._guarantee.steps is not None:
+            return self._guarantee.steps.event(size)
         p = self.config.privacy
         return SampledGaussian(self._guarantee.noise_multiplier, p.sample_rate, self.config.train.steps)
 
@@ -136,31 +151,61 @@ class ClientRunner:
                 return self._train(job)
             except DivergedError:
                 if self.config.distributed:  # who takes part is seen, so it sends zero and its noise
-                    size = self._layouts(job)[1].size
-                    zero = Update(job.client, job.round, np.zeros(size, np.float32), job.weight)
-                    return ClientOutcome(job.client, zero)
+                    zero = np.zeros(self._layouts(job)[1].size, np.float32)
+                    return ClientOutcome(job.client, self._bounded(job, zero))
                 # Ending the round would tell that this client is in it; left out, it counts as zero.
                 return ClientOutcome(job.client, refusal="its training left the finite numbers")
         if self.config.privacy.unit == "none":
             return self._train(job)
         assert self._ledger is not None
-        assert self._guarantee is not None
-        stored = self._ledger.outbox(self.run, job.client, job.round)
+        stepping = self._guarantee is not None and self._guarantee.steps is not None
+        stored = None if stepping else self._ledger.outbox(self.run, job.client, job.round)
         if stored is not None:
             return self._unpack(stored, job)
         try:
-            reservation = self._ledger.reserve(
-                run=self.run,
-                client=job.client,
-                round=job.round,
-                event=self.event(),
-                budget=self._guarantee.budget,
-            )
+            reservation = self._reserve(self._ledger, job)
         except BudgetExceeded as refusal:
             return ClientOutcome(job.client, refusal=str(refusal))
+        if stepping:
+            outcome = self._step(job)
+            self._ledger.settle(reservation, steps_taken=1)  # what was sent is never sent again: see `_step`
+            return outcome
         outcome = self._train(job)
         self._ledger.settle(reservation, steps_taken=outcome.steps, payload=self._pack(outcome))
         return outcome
+
+    def _reserve(self, ledger: Ledger, job: ClientJob) -> int:
+        assert self._guarantee is not None
+        return ledger.reserve(
+            run=self.run,
+            client=job.client,
+            round=job.round,
+            event=self.event(self._layouts(job)[1].size),
+            budget=self._guarantee.budget,
+        )
+
+    def _step(self, job: ClientJob) -> ClientOutcome:
+        """The client's part of one step of fedsgd, new records and new noise in every attempt.
+
+        The same noise in two sums over different survivors would cancel in their difference and show what it hid.
+        """
+        assert self._guarantee is not None
+        assert self._guarantee.steps is not None
+        found = step(
+            self.model,
+            self.encoded(job.client),
+            job,
+            self.config.train,
+            self._guarantee.steps,
+            self._entropy,
+            mode=self.config.privacy.grad_sample_mode,
+            cache=self.cache,
+            check=job.train not in self._checked,
+        )
+        self._checked.add(job.train)
+        return ClientOutcome(
+            job.client, found.update, steps=1, seconds=found.seconds, diagnostics=found.diagnostics
+        )
 
     def _inspect(self, job: ClientJob) -> None:
         """Before anything is spent or trained: the weights that the server sent, and nothing else of the model."""
@@ -197,13 +242,28 @@ class ClientRunner:
         layout, shared, kept = self._layouts(job)
         vector = layout.gather(result.vector, shared) - layout.gather(job.start, shared)
         if c.privacy.unit == "client":
-            vector = clip_update(vector, c.privacy.max_grad_norm).vector
-        update = Update(job.client, job.round, vector, job.weight, private=c.privacy.unit == "example")
+            update = self._bounded(job, vector)
+        else:
+            update = Update(job.client, job.round, vector, job.weight, private=c.privacy.unit == "example")
         local = layout.gather(result.vector, kept) if kept.names else None
         seconds = time.perf_counter() - start
         return ClientOutcome(
             job.client, update, local, None, False, result.steps, seconds, result.diagnostics
         )
+
+    def _bounded(self, job: ClientJob, vector: Vector) -> Update:
+        """A whole update, clipped, with what the job's client-level mechanism asks of the client."""
+        clip = self.config.privacy.max_grad_norm if job.clip is None else job.clip
+        shares = None if self._guarantee is None else self._guarantee.shares
+        bit = None
+        if shares is None:
+            bit = None if job.clip is None else centred_bit(vector, clip)
+            vector = clip_update(vector, clip).vector
+        else:
+            stream = self._entropy.stream("noise share", job.client, job.round)
+            bit = None if job.clip is None else shares.bit(vector, clip, stream)
+            vector = shares.update(vector, clip, stream)
+        return Update(job.client, job.round, vector, job.weight, bit=bit)
 
     def _dp_work(self, records: int) -> DPWork | None:
         p = self.config.privacy

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import nn
@@ -84,19 +85,12 @@ class KeyedDPOptimizer(DPOptimizer):
         because of one record would tell that it is there); it is counted for the simulation's eyes.
         """
         rows = self.grad_samples
-        if len(rows[0]):
-            norms = torch.stack([g.flatten(1).double().square().sum(1) for g in rows]).sum(0).sqrt()
-            norms = norms * self.record_scale
-            finite = torch.isfinite(norms)
-            factor = (self.max_grad_norm * MARGIN / norms.clamp(min=1e-30)).clamp(max=1.0)
-            factor = torch.where(finite, factor * self.record_scale, torch.zeros_like(factor))
-            self._seen.norms.append(norms[finite].detach().cpu())
-            self._seen.dropped += int((~finite).sum())
+        factor, finite = clip_factors(rows, self.max_grad_norm, self._seen, self.record_scale)
         for p, g in zip(self.params, rows, strict=True):
-            if len(g) and not bool(finite.all()):
-                g = torch.where(finite.view(-1, *[1] * (g.dim() - 1)), g, torch.zeros_like(g))
             total = (
-                torch.tensordot(factor, g.double(), 1) if len(g) else torch.zeros_like(p, dtype=torch.float64)
+                torch.tensordot(factor, _whole(g, finite).double(), 1)
+                if len(g)
+                else torch.zeros_like(p, dtype=torch.float64)
             )
             p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
 
@@ -114,6 +108,51 @@ class KeyedDPOptimizer(DPOptimizer):
         """Divides by the public expected batch."""
         for p in self.params:
             p.grad /= self._denominator
+
+
+def clip_factors(
+    rows: Sequence[torch.Tensor], max_grad_norm: float, seen: Seen, scale: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(factor that clips each record, whether its gradient is finite): float64 (b,) and bool (b,).
+
+    A record that is not finite gets factor 0. What is `scale`: see `KeyedDPOptimizer.record_scale`.
+
+    Args:
+        rows: per-sample gradients, (b, ...) for every trained tensor.
+    """
+    if not len(rows[0]):
+        return torch.zeros(0, dtype=torch.float64), torch.ones(0, dtype=torch.bool)
+    norms = torch.stack([g.flatten(1).double().square().sum(1) for g in rows]).sum(0).sqrt() * scale
+    finite = torch.isfinite(norms)
+    factor = (max_grad_norm * MARGIN / norms.clamp(min=1e-30)).clamp(max=1.0)
+    factor = torch.where(finite, factor * scale, torch.zeros_like(factor))
+    seen.norms.append(norms[finite].detach().cpu())
+    seen.dropped += int((~finite).sum())
+    return factor, finite
+
+
+def clipped_rows(rows: Sequence[torch.Tensor], max_grad_norm: float, seen: Seen) -> NDArray[np.float32]:
+    """Each record's gradient over all these tensors in their order, of norm <= max_grad_norm, float32 (b, d).
+
+    The bound holds after rounding to float32: one coordinate's relative error is 2^-24, `MARGIN` leaves more.
+    """
+    factor, finite = clip_factors(rows, max_grad_norm, seen)
+    parts = [(_whole(g, finite).flatten(1).double() * factor[:, None]).float().cpu() for g in rows]
+    return torch.cat(parts, 1).numpy()
+
+
+def clipped_sum(rows: Sequence[torch.Tensor], max_grad_norm: float, seen: Seen) -> NDArray[np.float64]:
+    """The sum of the clipped gradients over all these tensors in their order, float64 (d,)."""
+    factor, finite = clip_factors(rows, max_grad_norm, seen)
+    parts = [torch.tensordot(factor, _whole(g, finite).double(), 1).reshape(-1).cpu() for g in rows]
+    return torch.cat(parts).numpy()
+
+
+def _whole(g: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+    """The rows, zero where a record is not finite."""
+    if bool(finite.all()):
+        return g
+    return torch.where(finite.view(-1, *[1] * (g.dim() - 1)), g, torch.zeros_like(g))
 
 
 @contextmanager
@@ -208,6 +247,22 @@ def empty_step(parameters: Mapping[str, nn.Parameter]) -> None:
 def draw(stream: Stream, records: int, sample_rate: float) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Poisson sampling: every record independently with probability sample_rate, from secret randomness."""
     return np.flatnonzero(stream.bernoulli(records, sample_rate)).astype(np.int64)
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Whether a forward pass of this module draws a mask."""
+    return any(isinstance(m, nn.Dropout) and m.p > 0 for m in module.modules())
+
+
+def refuse_dropout(module: nn.Module) -> None:
+    """Raises PrivacyError for dropout: one record more or less shifts the masks of all others.
+
+    The sum would move by up to twice each clip.
+    """
+    if has_dropout(module):
+        raise PrivacyError(
+            "the model has dropout, whose masks tie records together; set every dropout to 0 under example-level DP"
+        )
 
 
 def check_mechanism(dp: DPWork) -> None:

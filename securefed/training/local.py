@@ -26,7 +26,9 @@ from securefed.training.dp import (
     check_mechanism,
     draw,
     empty_step,
+    has_dropout,
     per_sample_gradients,
+    refuse_dropout,
 )
 from securefed.training.feed import Feed
 from securefed.training.frozen_cache import FrozenCache
@@ -116,7 +118,7 @@ def train_locally(
         else:
             if entropy is None:
                 raise PrivacyError("DP needs entropy: pass SystemEntropy()")
-            _refuse_dropout(model)
+            refuse_dropout(model.module)
             check_mechanism(dp)
             steps.play_private(dp, entropy, check)
     vector = model.read(model.layout)
@@ -277,22 +279,10 @@ def _shuffled(generator: np.random.Generator, n: int, size: int) -> Iterator[NDA
             yield order[i : i + size]
 
 
-def _has_dropout(model: TaskModel) -> bool:
-    return any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.module.modules())
-
-
-def _refuse_dropout(model: TaskModel) -> None:
-    """One record more or less shifts the masks of all others: the sum would move by up to twice each clip."""
-    if _has_dropout(model):
-        raise PrivacyError(
-            "the model has dropout, whose masks tie records together; set every dropout to 0 under example-level DP"
-        )
-
-
 @contextmanager
 def _seeded_torch(model: TaskModel, seed: int, work: LocalWork) -> Iterator[None]:
     """Where dropout draws from torch, its draws depend on (seed, client, round) and leave no trace."""
-    if not _has_dropout(model):
+    if not has_dropout(model.module):
         yield
         return
     state = np.random.SeedSequence([seed, work.client, work.round]).generate_state(1, np.uint64)

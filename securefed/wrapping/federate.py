@@ -25,7 +25,7 @@ import numpy as np
 from securefed.algorithms.fedavg import FedAvg
 from securefed.algorithms.plan import RoundPlan
 from securefed.algorithms.server_optimizer import Moments
-from securefed.assembly import cohort, make_guarantee
+from securefed.assembly import cohort
 from securefed.checkpoint import State, load_state, save_state
 from securefed.config import Component, Config, DataConfig, PrivacyConfig, ServerConfig, TrainConfig
 from securefed.config.check import check
@@ -34,10 +34,11 @@ from securefed.engine.exchange import opened
 from securefed.errors import BudgetExceeded, CheckpointError, ConfigError, DataError, PrivacyError
 from securefed.federation import Result, new_folder
 from securefed.grouping import fixed_groups
+from securefed.noising import make_guarantee
 from securefed.privacy.client_level import clip_update
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
-from securefed.privacy.server_mechanism import server_mechanism
+from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
 from securefed.registry import make_aggregator, make_protection
 from securefed.rounds import Rounds
 from securefed.training.client import ClientOutcome
@@ -285,7 +286,7 @@ class _Play:
 
     def _admit(self, server: Rounds) -> None:
         """Raises BudgetExceeded where not even one round fits, before a folder is made."""
-        if server.mechanism is None or server.mechanism.budget is None:
+        if not isinstance(server.mechanism, ServerMechanism) or server.mechanism.budget is None:
             return
         server.mechanism.ledger.admit(
             run=server.run, client=SERVER, event=server.mechanism.event, budget=server.mechanism.budget

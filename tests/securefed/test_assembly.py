@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from securefed.assembly import cohort, config_digest, disjoint, make_guarantee, planned_releases
+from securefed.assembly import cohort, config_digest, disjoint
 from securefed.config import Config, load_config
 from securefed.crypto.entropy import SystemEntropy
 from securefed.data.records import Examples, Shard
+from securefed.noising import make_guarantee, planned_releases
 from securefed.privacy.accounting import epsilon_of
 from securefed.privacy.events import SampledGaussian
 

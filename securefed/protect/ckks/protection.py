@@ -40,6 +40,8 @@ class CKKS:
         flooding: bits of security against whoever sees the decrypted sums; 0 promises none. See SECURITY.md.
         flooding_rounds: decryptions that this is promised for.
         min_survivors: the key holder opens no sum of fewer.
+        gamma: share of the cohort assumed to pool what it knows with whoever sees the sums; it counts where
+            clients share noise among them.
         encrypted_share: below 1, only the coordinates that moved most in the first round stay encrypted;
             the others travel in clear, and their senders' updates are seen in part.
     """
@@ -52,6 +54,7 @@ class CKKS:
     flooding: int = 0
     flooding_rounds: int = 1000
     min_survivors: int = 2
+    gamma: float = 0.1
     encrypted_share: float = 1.0
 
     def __post_init__(self) -> None:
@@ -68,6 +71,7 @@ class CKKS:
                 2 <= self.min_survivors < 2**32,
                 "2 or more: a sum of one is that client's update",
             ),
+            ("gamma", 0 <= self.gamma < 0.5, "in [0, 0.5)"),
             ("encrypted_share", 0 < self.encrypted_share <= 1, "in (0, 1]"),
         ):
             if not ok:
@@ -91,6 +95,10 @@ class CKKS:
     def partial(self) -> bool:
         """Whether the server sees updates, but only in part: enough to learn from, not to aggregate by."""
         return self.encrypted_share < 1
+
+    def noise_floor(self, n: int) -> tuple[int, int]:
+        """(fewest clients of any sum that is opened, clients assumed to collude) of a cohort of n."""
+        return self.min_survivors, math.floor(self.gamma * n)
 
     def check_cohort(self, n: int, largest_weight: float | None) -> None:
         """Raises ProtocolError where n clients are too few, weigh too much, or err more than `error`."""

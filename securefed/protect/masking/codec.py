@@ -34,7 +34,11 @@ class Codec(Protocol):
         ...
 
     def encode(self, update: Vector, stream: Stream) -> Words:
-        """One client's words, uint32 (d,), each below 2^bits."""
+        """One client's words, uint32 (d,), each below 2^bits.
+
+        Args:
+            update: float32 (d,), or (b, d): b vectors, b >= 0, each of which is bounded by itself and added.
+        """
         ...
 
     def decode(self, total: Words, survivors: int) -> NDArray[np.float64]:

@@ -138,7 +138,7 @@ class Playing:
         """The input before its masks: the codec's words, or fixed point with its tail."""
         p = self._p
         if self._codec is not None:
-            return self._codec.encode(update.vector, self._stream)
+            return self._codec.encode(update.vector if update.rows is None else update.rows, self._stream)
         words = np.empty(p.base.size + p.tail, np.uint32)
         clipped = p.quantizer.quantize(update.vector, update.weight / p.max_weight, self._stream, words)
         secret = p.base.weights is None

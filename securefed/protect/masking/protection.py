@@ -113,8 +113,16 @@ class Masking:
             max_clipped_share=self.max_clipped_share,
         )
 
+    def largest_sum(self, n: int) -> int:
+        """The most clients in one sum of a cohort of n."""
+        return n
+
     def noise_floor(self, n: int) -> tuple[int, int]:
-        """(fewest survivors of any sum that is unmasked, clients assumed to collude) of a cohort of n.
+        """(fewest survivors of any sum that is unmasked, clients assumed to collude) of a cohort of n."""
+        return self.sum_floor(n)
+
+    def sum_floor(self, n: int) -> tuple[int, int]:
+        """The same of the one sum over n clients.
 
         A sum is unmasked only if a quorum of its survivors signs for it, so no fewer than that are in it.
         """
@@ -136,7 +144,7 @@ class Masking:
             )
         k, threshold, quorum, survivors = self.policy.floors(n)
         if codec:
-            survivors, _ = self.noise_floor(n)
+            survivors, _ = self.sum_floor(n)
         weights = base.weights
         p = MaskingParameters(
             base=base,

@@ -1,0 +1,90 @@
+"""A round's cohort: what each client is asked, how its answer weighs, and the way of the answers to the server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from securefed.algorithms.plan import RoundPlan, local_names
+from securefed.checkpoint import State
+from securefed.layout import Layout
+from securefed.parts import Parts
+from securefed.training.client import ClientJob, ClientOutcome
+from securefed.types import Collected, Vector
+
+if TYPE_CHECKING:
+    from securefed.factors import AdapterSpace
+
+
+class Cohorts:
+    """Asks cohort after cohort of one run."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.config, self.model = parts, parts.config, parts.model
+
+    def train_and_collect(
+        self, state: State, plan: RoundPlan, chosen: tuple[int, ...]
+    ) -> tuple[Vector, Collected, list[ClientOutcome]]:
+        """The aggregate over the layout of `plan.share`, what the server held, and the clients' answers.
+
+        Raises:
+            BudgetExceeded: every client (or the server's own mechanism) refused to spend more.
+        """
+        shared = self.model.layout.select(set(plan.share).__contains__)
+
+        def train() -> list[ClientOutcome]:
+            outcomes = self.parts.engine.train([self._job(state, plan, client) for client in chosen])
+            return self.parts.liars.lie(outcomes, state.round, shared.digest)
+
+        found = self.parts.server.play(
+            state.round,
+            shared,
+            state.vector,
+            chosen,
+            train,
+            weights=self._public_weights(chosen),
+            space=self._adapter_space(state, shared),
+        )
+        self.parts.liars.remember(found[0], shared.digest)
+        return found
+
+    def _adapter_space(self, state: State, shared: Layout) -> AdapterSpace | None:
+        """How a rule may measure this round's updates in product space; fedsa's clients share no B to do so."""
+        m = self.config.model
+        if m.adapter not in ("lora", "rolora", "ffa") or self.parts.rule.needs != "updates":
+            return None
+        from securefed.factors import AdapterSpace
+
+        base = {**self.model.layout.unflatten(state.vector), **self.model.frozen_adapter}
+        return AdapterSpace.of(shared, base, m.alpha / (m.rank**0.5 if m.rslora else m.rank))
+
+    def packed_clip(self) -> dict[str, Vector]:
+        """The clip of the next round as a named vector, none where it does not move."""
+        return {} if self.parts.clip is None else self.parts.clip.pack()
+
+    def _job(self, state: State, plan: RoundPlan, client: int) -> ClientJob:
+        start = state.vector
+        if client in state.local:
+            kept = self.local_layout()
+            start = self.model.layout.scatter(state.local[client], kept, start)
+        clip = None if self.parts.clip is None else self.parts.clip.value
+        return ClientJob(client, state.round, plan.train, plan.share, start, self._weight(client), clip)
+
+    def local_layout(self) -> Layout:
+        """Of what each client keeps to itself."""
+        names = set(local_names(self.config.model.adapter, self.model.part_of))
+        return self.model.layout.select(names.__contains__)
+
+    def _weight(self, client: int) -> float:
+        """n_k without DP; 1 under DP, unless the job declares the sizes public (`weights = "size"`)."""
+        by_size = self.config.weights == "size" or (self.config.weights == "auto" and not self.config.private)
+        return float(len(self.parts.assembly.shards[client].train)) if by_size else 1.0
+
+    def _public_weights(self, chosen: tuple[int, ...]) -> tuple[float, ...] | None:
+        """Weights are constants known to all but where they are the clients' record counts without DP."""
+        secret = not self.config.private and self.config.weights != "equal"
+        return None if secret else tuple(self._weight(client) for client in chosen)
+
+    def bytes_down(self, chosen: tuple[int, ...], collected: Collected) -> int:
+        """The global model goes to each client of the cohort as float32, and what the protection sends."""
+        sent = self.model.layout.size - self.local_layout().size
+        return 4 * sent * len(chosen) + sum(collected.bytes_down.values())

@@ -1,0 +1,141 @@
+"""Who adds the noise must fit what it is added to, and who sees it: client-level noise, and steps of fedsgd."""
+
+from __future__ import annotations
+
+from securefed.config.schema import Config, TrainConfig
+from securefed.errors import ConfigError
+
+CARRIERS = {
+    "skellam": ("masking", "grouped"),
+    "discrete-gaussian": ("masking", "grouped"),
+    "gaussian": ("ckks",),
+}
+"""Noise that clients add -> the protections whose sums can hold it."""
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def check_noise(c: Config) -> None:
+    """Raises ConfigError where noise, unit, protection and algorithm do not make one guarantee."""
+    if c.distributed:
+        _check_shared(c)
+    if c.fedsgd:
+        _check_steps(c)
+    if c.privacy.clip == "adaptive":
+        _check_adaptive(c)
+
+
+def _check_shared(c: Config) -> None:
+    """Noise that clients share protects where a sum hides each of them."""
+    p, carriers = c.privacy, CARRIERS[c.privacy.noise]
+    _require(
+        p.unit == "client" or c.fedsgd,
+        f'privacy.noise = "{p.noise}" is added to whole updates or to the steps of fedsgd, found privacy.unit = '
+        f'"{p.unit}" with algorithm {c.algorithm.name}; set privacy.unit = "client", algorithm = "fedsgd" for one '
+        "record, or leave noise out",
+    )
+    _require(
+        c.protection.name in carriers,
+        f'privacy.noise = "{p.noise}" shares the noise among clients, which protects nobody whose update protection '
+        f"{c.protection.name} shows or carries otherwise; use protection = "
+        + " or ".join(f'"{name}"' for name in carriers)
+        + ', or noise = "central"',
+    )
+    _require(
+        p.noise_multiplier != 0,
+        f'privacy.noise_multiplier = 0 with privacy.noise = "{p.noise}" adds no noise; raise it, or use unit = "none"',
+    )
+
+
+def _check_adaptive(c: Config) -> None:
+    """A clip that moves costs a bit a client, under noise of its own."""
+    p = c.privacy
+    _require(
+        p.unit == "client",
+        f'privacy.clip = "adaptive" follows the norms of whole updates, found privacy.unit = "{p.unit}"; set '
+        'privacy.unit = "client", or clip = "fixed"',
+    )
+    _require(
+        p.noise_multiplier != 0,
+        'privacy.noise_multiplier = 0 leaves no noise to share with the clip\'s bit; raise it, or set privacy.clip = "fixed"',
+    )
+    _require(0 < p.clip_quantile < 1, f"privacy.clip_quantile must be in (0, 1), found {p.clip_quantile}")
+    _require(
+        p.clip_learning_rate > 0, f"privacy.clip_learning_rate must be above 0, found {p.clip_learning_rate}"
+    )
+    _require(
+        p.clip_count_std >= 0,
+        f"privacy.clip_count_std must be 0 (chosen by rule) or more, found {p.clip_count_std}",
+    )
+    _require(
+        c.protection.name != "grouped",
+        'privacy.clip = "adaptive" counts one bit over the whole cohort, grouped shows a count a group; use '
+        'protection = "masking", or clip = "fixed"',
+    )
+
+
+def _check_steps(c: Config) -> None:
+    """fedsgd: a round is one DP step of the server's optimizer on clipped per-example gradients."""
+    p, t = c.privacy, c.train
+    _require(
+        p.unit == "example",
+        f'algorithm fedsgd clips and noises single records, found privacy.unit = "{p.unit}"; set privacy.unit = '
+        '"example", or algorithm = "fedavg"',
+    )
+    _require(
+        c.distributed or c.protection.name == "plain",
+        f'algorithm fedsgd with privacy.noise = "central" lets the server add the noise to sums it sees, protection '
+        f'{c.protection.name} hides them; set privacy.noise = "skellam" (masking) or "gaussian" (ckks), or '
+        'protection = "plain"',
+    )
+    _require(
+        c.protection.name != "grouped",
+        "algorithm fedsgd adds one sum up, grouped shows one a group, each with noise of its own; use protection = "
+        '"masking"',
+    )
+    _require(
+        c.aggregator.name == "mean",
+        f"algorithm fedsgd adds one sum up, aggregator {c.aggregator.name} is a rule over updates; use "
+        'aggregator = "mean", or algorithm = "fedavg"',
+    )
+    _require(
+        t.steps == 1,
+        f"algorithm fedsgd takes one step a round, found train.steps = {t.steps}; set train.steps = 1 and rounds to the "
+        "number of steps",
+    )
+    idle = TrainConfig(
+        steps=1,
+        batch_size=t.batch_size,
+        physical_tokens=t.physical_tokens,
+        physical_batch=t.physical_batch,
+        label_smoothing=t.label_smoothing,
+        inspect_model=t.inspect_model,
+        cache_frozen=t.cache_frozen,
+        cache_mib=t.cache_mib,
+    )
+    unused = next((n for n in vars(idle) if getattr(t, n) != getattr(idle, n)), None)
+    _require(
+        unused is None,
+        f"train.{unused} is of a client's own optimizer, and under fedsgd only the server steps; leave it out and set "
+        "server.optimizer, server.learning_rate and server.schedule",
+    )
+    _require(
+        c.model.adapter != "fedsa",
+        "fedsa trains B at home, outside the one noised sum; use rolora, ffa, lora or head with algorithm fedsgd",
+    )
+    _require(
+        not c.model.head_centre,
+        "model.head_centre is measured by the clients' own steps; leave it out with algorithm fedsgd",
+    )
+    _require(
+        c.weights != "size",
+        'algorithm fedsgd sums records, so a client weighs what its records do; set weights = "auto"',
+    )
+    _require(
+        not c.attack.name,
+        f"attack.name = {c.attack.name} replaces whole updates, algorithm fedsgd sends sums of records; simulate "
+        'attack.poison, or use algorithm = "fedavg"',
+    )
