@@ -1,0 +1,229 @@
+"""This project's own DP paths with canaries on them: each gives what it released and the epsilon its ledger claims.
+
+The paths run as they run for anybody: a whole federation (example level, client level at the server, noise shared
+by clients under masking), somebody's loop in `make_private`, somebody's code in `federate`. What is special is the data:
+records, or clients, whose contribution is a canary's direction, or nothing where its coin said out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import securefed as sf
+from securefed.assembly import Assembly
+from securefed.config import Config, load_config
+from securefed.crypto.entropy import Entropy, SystemEntropy
+from securefed.data.records import Dataset, Examples, Shard
+from securefed.federation import Federation
+from securefed.models import load_model
+from securefed_attacks.canaries import Canaries
+from securefed_attacks.canary_records import LOUD, canary_dataset, canary_loss, canary_model
+
+DELTA = 1e-5
+CLIP = 0.01
+"""Of all paths; small, so that no noise moves the model far enough for it to learn a canary."""
+
+Noise = Literal["central", "skellam", "discrete-gaussian"]
+
+
+@dataclass(frozen=True, eq=False)
+class Released:
+    """What a path gave away: float64 (d,) in the canaries' coordinates, and its ledger's epsilon at `DELTA`."""
+
+    moved: NDArray[np.float64] = field(repr=False)
+    claimed: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of `securefed run`, from shards to the model in its folder.
+
+    Attributes:
+        unit: "example": one client holds a record for each canary. "client": each canary is a client.
+        noise_multiplier: over the sensitivity. sample_rate: of records; of clients where the server adds the noise.
+        steps: private steps a round (example level).
+    """
+
+    unit: Literal["example", "client"]
+    noise_multiplier: float
+    rounds: int = 1
+    noise: Noise = "central"
+    sample_rate: float = 1.0
+    steps: int = 1
+
+    def __call__(self, canaries: Canaries, folder: Path, entropy: Entropy | None = None) -> Released:
+        """Plays the job into a new folder."""
+        config = load_config(self._tree(canaries.m))
+        assembly = _assembly(config, canaries)
+        federation = Federation(assembly, folder, secrets.token_hex(8), entropy or SystemEntropy())
+        folder.mkdir(parents=True)
+        try:
+            result = federation.play(None)
+            assert result.ledger is not None
+            claimed = result.ledger.statement(DELTA).epsilon
+        finally:
+            federation.close()
+        return Released(_moved(folder, canaries.d), claimed)
+
+    def _tree(self, m: int) -> dict[str, Any]:
+        privacy: dict[str, Any] = {
+            "unit": self.unit,
+            "noise_multiplier": self.noise_multiplier,
+            "delta": DELTA,
+            "max_grad_norm": CLIP,
+            "noise": self.noise,
+        }
+        # a canary client's one step is 7 clips long: enough for a clip left out, too little to wrap a ring
+        train: dict[str, Any] = {"epochs": 1, "learning_rate": 7 * CLIP / (LOUD * 0.5**0.5)}
+        tree: dict[str, Any] = {}
+        if self.unit == "example":
+            privacy["sample_rate"] = self.sample_rate
+            train = {"steps": self.steps, "learning_rate": 0.1, "physical_batch": 256}
+        elif self.noise == "central":
+            tree["clients_per_round"] = round(self.sample_rate * m) % m
+        else:
+            tree["protection"] = {"name": "masking", "bits": 24}
+        return tree | {
+            "rounds": self.rounds,
+            "data": {"name": "digits", "clients": 1 if self.unit == "example" else m, "partition": "iid"},
+            "model": {"name": "logistic", "adapter": "full"},
+            "train": train,
+            "privacy": privacy,
+            "evaluate": {"every": 0, "clients": False, "baselines": False},
+            "engine": {"threads": 1},
+        }
+
+
+def _assembly(config: Config, canaries: Canaries) -> Assembly:
+    """The parts of the job, with canaries' images in place of a data set and a model that begins at zero."""
+    images = np.stack([_image(canaries, j) for j in range(canaries.m)])
+    records = Examples(images=images, labels=np.ones(canaries.m, np.int64))
+    test = Examples(images=np.zeros_like(images[:2]), labels=np.array([0, 1]))
+    digests = [hashlib.sha256(b"canary %d" % j).hexdigest() for j in range(canaries.m)]
+    nothing = test.take([])
+    if config.privacy.unit == "example":
+        shards = (Shard(0, "canaries", records, nothing, digests[0]),)
+    else:
+        shards = tuple(Shard(j, f"canary {j}", records.take([j]), nothing, d) for j, d in enumerate(digests))
+    dataset = Dataset(
+        "canaries", records, test, ("0", "1"), digests[0], "made for an audit", "this project's"
+    )
+    shape = tuple(int(s) for s in images.shape[1:])
+    model = load_model(
+        config.model,
+        classes=2,
+        image_shape=(shape[0], shape[1], shape[2]),
+        unit=config.privacy.unit,
+        max_length=config.data.max_length,
+    )
+    model.write(np.zeros(model.layout.size, np.float32), model.layout)
+    return Assembly(config, dataset, shards, model)
+
+
+def _image(canaries: Canaries, canary: int) -> NDArray[np.float32]:
+    """One row of pixels along the canary's direction; not a number where its coin said out.
+
+    A record whose gradient is not finite adds nothing, and a client that diverges counts as zero: so both are
+    blanked out exactly, bias included, by rules that the paths have anyway.
+    """
+    row = canaries.contribution(canary, LOUD) if canaries.included[canary] else np.full(canaries.d, np.nan)
+    return row.astype(np.float32).reshape(1, 1, -1)
+
+
+def _moved(folder: Path, d: int) -> NDArray[np.float64]:
+    """Class 1's weights less class 0's, (d,): each canary pushes both apart along its direction."""
+    from safetensors.numpy import load_file
+
+    weight = load_file(folder / "adapter" / "model.safetensors")["output.weight"].astype(np.float64)
+    moved: NDArray[np.float64] = weight[1] - weight[0]
+    assert moved.shape == (d,)
+    return moved
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A plain PyTorch loop in `make_private`."""
+
+    noise_multiplier: float
+    steps: int = 1
+    sample_rate: float = 1.0
+
+    def __call__(self, canaries: Canaries, folder: Path, entropy: Entropy | None = None) -> Released:
+        """Trains the canaries' linear model; the ledger is a file in the folder."""
+        model = canary_model(canaries.d)
+        folder.mkdir(parents=True)
+        data = canary_dataset(canaries, blank=math.nan)  # zeros would tell the step-one check nothing
+        claimed = self.train(model, data, sf.Ledger(folder / "ledger.sqlite"), entropy)
+        return Released(model.weight.detach().double().flatten().numpy(), claimed)
+
+    def train(
+        self, model: nn.Module, data: TensorDataset, ledger: sf.Ledger, entropy: Entropy | None = None
+    ) -> float:
+        """The loop as people write it; the epsilon it ends with."""
+        batch = max(1, round(self.sample_rate * len(data)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        private = sf.make_private(
+            model,
+            optimizer,
+            DataLoader(data, batch_size=batch, shuffle=True),
+            noise_multiplier=self.noise_multiplier,
+            delta=DELTA,
+            max_grad_norm=CLIP,
+            steps=self.steps,
+            ledger=ledger,
+            data_id="canaries",
+            physical_batch=256,
+            entropy=entropy,
+        )
+        with private, ledger:
+            while private.steps_taken < self.steps:
+                for x, y in private.loader:
+                    private.optimizer.zero_grad()
+                    canary_loss(private.model(x), y).backward()  # type: ignore[no-untyped-call]  # torch's
+                    private.optimizer.step()
+            return private.epsilon()
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Somebody's own training code in `federate`, client level, each canary a client."""
+
+    noise_multiplier: float
+    rounds: int = 1
+    sample_rate: float = 1.0
+
+    def __call__(self, canaries: Canaries, folder: Path, entropy: Entropy | None = None) -> Released:
+        """Federates a function that adds the canary's direction, loud, to the model it is lent."""
+        model = {"w": np.zeros(canaries.d, np.float32)}
+
+        def train(lent: Mapping[str, NDArray[np.float32]], shard: NDArray[np.int64], round: int) -> None:
+            lent["w"][...] += canaries.contribution(int(shard[0]), 7 * CLIP)
+
+        result = sf.federate(
+            train,
+            [np.array([j]) for j in range(canaries.m)],
+            model=model,
+            rounds=self.rounds,
+            noise_multiplier=self.noise_multiplier,
+            delta=DELTA,
+            clip=CLIP,
+            clients_per_round=round(self.sample_rate * canaries.m) % canaries.m,
+            data_id="canaries",
+            ledger=sf.Ledger(folder.with_suffix(".sqlite")),
+            folder=folder,
+            entropy=entropy,
+        )
+        assert result.ledger is not None
+        return Released(model["w"].astype(np.float64), result.ledger.statement(DELTA).epsilon)
