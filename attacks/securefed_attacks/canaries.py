@@ -100,7 +100,8 @@ class Isotropic(Canaries):
 
     def direction(self, canary: int) -> NDArray[np.float32]:
         """Row `canary`."""
-        return self.directions[canary]
+        row: NDArray[np.float32] = self.directions[canary]
+        return row
 
     def scores(self, released: ArrayLike) -> Floats:
         """Inner products with all directions."""

@@ -30,9 +30,7 @@ Share = Callable[[Vector, int], Vector]
 
 def canary_updates(canaries: Canaries, clip: float, round: int = 0) -> dict[int, Update]:
     """Client -> update: client j is canary j and sends its direction `LOUD` times the clip, or zero."""
-    return {
-        j: Update(j, round, canaries.contribution(j, clip * LOUD), weight=1.0) for j in range(canaries.m)
-    }
+    return {j: Update(j, round, canaries.contribution(j, clip * LOUD), weight=1.0) for j in range(canaries.m)}
 
 
 def ride(

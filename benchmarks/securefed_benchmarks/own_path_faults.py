@@ -52,7 +52,8 @@ def no_clip() -> Iterator[None]:
     def rounded(self: DistributedMechanism, vector: Vector, stream: Stream) -> NDArray[np.int64]:
         work = vector.copy()
         rotate(work, self.seed)
-        return np.rint(work * np.float32(self.levels / self.clip)).astype(np.int64)
+        steps: NDArray[np.int64] = np.rint(work * np.float32(self.levels / self.clip)).astype(np.int64)
+        return steps
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(dp, "MARGIN", 1e12))

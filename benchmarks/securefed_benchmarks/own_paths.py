@@ -18,8 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import securefed as sf
 from securefed.assembly import Assembly
@@ -28,6 +27,11 @@ from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.data.records import Dataset, Examples, Shard
 from securefed.federation import Federation
 from securefed.models import load_model
+from securefed.privacy.distributed import DistributedMechanism
+from securefed.privacy.distributed_release import SEED, Design, DistributedRelease
+from securefed.privacy.events import Event, steps_of
+from securefed.privacy.records import ShardKey
+from securefed.types import SERVER, Collected, Vector
 from securefed_attacks.canaries import Canaries
 from securefed_attacks.canary_records import LOUD, canary_dataset, canary_loss, canary_model
 
@@ -35,15 +39,34 @@ DELTA = 1e-5
 CLIP = 0.01
 """Of all paths; small, so that no noise moves the model far enough for it to learn a canary."""
 
+RATE = 0.1
+"""Learning rate at example level."""
+
+FAR = 20.0
+"""Length of a canary client's update in clips."""
+
 Noise = Literal["central", "skellam", "discrete-gaussian"]
 
 
 @dataclass(frozen=True, eq=False)
 class Released:
-    """What a path gave away: float64 (d,) in the canaries' coordinates, and its ledger's epsilon at `DELTA`."""
+    """What a path gave away, and what its ledger says of that.
+
+    Attributes:
+        moved: float64 (d,), in the canaries' coordinates. unit: how far one canary's contribution to one release, at the
+            full clip, moves that; so noise of the claimed scale has deviation noise_multiplier x unit a release.
+        claimed: the ledger's epsilon at `DELTA`. events: all that it has of the run.
+    """
 
     moved: NDArray[np.float64] = field(repr=False)
+    unit: float
     claimed: float
+    events: tuple[Event, ...]
+
+    @property
+    def releases(self) -> int:
+        """How many noised releases the ledger knows of."""
+        return sum(steps_of(event) for event in self.events)
 
 
 @dataclass(frozen=True)
@@ -72,10 +95,13 @@ class Job:
         try:
             result = federation.play(None)
             assert result.ledger is not None
-            claimed = result.ledger.statement(DELTA).epsilon
+            claimed, events = result.ledger.statement(DELTA).epsilon, tuple(result.ledger.events())
         finally:
             federation.close()
-        return Released(_moved(folder, canaries.d), claimed)
+        # both classes' weights move by clip / sqrt 2, one up and one down
+        step = 2**0.5 * CLIP / canaries.m / self.sample_rate
+        unit = step * RATE if self.unit == "example" else step
+        return Released(_moved(folder, canaries.d), unit, claimed, events)
 
     def _tree(self, m: int) -> dict[str, Any]:
         privacy: dict[str, Any] = {
@@ -85,12 +111,12 @@ class Job:
             "max_grad_norm": CLIP,
             "noise": self.noise,
         }
-        # a canary client's one step is 7 clips long: enough for a clip left out, too little to wrap a ring
-        train: dict[str, Any] = {"epochs": 1, "learning_rate": 7 * CLIP / (LOUD * 0.5**0.5)}
+        # a canary client's one step is 20 clips long: enough for a clip left out, too little to wrap a ring
+        train: dict[str, Any] = {"epochs": 1, "learning_rate": FAR * CLIP / (LOUD * 0.5**0.5)}
         tree: dict[str, Any] = {}
         if self.unit == "example":
             privacy["sample_rate"] = self.sample_rate
-            train = {"steps": self.steps, "learning_rate": 0.1, "physical_batch": 256}
+            train = {"steps": self.steps, "learning_rate": RATE, "physical_batch": 256}
         elif self.noise == "central":
             tree["clients_per_round"] = round(self.sample_rate * m) % m
         else:
@@ -113,6 +139,7 @@ def _assembly(config: Config, canaries: Canaries) -> Assembly:
     test = Examples(images=np.zeros_like(images[:2]), labels=np.array([0, 1]))
     digests = [hashlib.sha256(b"canary %d" % j).hexdigest() for j in range(canaries.m)]
     nothing = test.take([])
+    shards: tuple[Shard, ...]
     if config.privacy.unit == "example":
         shards = (Shard(0, "canaries", records, nothing, digests[0]),)
     else:
@@ -161,19 +188,11 @@ class Loop:
     sample_rate: float = 1.0
 
     def __call__(self, canaries: Canaries, folder: Path, entropy: Entropy | None = None) -> Released:
-        """Trains the canaries' linear model; the ledger is a file in the folder."""
+        """Trains the canaries' linear model; the ledger is a file beside the folder."""
         model = canary_model(canaries.d)
-        folder.mkdir(parents=True)
         data = canary_dataset(canaries, blank=math.nan)  # zeros would tell the step-one check nothing
-        claimed = self.train(model, data, sf.Ledger(folder / "ledger.sqlite"), entropy)
-        return Released(model.weight.detach().double().flatten().numpy(), claimed)
-
-    def train(
-        self, model: nn.Module, data: TensorDataset, ledger: sf.Ledger, entropy: Entropy | None = None
-    ) -> float:
-        """The loop as people write it; the epsilon it ends with."""
-        batch = max(1, round(self.sample_rate * len(data)))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        batch = max(1, round(self.sample_rate * canaries.m))
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         private = sf.make_private(
             model,
             optimizer,
@@ -182,18 +201,20 @@ class Loop:
             delta=DELTA,
             max_grad_norm=CLIP,
             steps=self.steps,
-            ledger=ledger,
+            ledger=sf.Ledger(folder.with_suffix(".sqlite")),
             data_id="canaries",
             physical_batch=256,
             entropy=entropy,
         )
-        with private, ledger:
+        with private, private.ledger:
             while private.steps_taken < self.steps:
                 for x, y in private.loader:
                     private.optimizer.zero_grad()
                     canary_loss(private.model(x), y).backward()  # type: ignore[no-untyped-call]  # torch's
                     private.optimizer.step()
-            return private.epsilon()
+            claimed, events = private.epsilon(), private.ledger.events(run=private.run)
+        moved = model.weight.detach().double().flatten().numpy()
+        return Released(moved, RATE * CLIP / batch, claimed, events)
 
 
 @dataclass(frozen=True)
@@ -209,7 +230,7 @@ class Foreign:
         model = {"w": np.zeros(canaries.d, np.float32)}
 
         def train(lent: Mapping[str, NDArray[np.float32]], shard: NDArray[np.int64], round: int) -> None:
-            lent["w"][...] += canaries.contribution(int(shard[0]), 7 * CLIP)
+            lent["w"][...] += canaries.contribution(int(shard[0]), FAR * CLIP)
 
         result = sf.federate(
             train,
@@ -226,4 +247,72 @@ class Foreign:
             entropy=entropy,
         )
         assert result.ledger is not None
-        return Released(model["w"].astype(np.float64), result.ledger.statement(DELTA).epsilon)
+        expected = (round(self.sample_rate * canaries.m) % canaries.m) or canaries.m
+        claimed = result.ledger.statement(DELTA).epsilon
+        events = tuple(result.ledger.events())
+        return Released(model["w"].astype(np.float64), CLIP / expected, claimed, events)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Distributed noise without the masks around it, run many times: one canary client beside another client.
+
+    Masks cancel exactly, so a masked sum is the sum of these words modulo 2^bits; without them there is time for
+    the thousands of runs that catch a fault which moves epsilon by a small factor.
+    """
+
+    noise: Literal["skellam", "discrete-gaussian"]
+    noise_multiplier: float
+    rounds: int = 1
+    dimension: int = 16
+
+    def __call__(
+        self, runs: int, folder: Path, entropy: Entropy | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+        """Scores of runs with the canary, of as many without, and the claim of one run's ledger."""
+        design = Design(
+            kind=self.noise,
+            sizes=(self.dimension,) * self.rounds,
+            clip=CLIP,
+            clients=2,
+            min_survivors=2,
+            corrupt=0,
+            bits=20,
+        )
+        mechanisms, secret = design.mechanisms(self.noise_multiplier), entropy or SystemEntropy()
+        canary = np.eye(1, self.dimension, dtype=np.float32)[0] * np.float32(FAR * CLIP)
+        sides = [
+            np.array([self._run(mechanisms[self.dimension], vector, secret, world, k) for k in range(runs)])
+            for world, vector in enumerate((canary, np.zeros_like(canary)))
+        ]
+        with sf.Ledger(folder.with_suffix(".sqlite")) as ledger:
+            return sides[0], sides[1], self._claim(design, mechanisms, ledger, secret)
+
+    def _run(
+        self, mechanism: DistributedMechanism, vector: Vector, secret: Entropy, world: int, run: int
+    ) -> float:
+        """The sum of all rounds, along the canary."""
+        other, total = np.full(self.dimension, -CLIP / 8, np.float32), 0.0
+        for round in range(self.rounds):
+            at = mechanism.at_round(secret.stream("seed", world, run, round).bytes(SEED))
+            words = [
+                at.encode(v, secret.stream("noise", world, run, round, k))
+                for k, v in enumerate((vector, other))
+            ]
+            total += float(at.decode(words[0] + words[1], survivors=2)[0])
+        return total
+
+    def _claim(
+        self,
+        design: Design,
+        mechanisms: Mapping[int, DistributedMechanism],
+        ledger: sf.Ledger,
+        secret: Entropy,
+    ) -> float:
+        """Epsilon of one run whose rounds went through the release that reserves and settles them."""
+        ledger.register("audit", {SERVER: ShardKey("ab" * 32, 2)}, "canaries", "client")
+        release = DistributedRelease(ledger, "audit", mechanisms, design.sizes, None)
+        nothing = Collected(survivors=(0, 1), total=np.zeros(self.dimension), weight=2.0)
+        for round in range(self.rounds):
+            release.release(release.reserve(round), round, nothing, secret)
+        return ledger.epsilon(DELTA, unit="client", run="audit")
