@@ -23,6 +23,7 @@ from typing import get_args
 
 import numpy as np
 
+from securefed.crypto.entropy import Entropy
 from securefed.privacy.calibration import calibrate_noise
 from securefed_attacks.canaries import (
     Assumed,
@@ -63,9 +64,9 @@ def honest(m: int) -> list[Case]:
     """The paths as they are."""
     return [
         Case("example, job", Job("example", 5.0, rounds=3), m, assumes="gaussian"),
-        Case("example, job, rate 0.1", Job("example", 1.0, rounds=3, sample_rate=0.1, steps=10), m),
+        Case("example, job, rate 0.1", Job("example", 1.5, rounds=3, sample_rate=0.1, steps=10), m),
         Case("example, make_private", Loop(6.0, steps=10), m, assumes="gaussian"),
-        Case("example, make_private, rate 0.1", Loop(1.0, steps=30, sample_rate=0.1), m),
+        Case("example, make_private, rate 0.1", Loop(1.5, steps=30, sample_rate=0.1), m),
         Case("client, job", Job("client", 4.0, rounds=3), m, assumes="gaussian"),
         Case("client, job, rate 0.1", Job("client", 1.0, rounds=10, sample_rate=0.1), m),
         Case("client, federate", Foreign(4.0, rounds=3), m, assumes="gaussian"),
@@ -103,14 +104,24 @@ def broken(m: int) -> Iterator[Case]:
     )
 
 
-def audit(case: Case, generator: np.random.Generator, confidence: float, folder: Path) -> DPAudit:
-    """The path played once under its fault, and the verdict over what it released."""
+def audit(
+    case: Case,
+    generator: np.random.Generator,
+    confidence: float,
+    folder: Path,
+    entropy: Entropy | None = None,
+) -> DPAudit:
+    """The path played once under its fault, and the verdict over what it released.
+
+    Args:
+        generator: of the coins. entropy: of the noise, the system's by default; a seeded one in tests only.
+    """
     with FAULTS[case.fault]() if case.fault else nullcontext():
         if isinstance(case.path, Words):
-            present, absent, claimed = case.path(case.canaries, folder)
+            present, absent, claimed = case.path(case.canaries, folder, entropy)
             return many_runs_audit(present, absent, delta=DELTA, confidence=confidence, claimed=claimed)
         canaries = draw_canaries(case.canaries, case.canaries, generator)
-        released = case.path(canaries, folder)
+        released = case.path(canaries, folder, entropy)
     return one_run_audit(
         canaries.scores(released.moved),
         canaries.included,
