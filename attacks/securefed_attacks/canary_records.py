@@ -35,8 +35,9 @@ def canary_dataset(canaries: Canaries, blank: float = 0.0) -> TensorDataset:
     """(features float32 (m, d), labels ones (m,)): one record a canary.
 
     Args:
-        blank: the features of one whose coin said out. Zeros have no gradient in a model without bias; not a
-            number has none in training that drops such records, which ours does.
+        blank: the features of one whose coin said out. Zeros have no gradient in a model without bias, whatever
+            trains it. Not a number has none in training that drops such records: `make_private` does, and needs it,
+            since its step-one check may learn nothing from zeros.
     """
     rows = torch.stack([torch.from_numpy(canaries.contribution(j, LOUD)) for j in range(canaries.m)])
     rows[~torch.from_numpy(canaries.included)] = blank

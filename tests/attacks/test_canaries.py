@@ -3,15 +3,20 @@ and an audit that could not have refuted a claim says so."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from scipy import optimize, stats
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
+from securefed import Ledger, make_private
+from securefed.crypto.entropy import Stream
 from securefed_attacks.canaries import (
     Dirac,
     DPAudit,
@@ -32,6 +37,7 @@ from securefed_attacks.gaussian_bounds import (
     refutes,
 )
 from securefed_attacks.many_runs import many_runs_audit
+from tests.entropy import SeededEntropy
 
 DELTA = 1e-5
 MU = {1.0: 0.268, 2.0: 0.501, 4.0: 0.924, 8.0: 1.666}
@@ -336,3 +342,33 @@ def test_an_audit_of_training_code_refutes_noise_that_is_a_tenth_and_a_clip_that
     assert audit(HandMade(2.0, 0), canaries).verdict == "NO EVIDENCE"
     assert audit(HandMade(0.2, 0), canaries).verdict == "FAIL"
     assert audit(HandMade(2.0, 0, clip=20.0), canaries).verdict == "FAIL"
+
+
+def test_an_audit_of_make_private_is_a_loop_as_people_write_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+
+    def train(model: torch.nn.Module, data: TensorDataset) -> float:
+        with make_private(
+            model,
+            torch.optim.SGD(model.parameters(), lr=1e-3),
+            DataLoader(data, batch_size=len(data), shuffle=True),
+            noise_multiplier=3.0,
+            delta=DELTA,
+            max_grad_norm=1.0,
+            steps=3,
+            ledger=ledger,
+            data_id="canaries",
+            entropy=SeededEntropy(0),
+        ) as private:
+            for x, y in itertools.chain(private.loader, private.loader, private.loader):
+                private.optimizer.zero_grad()
+                canary_loss(private.model(x), y).backward()  # type: ignore[no-untyped-call]
+                private.optimizer.step()
+        return private.epsilon()
+
+    audit = RecordAudit(DELTA)
+    canaries = draw_canaries(300, 300, np.random.default_rng(14))
+    assert audit(train, canaries, blank=math.nan).verdict == "NO EVIDENCE"
+    normal = Stream.normal
+    with patch.object(Stream, "normal", lambda self, n: normal(self, n) / 10):
+        assert audit(train, canaries, blank=math.nan).verdict == "FAIL"
