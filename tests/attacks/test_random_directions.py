@@ -40,7 +40,7 @@ def test_equal_spreads_are_the_gaussian_mechanism() -> None:
 
 
 def release(
-    noise_multiplier: float, seed: int, d: int = 20_000, k: int = 400
+    noise_multiplier: float, seed: int, d: int = 10_000, k: int = 200
 ) -> tuple[Isotropic, np.ndarray]:
     generator = np.random.default_rng(seed)
     canaries = draw_canaries(k, d, generator, "isotropic")
@@ -51,7 +51,7 @@ def release(
 
 @pytest.mark.parametrize("mu", [0.5, 1.0, 2.0])
 def test_the_estimate_is_near_the_epsilon_of_a_gaussian_release(mu: float) -> None:
-    """200 directions give the mean of their cosines to 0.07 null deviations: a mean of four, to 0.035."""
+    """100 directions give the mean of their cosines to 0.1 null deviations: a mean of four, to 0.05."""
     found = [estimate_epsilon(*release(1 / mu, seed), delta=DELTA) for seed in range(4)]
     shift = np.mean([e.mean / e.null_std for e in found])
     assert shift == pytest.approx(
@@ -71,10 +71,10 @@ def test_it_lies_on_either_side_of_the_truth_and_so_is_no_bound() -> None:
 
 def test_directions_that_were_not_sent_look_like_nothing() -> None:
     canaries, total = release(1.0, 3)
-    others = draw_canaries(400, 20_000, np.random.default_rng(99), "isotropic")
+    others = draw_canaries(200, 10_000, np.random.default_rng(99), "isotropic")
     assert isinstance(others, Isotropic)
     strangers = estimate_epsilon(others, total, delta=DELTA)
-    assert abs(strangers.mean / strangers.null_std) < 0.4  # 5 deviations
+    assert abs(strangers.mean / strangers.null_std) < 0.5  # 5 deviations
     assert strangers.epsilon < 0.3 * estimate_epsilon(canaries, total, delta=DELTA).epsilon
 
 
