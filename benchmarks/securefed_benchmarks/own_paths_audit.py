@@ -2,7 +2,7 @@
 
 Every path runs whole, with canaries as records or clients (`own_paths`), once as it is and once under each fault
 that it can have (`own_path_faults`). The confidence is that of all bounds on the unbroken paths together
-(Bonferroni). Then the published figure: what one run of m = 1000 canaries shows at epsilon 2, 4 and 8.
+(Bonferroni). Then the figure of reference: what one run of m = 1000 canaries shows at epsilon 2, 4 and 8.
 
     python -m securefed_benchmarks.own_paths_audit [--canaries 1000] [--only NAME ...]
 """
@@ -40,7 +40,7 @@ CONFIDENCE = 0.95
 MASKED, RUNS = 300, 4000
 """Canary clients of a masked round, 30 ms each; runs on each side where one canary is audited many times."""
 
-PUBLISHED = {2.0: 0.67, 4.0: 1.47, 8.0: 2.63}
+REFERENCE = {2.0: 0.67, 4.0: 1.47, 8.0: 2.63}
 """Epsilon -> bound of an independent program for 60 full-batch steps and m = 1000, to be met within 0.3."""
 
 
@@ -132,11 +132,11 @@ def audit(
     )
 
 
-def published(generator: np.random.Generator, folder: Path, seeds: int, m: int = 1000) -> Iterator[str]:
+def reference(generator: np.random.Generator, folder: Path, seeds: int, m: int = 1000) -> Iterator[str]:
     """The table of bounds at epsilon 2, 4, 8 by `make_private`, and with a tenth of the noise."""
-    yield "| claimed epsilon | bounds | mean | published | noise / 10 caught | ... assuming Gaussian noise |"
+    yield "| claimed epsilon | bounds | mean | reference | noise / 10 caught | ... assuming Gaussian noise |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for epsilon, figure in PUBLISHED.items():
+    for epsilon, figure in REFERENCE.items():
         path, at = Loop(calibrate_noise(epsilon, DELTA, 1.0, 60), steps=60), folder / f"{epsilon:g}"
         good = [audit(Case("claim", path, m), generator, CONFIDENCE, at / str(k)) for k in range(seeds)]
         bounds = [found.bound for found in good]
@@ -175,7 +175,7 @@ def main() -> None:
     )
     parser.add_argument("--canaries", type=int, default=1000, help="of a run, m")
     parser.add_argument(
-        "--seeds", type=int, default=5, help="runs for each published figure; 0 leaves them out"
+        "--seeds", type=int, default=5, help="runs for each figure of reference; 0 leaves them out"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the coins; noise is the system's")
     parser.add_argument("--only", nargs="*", default=[], help="names of paths; all by default")
@@ -191,7 +191,7 @@ def main() -> None:
             sys.stdout.flush()
         if asked.seeds:
             sys.stdout.write(
-                "\n" + "\n".join(published(generator, Path(home) / "claims", asked.seeds)) + "\n"
+                "\n" + "\n".join(reference(generator, Path(home) / "claims", asked.seeds)) + "\n"
             )
 
 

@@ -140,7 +140,7 @@ def test_the_audit_bounds_what_the_scores_bound() -> None:
 
 
 @pytest.mark.parametrize(("epsilon", "figure"), [(2.0, 0.67), (4.0, 1.47), (8.0, 2.63)])
-def test_one_run_of_a_thousand_canaries_shows_the_published_part_of_epsilon(
+def test_one_run_of_a_thousand_canaries_shows_the_known_part_of_epsilon(
     epsilon: float, figure: float
 ) -> None:
     """The mechanism itself; the benchmark plays it through `make_private`. Twelve runs: a deviation of 0.07."""
