@@ -209,7 +209,7 @@ def test_the_ledger_knows_of_every_masked_sum(noise: Any, tmp_path: Path) -> Non
 
 def cases(kind: str) -> list[Any]:
     """The benchmark's own audits, small enough for a test."""
-    whole = bench.honest(300) if kind == "whole" else list(bench.broken(300))
+    whole = bench.honest(200) if kind == "whole" else list(bench.broken(200))
     quick = [
         c for c in whole if not isinstance(c.path, Words) and getattr(c.path, "noise", "central") == "central"
     ]
