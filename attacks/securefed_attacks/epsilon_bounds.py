@@ -16,6 +16,9 @@ from scipy import stats
 MOST_EPSILON = 64.0
 """No audit of a feasible size distinguishes more; the search ends here."""
 
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Which parts of the canaries are guessed, one after another, where none is asked for."""
+
 
 def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact two-sided interval of a proportion with k of n successes (Clopper and Pearson 1934).
@@ -26,7 +29,7 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
     """
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"k of n successes needs 0 <= k <= n and n >= 1, got k={k}, n={n}")
-    tail = (1 - _checked(confidence)) / 2
+    tail = (1 - checked(confidence)) / 2
     low = 0.0 if k == 0 else float(stats.beta.ppf(tail, k, n - k + 1))
     high = 1.0 if k == n else float(stats.beta.ppf(1 - tail, k + 1, n - k))
     return low, high
@@ -50,8 +53,8 @@ def epsilon_from_counts(
     >>> round(epsilon_from_counts(90, 100, 1, 100, 1e-5), 2)
     2.72
     """
-    _check_delta(delta)
-    joint = (1 + _checked(confidence)) / 2  # each side may fail with half of what is left (union bound)
+    check_delta(delta)
+    joint = (1 + checked(confidence)) / 2  # each side may fail with half of what is left (union bound)
     two_sided = 2 * joint - 1
     tpr_low = clopper_pearson(true_positives, members, two_sided)[0]
     fpr_high = clopper_pearson(false_positives, nonmembers, two_sided)[1]
@@ -77,8 +80,8 @@ def one_run_epsilon(correct: int, guesses: int, m: int, delta: float, confidence
     >>> round(one_run_epsilon(1000, 1000, 1000, 1e-5, 0.95), 2)
     5.78
     """
-    _check_counts(correct, guesses, m)
-    level = 1 - _checked(confidence)
+    check_counts(correct, guesses, m)
+    level = 1 - checked(confidence)
     if one_run_p_value(correct, guesses, m, 0.0, delta) > level:
         return 0.0
     low, high = 0.0, MOST_EPSILON
@@ -97,8 +100,8 @@ def one_run_p_value(correct: int, guesses: int, m: int, epsilon: float, delta: f
     With B ~ Binomial(guesses, e^epsilon / (1 + e^epsilon)): P[B >= correct] + 2 m delta alpha, where alpha
     is the largest over i = 1 .. m of P[correct - i <= B < correct] / i.
     """
-    _check_counts(correct, guesses, m)
-    _check_delta(delta)
+    check_counts(correct, guesses, m)
+    check_delta(delta)
     if correct == 0:
         return 1.0
     success = 1 / (1 + math.exp(-epsilon))
@@ -115,7 +118,7 @@ def one_run_ceiling(m: int, delta: float, confidence: float = 0.95, tests: int =
     Args:
         tests: how many numbers of guesses are tried (`one_run_epsilon_of_scores`); each costs confidence.
     """
-    return one_run_epsilon(m, m, m, delta, 1 - (1 - _checked(confidence)) / tests)
+    return one_run_epsilon(m, m, m, delta, 1 - (1 - checked(confidence)) / tests)
 
 
 def canaries_needed(epsilon: float, delta: float, confidence: float = 0.95, tests: int = 1) -> int:
@@ -143,7 +146,7 @@ def one_run_epsilon_of_scores(
     included: ArrayLike,
     delta: float,
     confidence: float = 0.95,
-    shares: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
+    shares: Sequence[float] = SHARES,
 ) -> float:
     """The best one-run bound over several numbers of guesses, with the confidence split between them.
 
@@ -154,38 +157,45 @@ def one_run_epsilon_of_scores(
     Args:
         scores: (m,), higher where the auditor believes the canary was in. included: (m,), the coins.
     """
+    m = np.asarray(scores).size
+    level = 1 - (1 - checked(confidence)) / len(shares)
+    counts = [best_guesses(scores, included, share) for share in shares]
+    return max(one_run_epsilon(correct, guesses, m, delta, level) for correct, guesses in counts)
+
+
+def best_guesses(scores: ArrayLike, included: ArrayLike, share: float) -> tuple[int, int]:
+    """(right guesses, guesses) where a share of the canaries is guessed: the highest scores in, as many lowest out.
+
+    Raises:
+        ValueError: not one score, a number, and one coin for each canary.
+    """
     found, coins = np.asarray(scores, np.float64).ravel(), np.asarray(included).ravel().astype(bool)
     m = found.size
     if m < 1 or coins.size != m or np.isnan(found).any():
         raise ValueError(f"one coin and one score (a number) per canary: found {coins.size} and {m}")
     order = np.argsort(found, kind="stable")
-    level = 1 - (1 - _checked(confidence)) / len(shares)
-    best = 0.0
-    for share in shares:
-        half = max(1, round(share * m / 2)) if m > 1 else 1
-        out, inside = order[:half], order[max(half, m - half) :]
-        correct = int((~coins[out]).sum() + coins[inside].sum())
-        best = max(best, one_run_epsilon(correct, out.size + inside.size, m, delta, level))
-    return best
+    half = max(1, round(share * m / 2)) if m > 1 else 1
+    out, inside = order[:half], order[max(half, m - half) :]
+    return int((~coins[out]).sum() + coins[inside].sum()), out.size + inside.size
 
 
 def _log_ratio(above: float, below: float) -> float:
     return math.log(above / below) if above > 0 and below > 0 else -math.inf
 
 
-def _check_counts(correct: int, guesses: int, m: int) -> None:
+def check_counts(correct: int, guesses: int, m: int) -> None:
     if not 0 <= correct <= guesses <= m or m < 1:
         raise ValueError(
             f"needs 0 <= correct <= guesses <= m and m >= 1, got correct={correct}, guesses={guesses}, m={m}"
         )
 
 
-def _check_delta(delta: float) -> None:
+def check_delta(delta: float) -> None:
     if not 0 <= delta < 1:
         raise ValueError(f"delta lies in [0, 1), got {delta}")
 
 
-def _checked(confidence: float) -> float:
+def checked(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"a confidence lies strictly between 0 and 1, got {confidence}")
     return confidence

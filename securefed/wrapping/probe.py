@@ -91,6 +91,7 @@ class StepOneCheck:
         if _finite(sums):
             self._compare_with_autograd(sums)
         self.gradients_done = self._see_reduction(rows)
+        self._alone = {}  # the next part of this batch begins with another record
 
     def _compare_with_autograd(self, found: Mapping[str, torch.Tensor]) -> None:
         for name, p in self._parameters.items():

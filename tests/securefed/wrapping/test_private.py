@@ -132,6 +132,20 @@ def test_a_step_without_noise_is_the_definition_whatever_the_physical_batch(
     assert not hasattr(model, "autograd_grad_sample_hooks"), "the model is plain again"
 
 
+def test_a_first_record_without_gradient_does_not_make_its_batchs_second_part_look_coupled() -> None:
+    """The check compares a part's first record with the one that was seen alone: only the first part begins with it."""
+    model = nn.Linear(6, 1)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.zero_()
+    x, _ = data().tensors
+    y = torch.ones(RECORDS, 1)
+    y[0] = 0.0  # predicted exactly
+    with private(model, loader(TensorDataset(x, y), batch=RECORDS), steps=2, physical_batch=7) as run:
+        play(run, nn.MSELoss(), epochs=2)
+    assert run.steps_taken == 2
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e4, 1e30, 0.0])
 def test_one_record_more_moves_what_is_released_by_at_most_the_clip(scale: float) -> None:
     """Neighbouring data sets with noise off: the sums before division differ by at most max_grad_norm."""

@@ -1,0 +1,318 @@
+"""This project's own DP paths with canaries on them: each gives what it released and the epsilon its ledger claims.
+
+The paths run as they run for anybody: a whole federation (example level, client level at the server, noise shared
+by clients under masking), somebody's loop in `make_private`, somebody's code in `federate`. What is special is the data:
+records, or clients, whose contribution is a canary's direction, or nothing where its coin said out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+import securefed as sf
+from securefed.assembly import Assembly
+from securefed.config import Config, load_config
+from securefed.crypto.entropy import Entropy, SystemEntropy
+from securefed.data.records import Dataset, Examples, Shard
+from securefed.federation import Federation
+from securefed.models import load_model
+from securefed.privacy.distributed import DistributedMechanism
+from securefed.privacy.distributed_release import SEED, Design, DistributedRelease
+from securefed.privacy.events import Event, steps_of
+from securefed.privacy.records import ShardKey
+from securefed.types import SERVER, Collected, Vector
+from securefed_attacks.canaries import Canaries
+from securefed_attacks.canary_records import LOUD, canary_dataset, canary_loss, canary_model
+
+DELTA = 1e-5
+CLIP = 0.01
+"""Of all paths; small, so that no noise moves the model far enough for it to learn a canary."""
+
+RATE = 0.1
+"""Learning rate at example level."""
+
+FAR = 20.0
+"""Length of a canary client's update in clips."""
+
+Noise = Literal["central", "skellam", "discrete-gaussian"]
+
+
+@dataclass(frozen=True, eq=False)
+class Released:
+    """What a path gave away, and what its ledger says of that.
+
+    Attributes:
+        moved: float64 (d,), in the canaries' coordinates. unit: how far one canary's contribution to one release, at the
+            full clip, moves that; so noise of the claimed scale has deviation noise_multiplier x unit a release.
+        claimed: the ledger's epsilon at `DELTA`. events: all that it has of the run.
+    """
+
+    moved: NDArray[np.float64] = field(repr=False)
+    unit: float
+    claimed: float
+    events: tuple[Event, ...]
+
+    @property
+    def releases(self) -> int:
+        """How many noised releases the ledger knows of."""
+        return sum(steps_of(event) for event in self.events)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of `securefed run`, from shards to the model in its folder.
+
+    Attributes:
+        unit: "example": one client holds a record for each canary. "client": each canary is a client.
+        noise_multiplier: over the sensitivity. sample_rate: of records; of clients where the server adds the noise.
+        steps: private steps a round (example level).
+    """
+
+    unit: Literal["example", "client"]
+    noise_multiplier: float
+    rounds: int = 1
+    noise: Noise = "central"
+    sample_rate: float = 1.0
+    steps: int = 1
+
+    def __call__(self, canaries: Canaries, folder: Path, entropy: Entropy | None = None) -> Released:
+        """Plays the job into a new folder."""
+        config = load_config(self._tree(canaries.m))
+        assembly = _assembly(config, canaries)
+        federation = Federation(assembly, folder, secrets.token_hex(8), entropy or SystemEntropy())
+        folder.mkdir(parents=True)
+        try:
+            result = federation.play(None)
+            assert result.ledger is not None
+            claimed, events = result.ledger.statement(DELTA).epsilon, tuple(result.ledger.events())
+        finally:
+            federation.close()
+        # both classes' weights move by clip / sqrt 2, one up and one down
+        step = 2**0.5 * CLIP / canaries.m / self.sample_rate
+        unit = step * RATE if self.unit == "example" else step
+        return Released(_moved(folder, canaries.d), unit, claimed, events)
+
+    def _tree(self, m: int) -> dict[str, Any]:
+        privacy: dict[str, Any] = {
+            "unit": self.unit,
+            "noise_multiplier": self.noise_multiplier,
+            "delta": DELTA,
+            "max_grad_norm": CLIP,
+            "noise": self.noise,
+        }
+        # a canary client's one step is 20 clips long: enough for a clip left out, too little to wrap a ring
+        train: dict[str, Any] = {"epochs": 1, "learning_rate": FAR * CLIP / (LOUD * 0.5**0.5)}
+        tree: dict[str, Any] = {}
+        if self.unit == "example":
+            privacy["sample_rate"] = self.sample_rate
+            train = {"steps": self.steps, "learning_rate": RATE, "physical_batch": 256}
+        elif self.noise == "central":
+            tree["clients_per_round"] = round(self.sample_rate * m) % m
+        else:
+            tree["protection"] = {"name": "masking", "bits": 24}
+        return tree | {
+            "rounds": self.rounds,
+            "data": {"name": "digits", "clients": 1 if self.unit == "example" else m, "partition": "iid"},
+            "model": {"name": "logistic", "adapter": "full"},
+            "train": train,
+            "privacy": privacy,
+            "evaluate": {"every": 0, "clients": False, "baselines": False},
+            "engine": {"threads": 1},
+        }
+
+
+def _assembly(config: Config, canaries: Canaries) -> Assembly:
+    """The parts of the job, with canaries' images in place of a data set and a model that begins at zero."""
+    images = np.stack([_image(canaries, j) for j in range(canaries.m)])
+    records = Examples(images=images, labels=np.ones(canaries.m, np.int64))
+    test = Examples(images=np.zeros_like(images[:2]), labels=np.array([0, 1]))
+    digests = [hashlib.sha256(b"canary %d" % j).hexdigest() for j in range(canaries.m)]
+    nothing = test.take([])
+    shards: tuple[Shard, ...]
+    if config.privacy.unit == "example":
+        shards = (Shard(0, "canaries", records, nothing, digests[0]),)
+    else:
+        shards = tuple(Shard(j, f"canary {j}", records.take([j]), nothing, d) for j, d in enumerate(digests))
+    dataset = Dataset(
+        "canaries", records, test, ("0", "1"), digests[0], "made for an audit", "this project's"
+    )
+    shape = tuple(int(s) for s in images.shape[1:])
+    model = load_model(
+        config.model,
+        classes=2,
+        image_shape=(shape[0], shape[1], shape[2]),
+        unit=config.privacy.unit,
+        max_length=config.data.max_length,
+    )
+    model.write(np.zeros(model.layout.size, np.float32), model.layout)
+    return Assembly(config, dataset, shards, model)
+
+
+def _image(canaries: Canaries, canary: int) -> NDArray[np.float32]:
+    """One row of pixels along the canary's direction; not a number where its coin said out.
+
+    A record whose gradient is not finite adds nothing, and a client that diverges counts as zero: so both are
+    blanked out exactly, bias included, by rules that the paths have anyway.
+    """
+    row = canaries.contribution(canary, LOUD) if canaries.included[canary] else np.full(canaries.d, np.nan)
+    return row.astype(np.float32).reshape(1, 1, -1)
+
+
+def _moved(folder: Path, d: int) -> NDArray[np.float64]:
+    """Class 1's weights less class 0's, (d,): each canary pushes both apart along its direction."""
+    from safetensors.numpy import load_file
+
+    weight = load_file(folder / "adapter" / "model.safetensors")["output.weight"].astype(np.float64)
+    moved: NDArray[np.float64] = weight[1] - weight[0]
+    assert moved.shape == (d,)
+    return moved
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A plain PyTorch loop in `make_private`."""
+
+    noise_multiplier: float
+    steps: int = 1
+    sample_rate: float = 1.0
+
+    def __call__(self, canaries: Canaries, folder: Path, entropy: Entropy | None = None) -> Released:
+        """Trains the canaries' linear model; the ledger is a file beside the folder."""
+        model = canary_model(canaries.d)
+        data = canary_dataset(canaries, blank=math.nan)  # zeros would tell the step-one check nothing
+        batch = max(1, round(self.sample_rate * canaries.m))
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        private = sf.make_private(
+            model,
+            optimizer,
+            DataLoader(data, batch_size=batch, shuffle=True),
+            noise_multiplier=self.noise_multiplier,
+            delta=DELTA,
+            max_grad_norm=CLIP,
+            steps=self.steps,
+            ledger=sf.Ledger(folder.with_suffix(".sqlite")),
+            data_id="canaries",
+            physical_batch=256,
+            entropy=entropy,
+        )
+        with private, private.ledger:
+            while private.steps_taken < self.steps:
+                for x, y in private.loader:
+                    private.optimizer.zero_grad()
+                    canary_loss(private.model(x), y).backward()  # type: ignore[no-untyped-call]  # torch's
+                    private.optimizer.step()
+            claimed, events = private.epsilon(), private.ledger.events(run=private.run)
+        moved = model.weight.detach().double().flatten().numpy()
+        return Released(moved, RATE * CLIP / batch, claimed, events)
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Somebody's own training code in `federate`, client level, each canary a client."""
+
+    noise_multiplier: float
+    rounds: int = 1
+    sample_rate: float = 1.0
+
+    def __call__(self, canaries: Canaries, folder: Path, entropy: Entropy | None = None) -> Released:
+        """Federates a function that adds the canary's direction, loud, to the model it is lent."""
+        model = {"w": np.zeros(canaries.d, np.float32)}
+
+        def train(lent: Mapping[str, NDArray[np.float32]], shard: NDArray[np.int64], round: int) -> None:
+            lent["w"][...] += canaries.contribution(int(shard[0]), FAR * CLIP)
+
+        result = sf.federate(
+            train,
+            [np.array([j]) for j in range(canaries.m)],
+            model=model,
+            rounds=self.rounds,
+            noise_multiplier=self.noise_multiplier,
+            delta=DELTA,
+            clip=CLIP,
+            clients_per_round=round(self.sample_rate * canaries.m) % canaries.m,
+            data_id="canaries",
+            ledger=sf.Ledger(folder.with_suffix(".sqlite")),
+            folder=folder,
+            entropy=entropy,
+        )
+        assert result.ledger is not None
+        expected = (round(self.sample_rate * canaries.m) % canaries.m) or canaries.m
+        claimed = result.ledger.statement(DELTA).epsilon
+        events = tuple(result.ledger.events())
+        return Released(model["w"].astype(np.float64), CLIP / expected, claimed, events)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Distributed noise without the masks around it, run many times: one canary client beside another client.
+
+    Masks cancel exactly, so a masked sum is the sum of these words modulo 2^bits; without them there is time for
+    the thousands of runs that catch a fault which moves epsilon by a small factor.
+    """
+
+    noise: Literal["skellam", "discrete-gaussian"]
+    noise_multiplier: float
+    rounds: int = 1
+    dimension: int = 16
+
+    def __call__(
+        self, runs: int, folder: Path, entropy: Entropy | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+        """Scores of runs with the canary, of as many without, and the claim of one run's ledger."""
+        design = Design(
+            kind=self.noise,
+            sizes=(self.dimension,) * self.rounds,
+            clip=CLIP,
+            clients=2,
+            min_survivors=2,
+            corrupt=0,
+            bits=20,
+        )
+        mechanisms, secret = design.mechanisms(self.noise_multiplier), entropy or SystemEntropy()
+        canary = np.eye(1, self.dimension, dtype=np.float32)[0] * np.float32(FAR * CLIP)
+        sides = [
+            np.array([self._run(mechanisms[self.dimension], vector, secret, world, k) for k in range(runs)])
+            for world, vector in enumerate((canary, np.zeros_like(canary)))
+        ]
+        with sf.Ledger(folder.with_suffix(".sqlite")) as ledger:
+            return sides[0], sides[1], self._claim(design, mechanisms, ledger, secret)
+
+    def _run(
+        self, mechanism: DistributedMechanism, vector: Vector, secret: Entropy, world: int, run: int
+    ) -> float:
+        """The sum of all rounds, along the canary."""
+        other, total = np.full(self.dimension, -CLIP / 8, np.float32), 0.0
+        for round in range(self.rounds):
+            at = mechanism.at_round(secret.stream("seed", world, run, round).bytes(SEED))
+            words = [
+                at.encode(v, secret.stream("noise", world, run, round, k))
+                for k, v in enumerate((vector, other))
+            ]
+            total += float(at.decode(words[0] + words[1], survivors=2)[0])
+        return total
+
+    def _claim(
+        self,
+        design: Design,
+        mechanisms: Mapping[int, DistributedMechanism],
+        ledger: sf.Ledger,
+        secret: Entropy,
+    ) -> float:
+        """Epsilon of one run whose rounds went through the release that reserves and settles them."""
+        ledger.register("audit", {SERVER: ShardKey("ab" * 32, 2)}, "canaries", "client")
+        release = DistributedRelease(ledger, "audit", mechanisms, design.sizes, None)
+        nothing = Collected(survivors=(0, 1), total=np.zeros(self.dimension), weight=2.0)
+        for round in range(self.rounds):
+            release.release(release.reserve(round), round, nothing, secret)
+        return ledger.epsilon(DELTA, unit="client", run="audit")
