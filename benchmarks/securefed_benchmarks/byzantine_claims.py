@@ -71,11 +71,13 @@ def play(job: Mapping[str, Any], case: Case) -> dict[str, Any]:
     if setting["kind"] == "backdoor":
         found = backdoor(setting, rule, attack, case.seed)
     elif "groups" in tree:
-        cut = groups.drawn(setting["n"], tree["groups"], case.seed)
+        honest = setting["n"] - setting["f"]  # who is there when nobody lies, in this setting
+        n = honest if attack["name"] == "none" else setting["n"]
+        cut = groups.drawn(n, tree["groups"], case.seed)
         real = tree.get("path") == "masking"
         means = groups.Protocol.of(cut, tree["groups"]) if real else groups.Arithmetic(cut)
         found = momentum_sgd(setting, lambda rows: rule(means(rows)), attack, case.seed)
-        found["poisoned"] = groups.poisoned(cut, range(setting["n"] - setting["f"], setting["n"]))
+        found["poisoned"] = groups.poisoned(cut, range(honest, n))
     else:
         found = momentum_sgd(setting, rule, attack, case.seed)
     return {"key": case.key, **vars(case), **found}
