@@ -1,4 +1,4 @@
-"""How robust a rule was on given rows, beside what its paper promises for all rows.
+"""How robust a rule was on given rows, beside what is proved for all rows.
 
 A rule is (f, kappa)-robust if, whichever f of n rows are lies and whatever they hold, the squared distance
 between its result and the mean of the others is at most kappa times their variance (mean squared distance
@@ -16,10 +16,7 @@ import torch
 
 from securefed.types import Aggregator
 from securefed_defenses.base import Rule
-from securefed_defenses.coordinatewise import Median, TrimmedMean
-from securefed_defenses.geometric import GeometricMedian
-from securefed_defenses.mixing import NNM
-from securefed_defenses.pipeline import Pipeline
+from securefed_defenses.bounds import Source, bound
 
 Attack = Callable[[torch.Tensor, int, torch.Generator | None], torch.Tensor]
 """honest (h, d), f and a generator -> (f, d)."""
@@ -32,7 +29,8 @@ class Kappa:
     Attributes:
         measured: |result - honest mean|^2 / honest variance; infinite where the honest rows are all equal
             and the result is not theirs.
-        bound: the published bound for every attack, None where we know none for this very rule.
+        bound: what holds for every attack, None where we know nothing for this very rule (see `bounds.py`).
+        source: whose bound it is.
         floor: f / (n - 2f), below which no rule's bound can be; infinite at 2f >= n.
         n, f: rows in all, lies among them.
     """
@@ -42,6 +40,7 @@ class Kappa:
     floor: float
     n: int
     f: int
+    source: Source | None = None
 
 
 def kappa(
@@ -59,26 +58,16 @@ def kappa(
     distance = float((result - mean).square().sum())
     measured = distance / variance if variance > 0 else (0.0 if distance == 0 else math.inf)
     n, f = len(rows), len(byzantine)
-    return Kappa(measured, published_bound(rule, n, f), f / (n - 2 * f) if n > 2 * f else math.inf, n, f)
+    found, floor = bound(rule, n, f), f / (n - 2 * f) if n > 2 * f else math.inf
+    if found is None:
+        return Kappa(measured, None, floor, n, f)
+    return Kappa(measured, found.kappa, floor, n, f, found.source)
 
 
 def published_bound(rule: Aggregator, n: int, f: int) -> float | None:
-    """The kappa that holds for every f lies among n rows, from Allouah et al. 2023, Table 1 and Lemma 1.
-
-    None for rules that the table leaves out, or that we define otherwise than the paper (its Krum counts
-    other neighbours), and for a rule that was told less than f.
-    """
-    if n <= 2 * f or getattr(rule, "f", f) < f:
-        return None
-    ratio = f / (n - 2 * f)
-    if isinstance(rule, TrimmedMean) and rule.f == f:
-        return 6 * ratio * (1 + ratio)
-    if isinstance(rule, Median | GeometricMedian):
-        return 4 * (1 + ratio) ** 2
-    if isinstance(rule, Pipeline) and len(rule.pre) == 1 and rule.pre[0] == NNM(f=f):
-        behind = published_bound(rule.rule, n, f)
-        return None if behind is None else 8 * f / (n - f) * (behind + 1)
-    return None
+    """The kappa of `bound` where it stands in a paper; None where it does not, or is proved here."""
+    found = bound(rule, n, f)
+    return found.kappa if found is not None and found.source == "published" else None
 
 
 @dataclass(frozen=True)

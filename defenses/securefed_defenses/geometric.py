@@ -17,6 +17,9 @@ from securefed_defenses.base import GramRule
 
 logger = logging.getLogger(__name__)
 
+NOISE = 1e-14
+"""A squared distance below this share of the rows' squared lengths is what float64 leaves of zero."""
+
 
 @dataclass(frozen=True)
 class GeometricMedian(GramRule):
@@ -53,7 +56,7 @@ class GeometricMedian(GramRule):
             raise ValueError(f"geometric_median: tol must be in (0, 1), found {self.tol}")
 
     def solve(self, gram: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        squared = squared_distances(gram)
+        squared = _told_apart(gram)
         distances = squared.sqrt()
         row = int((distances @ weights).argmin())
         pull, strength = _pull(squared, distances[row], weights, row)
@@ -62,15 +65,22 @@ class GeometricMedian(GramRule):
         return self._descend(squared, _off_the_row(squared, distances[row], weights, row, pull), weights)
 
     def _descend(self, squared: torch.Tensor, point: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Weiszfeld's steps from a point better than every row, so that none is ever hit."""
-        gap = 1.0
+        """Newton's steps where they lower the gap, else Weiszfeld's, from a point better than every row.
+
+        Weiszfeld's creep where the median lies close to a row, and liars can put one there.
+        """
+        gap, to_rows, pulls = _look(squared, point, weights)
         for _ in range(self.max_iter):
-            to_rows = _to_rows(squared, point)
-            pulls = weights / to_rows
-            gap = _relative_gap(squared, point, to_rows, pulls, weights)
             if gap <= self.tol:
                 return point
-            point = pulls / pulls.sum()
+            tried = _newton(squared, point, to_rows, weights)
+            seen = _look(squared, tried, weights)
+            if not seen[0] <= 0.9 * gap:  # also where the step is not a number
+                tried = pulls / pulls.sum()
+                seen = _look(squared, tried, weights)
+            point, (gap, to_rows, pulls) = tried, seen
+        if gap <= self.tol:
+            return point
         logger.warning(
             "geometric_median: %d steps left a relative gap of at most %.1e (tol %.1e); raise max_iter",
             self.max_iter,
@@ -80,6 +90,13 @@ class GeometricMedian(GramRule):
         return point
 
 
+def _told_apart(gram: torch.Tensor) -> torch.Tensor:
+    """Squared distances, zero where they are rounding errors: equal rows would else attract each other for ever."""
+    squared, lengths = squared_distances(gram), gram.diagonal()
+    noise = NOISE * (lengths[:, None] + lengths[None, :])
+    return torch.where(squared <= noise, 0.0, squared)
+
+
 def _to_rows(squared: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
     """Distances from sum_i point_i x_i (coefficients sum to one) to every row, floored at rounding error."""
     mixed = squared @ point
@@ -87,21 +104,36 @@ def _to_rows(squared: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
     return (mixed - 0.5 * (point @ mixed)).clamp_min(float(floor)).sqrt()
 
 
-def _relative_gap(
-    squared: torch.Tensor,
-    point: torch.Tensor,
-    to_rows: torch.Tensor,
-    pulls: torch.Tensor,
-    weights: torch.Tensor,
-) -> float:
-    """A bound on (sum of distances - smallest sum) / sum.
+def _look(
+    squared: torch.Tensor, point: torch.Tensor, weights: torch.Tensor
+) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """(bound on the excess, distances to the rows, pulls w_i / d_i) at a point.
 
-    By convexity the excess is at most |gradient| times the way to the median, and that way is at most
-    twice the sum of distances itself (weights sum to one).
+    The bound is on (sum of distances - smallest sum) / sum: by convexity the excess is at most |gradient| times the
+    way to the median, and that way is at most twice the sum of distances itself (weights sum to one).
     """
+    to_rows = _to_rows(squared, point)
+    pulls = weights / to_rows
     step = pulls - pulls.sum() * point  # the gradient's coefficients; they sum to zero
     slope = (-0.5 * (step @ squared @ step)).clamp_min(0).sqrt()
-    return 2.0 * float(slope)
+    return 2.0 * float(slope), to_rows, pulls
+
+
+def _newton(
+    squared: torch.Tensor, point: torch.Tensor, to_rows: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Newton's step on the sum of distances, in coefficients of the rows.
+
+    With z_i = x_i - p, pulls c_i = w_i / d_i and K = Z^T Z, the step Z a solves H Z a = Z c for the Hessian
+    H = sum(c) I - Z diag(w / d^3) Z^T; (sum(c) I - diag(w / d^3) K) a = c does.
+    """
+    around = 0.5 * (to_rows.square()[:, None] + to_rows.square()[None, :] - squared)
+    pulls = weights / to_rows
+    system = torch.eye(len(point), dtype=torch.float64) * pulls.sum()
+    system -= (pulls / to_rows.square())[:, None] * around
+    step, _ = torch.linalg.solve_ex(system, pulls)
+    found: torch.Tensor = point + step - step.sum() * point
+    return found
 
 
 def _pull(

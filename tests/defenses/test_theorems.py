@@ -365,3 +365,31 @@ def test_arc_told_of_no_liar_clips_none() -> None:
     honest = honest_rows(0, 6)
     rows = torch.cat([honest, liars("together", honest, 3, 0)])
     assert torch.equal(ARC(f=0)(rows), rows)
+
+
+def near_the_median(seed: int, excess: float, d: int) -> torch.Tensor:
+    """13 honest rows, and 4 equal ones where the honest pull is 4 (1 + excess): the median is close to them.
+
+    At pull 4 and below, the four are the median (Vardi and Zhang); plain Weiszfeld steps creep just above.
+    """
+    g = torch.Generator().manual_seed(seed)
+    honest = torch.randn(13, d, generator=g, dtype=torch.float64)
+    ray = torch.randn(d, generator=g, dtype=torch.float64)
+    low, high = 0.0, 100.0
+    for _ in range(100):
+        at = (low + high) / 2
+        away = at * ray - honest
+        pull = float((away / away.norm(dim=1, keepdim=True)).sum(0).norm())
+        low, high = (at, high) if pull < 4 * (1 + excess) else (low, at)
+    return torch.cat([honest, (low * ray).expand(4, -1)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_geometric_median_converges_wherever_liars_put_their_rows(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed in range(3):
+        for d in (2, 30, 300):
+            for excess in (0.1, 1e-2, 1e-3, 1e-4, 1e-6, -1e-6):
+                GeometricMedian(max_iter=20)(near_the_median(seed, excess, d).to(dtype))
+    assert not caplog.records  # it would say that it ran out of steps
