@@ -101,6 +101,23 @@ def span_basis(update: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
     return directions[:rank]
 
 
+def steepest_ranks(update: Sequence[torch.Tensor], count: int) -> list[int]:
+    """Where the tensors' joint singular values fall most, the steepest fall first.
+
+    Raises:
+        ValueError: as `span_basis`.
+    """
+    rows = _stacked(update, update[0][:1])
+    if rows is None:
+        return [0]
+    values = torch.linalg.svdvals(rows)
+    values = values[values > values[0] * 1e-13]
+    if len(values) < 2:
+        return [len(values)]
+    falls = values[:-1] / values[1:]
+    return [int(i) + 1 for i in falls.topk(min(count, len(falls))).indices]
+
+
 def span_distance(basis: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     """Share of each candidate's length (v, d) outside a basis of `span_basis`, float64 (v,)."""
     if not len(basis):

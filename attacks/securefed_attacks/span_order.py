@@ -18,14 +18,17 @@ from dataclasses import dataclass, field
 import torch
 
 from securefed_attacks.span import CLEAR_GAP
-from securefed_attacks.span_tokens import Span, TokenBag, check, threshold
+from securefed_attacks.span_tokens import Span, TokenBag, check, steepest, threshold
 from securefed_attacks.transformer_reader import Observed, Reader
 
 CONTROLS = 512
 """Pairs of tokens beside the single ones over which the second layer's rank is swept."""
 BEAM = 256
 """Beginnings kept at once; `TextOrder.complete` says when there were more."""
-RESTARTS = 12
+RESTARTS = 40
+REPEATS = 8
+"""A text of one token again and again looks like the token alone (attention averages equal values): such beginnings
+are followed up to here, in case another token comes, and are no finding by themselves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +124,9 @@ def _grow(
         inside = torch.zeros(len(beginnings), dtype=torch.bool)
         inside[parents[far < edge]] = True
         done += _ended(beginnings[~inside], worst[~inside])
-        alive = _kept(grown, far, worst[parents], edge)
-    return TextOrder(tuple(t for t, _ in done), tuple(w for _, w in done), edge, finding.rank, complete)
+        alive = _varied(*_kept(grown, far, worst[parents], edge))
+    telling = {t: w for t, w in done if len(t) == 1 or len(set(t)) > 1}
+    return TextOrder(tuple(telling), tuple(telling.values()), edge, finding.rank, complete)
 
 
 def _extended(
@@ -140,6 +144,14 @@ def _kept(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     inside = far < edge
     return rows[inside], torch.maximum(worst[inside].double(), far[inside])
+
+
+def _varied(rows: torch.Tensor, worst: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Without endless repetitions of one token."""
+    if rows.shape[1] <= REPEATS:
+        return rows, worst
+    kept = (rows != rows[:, :1]).any(1)
+    return rows[kept], worst[kept]
 
 
 def _ended(rows: torch.Tensor, worst: torch.Tensor) -> list[tuple[tuple[int, ...], float]]:
@@ -164,31 +176,38 @@ def _assemble(
     options = options[: min(holes)] if holes else options
     lengths = [n for n in range(2, len(options) + 1) if not ends or ends & set(options[n - 1])]
     found: dict[tuple[int, ...], float] = {}
-    span: Span | None = None
-    rank, edge, complete = 0, 0.0, True
+    edge, spans = 0.0, _spans(reader, seen, [_narrowed(o, ends, False) for o in options], bag, generator)
     for attempt in range(RESTARTS):
+        span = spans[attempt % len(spans)]
         for length in lengths:
-            uncovered = bag.pairs - {pair for text in found for pair in enumerate(text)}
+            uncovered = _uncovered(bag, found)
             if not uncovered:
-                return _texts(found, edge, rank, True)
+                return _texts(found, edge, span, True)
             if time.monotonic() > deadline:
-                return _texts(found, edge, rank, False)
+                return _texts(found, edge, span, False)
             tell(f"attempt {attempt + 1} of {RESTARTS}, length {length}: {len(found)} texts")
             tried = [_narrowed(o, ends, p == length - 1) for p, o in enumerate(options[:length])]
-            text = _start(tried, uncovered, generator)
-            if span is None:
-                finding, candidate = check(
-                    seen, reader.second(_neighbours(text, tried, bag, generator)).flatten(0, 1)
-                )
-                span, rank = candidate, finding.rank
-            text, far = _descended(reader, span, text, tried, deadline)
+            text, far = _descended(reader, span, _start(tried, uncovered, generator), tried, deadline)
             wrong = _neighbours(text, tried, bag, generator)[1:]
             beside = span.distance(reader.second(wrong).flatten(0, 1)).reshape(len(wrong), length).amax(1)
             if float(beside.min()) >= CLEAR_GAP * far:
                 found[tuple(text.tolist())] = far
                 edge = max(edge, float(beside.min()) / CLEAR_GAP)
-    complete = not (bag.pairs - {pair for text in found for pair in enumerate(text)})
-    return _texts(found, edge, rank, complete)
+                spans = [span]
+    return _texts(found, edge, spans[0], not _uncovered(bag, found))
+
+
+def _spans(
+    reader: Reader, seen: Observed, options: list[list[int]], bag: TokenBag, generator: torch.Generator
+) -> list[Span]:
+    """The span at the rank that separates a drawn text's neighbours, or at the steepest falls, steepest first."""
+    text = _start(options, bag.pairs, generator)
+    finding, span = check(seen, reader.second(_neighbours(text, options, bag, generator)).flatten(0, 1))
+    return [span] if len(finding.found) else steepest(seen, 3)
+
+
+def _uncovered(bag: TokenBag, found: Collection[tuple[int, ...]]) -> frozenset[tuple[int, int]]:
+    return bag.pairs - {pair for text in found for pair in enumerate(text)}
 
 
 def _narrowed(options: list[int], ends: frozenset[int], last: bool) -> list[int]:
@@ -241,5 +260,5 @@ def _descended(
     return text, float(span.distance(reader.second(text[None])[0]).max())
 
 
-def _texts(found: Mapping[tuple[int, ...], float], edge: float, rank: int, complete: bool) -> TextOrder:
-    return TextOrder(tuple(found), tuple(found.values()), edge, rank, complete)
+def _texts(found: Mapping[tuple[int, ...], float], edge: float, span: Span, complete: bool) -> TextOrder:
+    return TextOrder(tuple(found), tuple(found.values()), edge, span.rank, complete)

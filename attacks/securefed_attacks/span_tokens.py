@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from securefed_attacks.span import SpanFinding, span_basis, span_check, span_distance
+from securefed_attacks.span import SpanFinding, span_basis, span_check, span_distance, steepest_ranks
 from securefed_attacks.transformer_reader import Observed, Reader
 
 SWEPT = (0, 1, 2)
@@ -96,6 +96,20 @@ class Span:
         """Share of each candidate's length (v, d) outside the nearest part, float64 (v,)."""
         each = [span_distance(basis, _mapped(candidates, a)) for a, basis in self.parts]
         return torch.stack(each).amin(0)
+
+    @property
+    def rank(self) -> int:
+        """Of the widest part."""
+        return max(len(basis) for _, basis in self.parts)
+
+
+def steepest(seen: Observed, count: int) -> list[Span]:
+    """Spans that end where the singular values fall most, the steepest first, without any candidate."""
+    if seen.direct:
+        return [Span(((None, span_basis(seen.direct, r)),)) for r in steepest_ranks(seen.direct, count)]
+    each = [(a, rows, steepest_ranks([rows], count)) for rows, a in seen.through]
+    shared = min(len(ranks) for _, _, ranks in each)
+    return [Span(tuple((a, span_basis([rows], ranks[i])) for a, rows, ranks in each)) for i in range(shared)]
 
 
 def check(seen: Observed, candidates: torch.Tensor) -> tuple[SpanFinding, Span]:
