@@ -27,6 +27,9 @@ BY_CHANCE = 1e-3
 SATURATED = 0.9
 """A span of more than this share of all dimensions holds nearly every vector, so that nearness says nothing."""
 
+NEAR = 0.05
+"""Residuals below this are computed in float64; float32 is off by up to 1e-3 there."""
+
 
 @dataclass(frozen=True, eq=False)
 class SpanFinding:
@@ -85,6 +88,43 @@ def span_check(update: Sequence[torch.Tensor], candidates: torch.Tensor) -> Span
     return SpanFinding(order[:count], order, residuals[best], ranks[best], gap, saturated)
 
 
+def span_basis(update: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
+    """The first `rank` directions of the tensors' joint row space, orthonormal float64 (rank, d).
+
+    Raises:
+        ValueError: matrices of different widths, or values that are not finite.
+    """
+    rows = _stacked(update, update[0][:1])
+    if rows is None:
+        return torch.empty(0, update[0].shape[1], dtype=torch.float64)
+    directions: torch.Tensor = torch.linalg.svd(rows, full_matrices=False)[2]
+    return directions[:rank]
+
+
+def steepest_ranks(update: Sequence[torch.Tensor], count: int) -> list[int]:
+    """Where the tensors' joint singular values fall most, the steepest fall first.
+
+    Raises:
+        ValueError: as `span_basis`.
+    """
+    rows = _stacked(update, update[0][:1])
+    if rows is None:
+        return [0]
+    values = torch.linalg.svdvals(rows)
+    values = values[values > values[0] * 1e-13]
+    if len(values) < 2:
+        return [len(values)]
+    falls = values[:-1] / values[1:]
+    return [int(i) + 1 for i in falls.topk(min(count, len(falls))).indices]
+
+
+def span_distance(basis: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """Share of each candidate's length (v, d) outside a basis of `span_basis`, float64 (v,)."""
+    if not len(basis):
+        return torch.ones(len(candidates), dtype=torch.float64)
+    return _residuals(candidates, basis, [len(basis)])[0]
+
+
 def _by_chance(residual: torch.Tensor, count: int, d: int, rank: int, tries: int) -> bool:
     """Whether random directions could be as near to a span of this rank as the farthest one called found.
 
@@ -126,18 +166,39 @@ def _ranks(values: torch.Tensor) -> list[int]:
     return sorted({*steepest.tolist(), usable})
 
 
-def _residuals(
-    candidates: torch.Tensor, directions: torch.Tensor, ranks: list[int], block: int = 8192
+def _residuals(candidates: torch.Tensor, directions: torch.Tensor, ranks: list[int]) -> torch.Tensor:
+    """Share of each candidate's length that is outside the span of each rank, (ranks, v).
+
+    Float32 tells far from near; the near ones, where it cannot tell how near, are done again in float64.
+    """
+    coarse = _outside(candidates, directions, ranks, torch.float32)
+    near = coarse.amin(0) < NEAR
+    for i, rank in enumerate(ranks):  # and all that `_widest_gap` may look at
+        near[coarse[i].topk(min(coarse.shape[1], _looked_at(rank)), largest=False).indices] = True
+    coarse[:, near] = _outside(candidates[near], directions, ranks, torch.float64)
+    return coarse
+
+
+def _outside(
+    candidates: torch.Tensor,
+    directions: torch.Tensor,
+    ranks: list[int],
+    dtype: torch.dtype,
+    block: int = 8192,
 ) -> torch.Tensor:
-    """Share of each candidate's length that is outside the span of each rank, (ranks, v)."""
-    basis, last = directions[: ranks[-1]].T, torch.tensor(ranks) - 1
+    basis, last = directions[: ranks[-1]].T.to(dtype), torch.tensor(ranks) - 1
     found = []
     for piece in torch.split(candidates, block):
-        x = piece.double()
-        x = x / x.norm(dim=1, keepdim=True).clamp_min(1e-300)
-        inside = (x @ basis).square_().cumsum(1)[:, last]
-        found.append((1 - inside).clamp_min_(1e-30).sqrt_().T)
+        x = piece.to(dtype)
+        x = x / x.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        inside = (x @ basis).square_()
+        shares = inside.cumsum(1)[:, last] if len(ranks) > 1 else inside.sum(1, keepdim=True)
+        found.append((1 - shares).double().clamp_min_(1e-30).sqrt_().T)
     return torch.cat(found, 1)
+
+
+def _looked_at(rank: int) -> int:
+    return 4 * rank + 16
 
 
 def _widest_gap(residual: torch.Tensor, rank: int) -> tuple[float, int]:
@@ -146,7 +207,7 @@ def _widest_gap(residual: torch.Tensor, rank: int) -> tuple[float, int]:
     A span of this rank holds at most `rank` independent vectors; a few times as many are allowed, since
     token and position add up in an encoder's input and combinations of true ones lie in the span too.
     """
-    near = residual.sort().values[: min(len(residual), 4 * rank + 16)].clamp_min(1e-9)
+    near = residual.topk(min(len(residual), _looked_at(rank)), largest=False).values.clamp_min(1e-9)
     ratios = near[1:] / near[:-1]
     if not len(ratios):
         return 1.0, 0
