@@ -17,12 +17,15 @@ from securefed.engine.exchange import exchange
 from securefed.errors import BudgetExceeded
 from securefed.layout import Layout, vector_digest
 from securefed.privacy.distributed_release import DistributedRelease
+from securefed.privacy.heads import heads_digest
 from securefed.privacy.server_mechanism import ServerMechanism
 from securefed.training.client import ClientOutcome
 from securefed.types import Aggregator, Collected, Protection, RoundContext, RoundParameters, Vector
 
 if TYPE_CHECKING:
     from securefed.factors import AdapterSpace
+    from securefed.privacy.chain import Head
+    from securefed.privacy.ledger import Ledger
 
 Train = Callable[[], list[ClientOutcome]]
 """Lets the cohort train; called at most once a round, after the server's own spend is on disk."""
@@ -36,6 +39,7 @@ class Rounds:
         mechanism: client-level DP, by the server's own noise or by noise that is in the sum; None without.
         seed: of the experiment, for rules that draw.
         rule_state: what a rule with memory carries from round to round.
+        ledger: the site's, whose head enters what the round's messages are signed over; None without DP.
     """
 
     run: str
@@ -45,6 +49,8 @@ class Rounds:
     entropy: Entropy
     seed: int = 0
     rule_state: Any = field(default=None, repr=False)
+    ledger: Ledger | None = None
+    _seen: Head | None = field(default=None, repr=False)
 
     def play(
         self,
@@ -69,7 +75,25 @@ class Rounds:
             BudgetExceeded: every client (or the server's own mechanism) refused to spend more. Under a mechanism of
                 the server's own, a client that refuses counts as zero instead.
             ProtocolError: the protocol aborted, or nobody's update survived.
+            PrivacyError: the ledger was rolled back or rewritten since the last round.
         """
+        if self.ledger is not None and self._seen is not None:
+            self.ledger.check_grown(self._seen)
+        played = self._play(round, shared, model, chosen, train, weights, space)
+        if self.ledger is not None:
+            self._seen = self.ledger.head()
+        return played
+
+    def _play(
+        self,
+        round: int,
+        shared: Layout,
+        model: Vector,
+        chosen: tuple[int, ...],
+        train: Train,
+        weights: tuple[float, ...] | None,
+        space: AdapterSpace | None,
+    ) -> tuple[Vector, Collected, list[ClientOutcome]]:
         if self.mechanism is not None and (stored := self.mechanism.stored(round)) is not None:
             return stored, nobody(shared.size), []
         reservation = None if self.mechanism is None else self.mechanism.reserve(round)
@@ -112,9 +136,14 @@ class Rounds:
             layout_digest=shared.digest,
             model_digest=vector_digest(model),
             weights=weights,
+            ledgers=self._heads(chosen),
         )
         updates = {o.client: o.update for o in outcomes if o.update is not None}
         return exchange(self.protection, parameters, updates, self.entropy)
+
+    def _heads(self, chosen: tuple[int, ...]) -> str:
+        """In one process all clients are one site, with one ledger."""
+        return "" if self.ledger is None else heads_digest(dict.fromkeys(chosen, self.ledger.head()))
 
 
 def nobody(size: int) -> Collected:

@@ -62,6 +62,8 @@ class RoundParameters:
         model_digest: the global model the cohort trains from (`layout.vector_digest`).
         weights: the clients' weights in their order where they are public constants (under DP always);
             None where a weight is the client's own secret or travels with its update.
+        ledgers: digest over the heads of the cohort's privacy ledgers (`privacy.heads.heads_digest`), hex; empty
+            where nobody keeps one. Whatever is signed in the round is signed over it.
     """
 
     run: str
@@ -71,6 +73,7 @@ class RoundParameters:
     layout_digest: str
     model_digest: str
     weights: tuple[float, ...] | None = None
+    ledgers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
