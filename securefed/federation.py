@@ -237,7 +237,9 @@ class Federation:
         self.mechanism = self._make_mechanism()
         self.engine: Engine = self._make_engine()
         self.identity = {"run": run_id, **assembly.identity}
-        self.server = Rounds(run_id, self.protection, self.rule, self.mechanism, entropy, config.seed, ledger=self.ledger)
+        self.server = Rounds(
+            run_id, self.protection, self.rule, self.mechanism, entropy, config.seed, ledger=self.ledger
+        )
         self._saved = -math.inf
         self.liars = Liars.of(config, len(assembly.shards))
 

@@ -28,23 +28,24 @@ class Witness:
         """From which entry on this client has to show its links."""
         return self.seen[client].count if client in self.seen else 0
 
-    def judge(self, client: int, head: Head | None, start: Head | None, links: Sequence[bytes]) -> str | None:
+    def judge(self, client: int, head: Head | None, since: int, links: Sequence[bytes]) -> str | None:
         """Keeps a client's new head, or says why it cannot be its old ledger grown on.
 
         Args:
             head: what the client shows now; None where it keeps no ledger.
-            start, links: its proof: the links lead from `start`, the head it was asked to begin at.
+            since, links: its proof, the links after its first `since`. Where that begins after the head
+                that was seen here (a round was missed), nothing can be said.
         """
         old = self.seen.get(client)
-        if old is None:
+        if old is None or (head is not None and old.count < since <= head.count):
             if head is not None:
-                self.seen[client] = head  # first met: nothing to compare with
+                self.seen[client] = head
             return None
         if head is None:
             return f"client {client} kept a privacy ledger with {old.count} entries and shows none now"
         if head.count < old.count:
             return f"client {client}'s privacy ledger was cut short: {old.count} entries were seen, it shows {head.count}"
-        if start != old or follow(old, links) != head:
+        if follow(old, links[old.count - since :]) != head:
             return (
                 f"client {client}'s privacy ledger was rolled back or rewritten: its {head.count} entries do not go on "
                 f"from the {old.count} that were seen"

@@ -140,7 +140,9 @@ def test_a_ledger_cut_and_spent_again_to_the_same_count_is_refused_on_resumption
 
 
 @pytest.mark.parametrize("job", [PRIVATE, CLIENT])
-def test_a_ledger_cut_between_two_rounds_ends_the_run(job: dict[str, Any], home: Path, tmp_path: Path) -> None:
+def test_a_ledger_cut_between_two_rounds_ends_the_run(
+    job: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
     class Cheat(StopAfter):
         def is_set(self) -> bool:
             if not self.done:

@@ -105,7 +105,13 @@ class MaskingParameters:
             w.f64(weight)
         w.raw(self.roster).u8(self.bits).u32(self.levels).f64(self.value_range).f64(self.max_weight)
         w.u32(self.k).u32(self.threshold).u32(self.quorum).u32(self.min_survivors)
-        return w.f64(self.max_clipped_share).text(self.cipher).blob(self.codec).blob(bytes.fromhex(b.ledgers)).finish()
+        return (
+            w.f64(self.max_clipped_share)
+            .text(self.cipher)
+            .blob(self.codec)
+            .blob(bytes.fromhex(b.ledgers))
+            .finish()
+        )
 
     @classmethod
     def decode(cls, payload: bytes, model_digest: str) -> MaskingParameters:

@@ -86,9 +86,6 @@ def rolled_back_and_spent_again(ledger: Ledger) -> None:
     ledger.reserve(run="run", client=0, round=1, event=EVENT)
 
 
-
-
-
 @pytest.mark.parametrize("cheat", [rolled_back, rolled_back_and_spent_again])
 def test_a_ledger_cut_short_with_care_is_noticed_by_whoever_saw_its_head(
     ledger: Ledger, cheat: Callable[[Ledger], None]
