@@ -29,19 +29,19 @@ from securefed.errors import SuspiciousModelError as SuspiciousModelError
 if TYPE_CHECKING:
     from securefed.config import Config as Config
     from securefed.config import load_config as load_config
+    from securefed.crypto.identity import Identity as Identity
+    from securefed.crypto.identity import Roster as Roster
     from securefed.federation import Result as Result
     from securefed.federation import resume as resume
     from securefed.federation import run as run
-    from securefed.crypto.identity import Identity as Identity
-    from securefed.crypto.identity import Roster as Roster
     from securefed.layout import Layout as Layout
     from securefed.privacy.ledger import Ledger as Ledger
     from securefed.protect.ckks import CKKSClient as CKKSClient
     from securefed.protect.ckks import CKKSKeyHolder as CKKSKeyHolder
     from securefed.protect.ckks import CKKSServer as CKKSServer
+    from securefed.protect.masking import Masking as Masking
     from securefed.protect.masking import MaskingClient as MaskingClient
     from securefed.protect.masking import MaskingServer as MaskingServer
-    from securefed.protect.masking import Masking as Masking
     from securefed.protect.plain import Plain as Plain
     from securefed.sessions import ClientSession as ClientSession
     from securefed.sessions import ServerSession as ServerSession

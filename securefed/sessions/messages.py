@@ -213,7 +213,8 @@ class Answer:
             texts = [r.blob(most).decode("utf-8", "replace") for most in (64, 256, 1024)]
             r.finish()
             return cls(offer, refusal=(texts[0], texts[1], texts[2]))
-        head, links = None, ()
+        head: Head | None = None
+        links: tuple[bytes, ...] = ()
         if r.u8():
             head = Head(r.u64(), r.raw(DIGEST))
             links = tuple(r.raw(DIGEST) for _ in range(r.count(MOST_LINKS, DIGEST)))

@@ -72,10 +72,11 @@ class Cast:
         return np.full(D, (k + 1) / 8 + round, np.float32)
 
     def play(
-        self, round: int, model: Any = None, *, clients: Any = None, gone: Mapping[int, str] = {}
-    ) -> Output:  # noqa: B006
+        self, round: int, model: Any = None, *, clients: Any = None, gone: Mapping[int, str] | None = None
+    ) -> Output:
         """One round to its end; `gone` maps a client to the step in which its connection breaks."""
         model = np.zeros(D, np.float32) if model is None else model
+        gone = gone or {}
         broken: set[int] = set()
         queue: deque[Message] = deque()
         output = self.server.begin(round, model, range(self.n) if clients is None else clients)
