@@ -76,7 +76,7 @@ def follow(head: Head, links: Sequence[bytes]) -> Head:
 def grow(connection: sqlite3.Connection, kind: str, ref: str | int) -> None:
     """Adds the link of a record that this transaction has just written."""
     head, nonce = read_head(connection), secrets.token_bytes(16)
-    link = _link(connection, head.count + 1, kind, str(ref), nonce)
+    link = link_of(head.count + 1, nonce, kind, _record(connection, kind, str(ref)))
     after = follow(head, [link])
     connection.execute(
         "INSERT INTO chain VALUES (?, ?, ?, ?, ?, ?)",
@@ -117,7 +117,7 @@ def check_chain(connection: sqlite3.Connection) -> None:
     for number, kind, ref, nonce, link, digest in rows:
         after = follow(head, [bytes(link)])
         fits = number == after.count and after.digest == bytes(digest)
-        if not fits or _link(connection, number, kind, ref, bytes(nonce)) != bytes(link):
+        if not fits or link_of(number, bytes(nonce), kind, _record(connection, kind, ref)) != bytes(link):
             raise PrivacyError(
                 f"the privacy ledger was changed by hand: entry {head.count + 1} of its chain ({kind} {ref}) does not "
                 "fit its record; restore the newest copy"
@@ -146,12 +146,18 @@ def _check_complete(connection: sqlite3.Connection) -> None:
             )
 
 
-def _link(connection: sqlite3.Connection, number: int, kind: str, ref: str, nonce: bytes) -> bytes:
+def _record(connection: sqlite3.Connection, kind: str, ref: str) -> list[Any]:
+    """The fields that a link stands for; of a run also its shards."""
     record: list[Any] = list(connection.execute(_RECORDS[kind], (ref,)).fetchone() or ())
     if kind == "run":
         shards = "SELECT client, digest, records FROM shards WHERE run = ? ORDER BY client"
         record.append([list(row) for row in connection.execute(shards, (ref,))])
-    text = json.dumps([kind, record], separators=(",", ":"), ensure_ascii=True)
+    return record
+
+
+def link_of(number: int, nonce: bytes, kind: str, record: Sequence[Any]) -> bytes:
+    """The link of the record with this number in the chain."""
+    text = json.dumps([kind, list(record)], separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(_LINK + number.to_bytes(8, "little") + nonce + text.encode()).digest()
 
 
