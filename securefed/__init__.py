@@ -29,6 +29,8 @@ from securefed.errors import SuspiciousModelError as SuspiciousModelError
 if TYPE_CHECKING:
     from securefed.config import Config as Config
     from securefed.config import load_config as load_config
+    from securefed.crypto.identity import Identity as Identity
+    from securefed.crypto.identity import Roster as Roster
     from securefed.federation import Result as Result
     from securefed.federation import resume as resume
     from securefed.federation import run as run
@@ -37,8 +39,13 @@ if TYPE_CHECKING:
     from securefed.protect.ckks import CKKSClient as CKKSClient
     from securefed.protect.ckks import CKKSKeyHolder as CKKSKeyHolder
     from securefed.protect.ckks import CKKSServer as CKKSServer
+    from securefed.protect.masking import Masking as Masking
     from securefed.protect.masking import MaskingClient as MaskingClient
     from securefed.protect.masking import MaskingServer as MaskingServer
+    from securefed.protect.plain import Plain as Plain
+    from securefed.sessions import ClientSession as ClientSession
+    from securefed.sessions import ServerSession as ServerSession
+    from securefed.sessions import Terms as Terms
     from securefed.sums import SecureSum as SecureSum
     from securefed.sums import secure_sum as secure_sum
     from securefed.types import Update as Update
@@ -56,25 +63,32 @@ __all__ = [
     "CKKSServer",
     "BudgetExceeded",
     "CheckpointError",
+    "ClientSession",
     "Config",
     "ConfigError",
     "DataError",
     "DivergedError",
+    "Identity",
     "Layout",
     "Ledger",
+    "Masking",
     "MaskingClient",
     "MaskingServer",
     "ModelError",
+    "Plain",
     "PolicyRefusal",
     "PrivacyError",
     "Private",
     "PrivateTrainer",
     "ProtocolError",
     "Result",
+    "Roster",
     "SecureFedError",
     "SecureSum",
     "SelfCheckError",
+    "ServerSession",
     "SuspiciousModelError",
+    "Terms",
     "Update",
     "View",
     "__version__",
@@ -90,15 +104,22 @@ _HOME = {
     "CKKSClient": "securefed.protect.ckks",
     "CKKSKeyHolder": "securefed.protect.ckks",
     "CKKSServer": "securefed.protect.ckks",
+    "ClientSession": "securefed.sessions",
     "Config": "securefed.config",
+    "Identity": "securefed.crypto.identity",
     "Layout": "securefed.layout",
     "Ledger": "securefed.privacy.ledger",
+    "Masking": "securefed.protect.masking",
     "MaskingClient": "securefed.protect.masking",
     "MaskingServer": "securefed.protect.masking",
+    "Plain": "securefed.protect.plain",
     "Private": "securefed.wrapping.private",
     "PrivateTrainer": "securefed.wrapping.trainer",
     "Result": "securefed.federation",
+    "Roster": "securefed.crypto.identity",
     "SecureSum": "securefed.sums",
+    "ServerSession": "securefed.sessions",
+    "Terms": "securefed.sessions",
     "Update": "securefed.types",
     "View": "securefed.types",
     "federate": "securefed.wrapping.federate",

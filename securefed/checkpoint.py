@@ -19,6 +19,7 @@ import numpy as np
 
 from securefed.algorithms.server_optimizer import Moments
 from securefed.errors import CheckpointError
+from securefed.privacy.chain import Head
 from securefed.types import Vector
 
 VERSION = 1
@@ -38,6 +39,7 @@ class State:
         rule: the aggregation rule's memory, named vectors (a rule without memory has none).
         best, stale: the best watched metric so far and evaluations since, for `stop.patience`.
         charges: reservations in the site's ledger so far; one with fewer has forgotten something.
+        ledger: head of the site's ledger as text; one that does not go on from it was rolled back.
         mib_up, mib_down, seconds: totals so far, for the report.
         metrics, client_metrics: the last evaluation.
     """
@@ -50,6 +52,7 @@ class State:
     best: float | None = None
     stale: int = 0
     charges: int = 0
+    ledger: str = ""
     mib_up: float = 0.0
     mib_down: float = 0.0
     seconds: float = 0.0
@@ -58,12 +61,28 @@ class State:
     average: Vector | None = field(default=None, repr=False)
 
     @property
+    def seen(self) -> Head | None:
+        """The head of the ledger that this state was saved under; None from before there was a chain."""
+        return Head.parse(self.ledger) if self.ledger else None
+
+    @property
     def handed_out(self) -> Vector:
         """The model that is measured and saved; training goes on from `vector`."""
         return self.vector if self.average is None else self.average
 
 
-_FACTS = ("round", "best", "stale", "charges", "mib_up", "mib_down", "seconds", "metrics", "client_metrics")
+_FACTS = (
+    "round",
+    "best",
+    "stale",
+    "charges",
+    "ledger",
+    "mib_up",
+    "mib_down",
+    "seconds",
+    "metrics",
+    "client_metrics",
+)
 
 
 def save_state(folder: Path, state: State, identity: Mapping[str, str]) -> Path:
@@ -144,7 +163,8 @@ def _state(tree: dict[str, Any], data: bytes) -> State:
     arrays = load(data)
     local = {int(k.removeprefix("local.")): v for k, v in arrays.items() if k.startswith("local.")}
     rule = {k.removeprefix("rule."): v for k, v in arrays.items() if k.startswith("rule.")}
-    facts = {name: tree[name] for name in _FACTS}
+    facts = {name: tree[name] for name in _FACTS if name != "ledger"}
+    facts["ledger"] = tree.get("ledger", "")  # checkpoints from before the chain have none
     facts["client_metrics"] = {int(k): v for k, v in facts["client_metrics"].items()}
     none = Moments.zeros(arrays["vector"].size)
     moments = Moments(arrays.get("first", none.first), arrays.get("second", none.second))

@@ -42,7 +42,15 @@ class BudgetExceeded(PrivacyError):
 
 
 class PolicyRefusal(PrivacyError):
-    """A job that this site's policy forbids; the message names the line."""
+    """A job that this site's policy forbids; the message names the line.
+
+    Attributes:
+        key: the limit, such as "max_epsilon". place: file:line. words: the reason without the folder, to tell others.
+    """
+
+    def __init__(self, message: str, key: str = "", place: str = "", words: str = "") -> None:
+        super().__init__(message)
+        self.key, self.place, self.words = key, place, words or message
 
 
 class SelfCheckError(PrivacyError):

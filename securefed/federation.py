@@ -128,7 +128,9 @@ def resume(
     state = load_state(path, {"run": run_id, **assembly.identity})
     if assembly.config.private:
         with Ledger.site() as ledger:
-            ledger.require(run_id, 0 if state is None else state.charges)
+            ledger.require(
+                run_id, 0 if state is None else state.charges, None if state is None else state.seen
+            )
     with _opened(assembly, path, run_id, entropy) as federation:
         return federation.play(state, trackers, stop_flag)
 
@@ -306,9 +308,11 @@ class Federation:
         return time.monotonic() - self._saved >= 1 if every == 0 else round % every == 0
 
     def _save(self, state: State) -> None:
-        charges = 0 if self.ledger is None else self.ledger.charges(self.run_id)
-        save_state(self.folder, replace(state, charges=charges), self.identity)
-        if self.ledger is not None:
+        if self.ledger is None:
+            save_state(self.folder, state, self.identity)
+        else:
+            charges, head = self.ledger.charges(self.run_id), str(self.ledger.head())
+            save_state(self.folder, replace(state, charges=charges, ledger=head), self.identity)
             self.ledger.clear_outbox(self.run_id, state.round)
         if isinstance(self.server.mechanism, StepRelease):
             self.server.mechanism.forget(state.round)

@@ -75,7 +75,14 @@ class Parts:
         self.engine: Engine = self._make_engine()
         self.identity = {"run": run_id, **assembly.identity}
         self.server = Rounds(
-            run_id, self.protection, self.rule, self.mechanism, entropy, config.seed, self.clip
+            run_id,
+            self.protection,
+            self.rule,
+            self.mechanism,
+            entropy,
+            config.seed,
+            self.clip,
+            ledger=self.ledger,
         )
         self.liars = Liars.of(config, len(assembly.shards))
 

@@ -17,6 +17,7 @@ from securefed.engine.exchange import exchange
 from securefed.errors import BudgetExceeded
 from securefed.layout import Layout, vector_digest
 from securefed.privacy.distributed_release import DistributedRelease
+from securefed.privacy.heads import heads_digest
 from securefed.privacy.moving_clip import MovingClip
 from securefed.privacy.server_mechanism import ServerMechanism
 from securefed.privacy.shared_release import SharedRelease
@@ -26,6 +27,8 @@ from securefed.types import Aggregator, Collected, Protection, RoundContext, Rou
 
 if TYPE_CHECKING:
     from securefed.factors import AdapterSpace
+    from securefed.privacy.chain import Head
+    from securefed.privacy.ledger import Ledger
 
 Train = Callable[[], list[ClientOutcome]]
 """Lets the cohort train; called at most once a round, after the server's own spend is on disk."""
@@ -41,6 +44,7 @@ class Rounds:
         seed: of the experiment, for rules that draw.
         clip: of whole updates, where it moves; its bits travel behind the updates.
         rule_state: what a rule with memory carries from round to round.
+        ledger: the site's, whose head enters what the round's messages are signed over; None without DP.
     """
 
     run: str
@@ -51,6 +55,8 @@ class Rounds:
     seed: int = 0
     clip: MovingClip | None = None
     rule_state: Any = field(default=None, repr=False)
+    ledger: Ledger | None = None
+    _seen: Head | None = field(default=None, repr=False)
 
     def play(
         self,
@@ -76,7 +82,25 @@ class Rounds:
                 step has too little noise. Under a mechanism of the server's own, a client that refuses counts as
                 zero instead.
             ProtocolError: the protocol aborted, or nobody's update survived.
+            PrivacyError: the ledger was rolled back or rewritten since the last round.
         """
+        if self.ledger is not None and self._seen is not None:
+            self.ledger.check_grown(self._seen)
+        played = self._play(round, shared, model, chosen, train, weights, space)
+        if self.ledger is not None:
+            self._seen = self.ledger.head()
+        return played
+
+    def _play(
+        self,
+        round: int,
+        shared: Layout,
+        model: Vector,
+        chosen: tuple[int, ...],
+        train: Train,
+        weights: tuple[float, ...] | None,
+        space: AdapterSpace | None,
+    ) -> tuple[Vector, Collected, list[ClientOutcome]]:
         if self.mechanism is not None and (stored := self.mechanism.stored(round)) is not None:
             return stored, nobody(shared.size), []
         own = None if isinstance(self.mechanism, StepRelease) else self.mechanism
@@ -130,9 +154,14 @@ class Rounds:
             layout_digest=shared.digest,
             model_digest=vector_digest(model),
             weights=weights,
+            ledgers=self._heads(chosen),
         )
         updates = {o.client: _as_sent(o.update) for o in outcomes if o.update is not None}
         return exchange(self.protection, parameters, updates, self.entropy)
+
+    def _heads(self, chosen: tuple[int, ...]) -> str:
+        """In one process all clients are one site, with one ledger."""
+        return "" if self.ledger is None else heads_digest(dict.fromkeys(chosen, self.ledger.head()))
 
 
 def _as_sent(update: Update) -> Update:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from securefed.crypto.entropy import Entropy
+    from securefed.crypto.identity import Identity, Roster
     from securefed.factors import AdapterSpace
 
 Vector = NDArray[np.float32]
@@ -68,6 +69,8 @@ class RoundParameters:
         model_digest: the global model the cohort trains from (`layout.vector_digest`).
         weights: the clients' weights in their order where they are public constants (under DP always);
             None where a weight is the client's own secret or travels with its update.
+        ledgers: digest over the heads of the cohort's privacy ledgers (`privacy.heads.heads_digest`), hex; empty
+            where nobody keeps one. Whatever is signed in the round is signed over it.
     """
 
     run: str
@@ -77,6 +80,7 @@ class RoundParameters:
     layout_digest: str
     model_digest: str
     weights: tuple[float, ...] | None = None
+    ledgers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +188,26 @@ class PerRun(Protocol):
     def open(self, run: str, clients: Sequence[int], entropy: Entropy) -> Protection:
         """The protection with fresh keys for these clients and their server."""
         ...
+
+
+@runtime_checkable
+class Joinable(Protocol):
+    """A protection that one party can run alone on its own machine, `securefed.sessions`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def join(self, party: int, identity: Identity, roster: Roster, entropy: Entropy) -> Protection:
+        """The protection as this party (`SERVER`, or a client's id) plays it for a whole run."""
+        ...
+
+
+@runtime_checkable
+class Awaiting(Protocol):
+    """A server session that says whose answers its step still lacks, so that nobody is waited for in vain."""
+
+    @property
+    def awaited(self) -> frozenset[int]: ...
 
 
 class HelperSession(Protocol):

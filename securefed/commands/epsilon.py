@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A run, and how to ask."""
     parser.add_argument("run", help="a result folder, or the run's id")
     parser.add_argument("--delta", type=float, help=f"default: the job's, {DELTA:g} for an id")
+    parser.add_argument(
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="also write this site's whole ledger as JSON, for an auditor",
+    )
     parser.add_argument("--client", type=int, metavar="K", help="say also what client K has spent")
     parser.add_argument(
         "--accountant", choices=("pld", "prv", "rdp"), help="default: the job's, pld for an id"
@@ -38,6 +44,9 @@ def play(args: argparse.Namespace) -> int:
     with Ledger.site() as ledger:
         view = ledger.run_view(run)
         _known(ledger, args.run, run)
+        if args.export is not None:
+            ledger.check()
+            ledger.export(args.export)
         statement = view.statement(delta, accountant)
         one = None if args.client is None else _client(view, args.client, delta, accountant)
     if args.json:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 
 from securefed.errors import BudgetExceeded, PrivacyError
 from securefed.paths import state_dir
+from securefed.privacy import chain
 from securefed.privacy.budget import Budget, fits, refusal
+from securefed.privacy.continuity import Continuity
 from securefed.privacy.events import Accountant, Event, NonPrivate, Unit, from_json, steps_of, to_json
 from securefed.privacy.exposure import exposures, own_events, site_cases, touched, touched_at_site, worst
 from securefed.privacy.records import (
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from securefed.privacy.view import RunView
 
 
-class Ledger:
+class Ledger(Continuity):
     """Records privacy events and answers what they spend. Safe to share between processes and threads.
 
     Args:
@@ -114,6 +116,7 @@ class Ledger:
                 "INSERT INTO shards VALUES (?, ?, ?, ?)",
                 [(run, c, k.digest, k.records) for c, k in shards.items()],
             )
+            chain.grow(connection, "run", run)
 
     def reserve(
         self, *, run: str, client: int, round: int, event: Event, budget: Budget | None = None
@@ -143,7 +146,8 @@ class Ledger:
                 (run, client, round, to_json(event), steps, now()),
             )
             reservation = inserted.lastrowid
-        assert reservation is not None
+            assert reservation is not None
+            chain.grow(connection, "reserve", reservation)
         return reservation
 
     def release_unprotected(self, run: str, shards: Mapping[int, ShardKey], dataset: str) -> None:
@@ -155,10 +159,11 @@ class Ledger:
         with self._store.writing() as connection:
             noted = connection.execute("SELECT 1 FROM reservations WHERE run = ? LIMIT 1", (run,)).fetchone()
             if noted is None:
-                connection.execute(
+                inserted = connection.execute(
                     "INSERT INTO reservations (run, client, round, event, steps, reserved_at) VALUES (?, ?, 0, ?, 0, ?)",
                     (run, min(shards), to_json(NonPrivate()), now()),
                 )
+                chain.grow(connection, "reserve", str(inserted.lastrowid))
 
     def settle(self, reservation: int, *, steps_taken: int, payload: bytes | None = None) -> None:
         """Marks a reservation finished and stores its update for sending, in one transaction; call it
@@ -196,6 +201,7 @@ class Ledger:
                 "UPDATE reservations SET steps_taken = ?, settled_at = ?, payload_digest = ? WHERE id = ?",
                 (steps_taken, now(), digest, reservation),
             )
+            chain.grow(connection, "settle", reservation)
             if payload is None:
                 return
             if _stored(connection, run, client, round) is not None:
@@ -217,38 +223,6 @@ class Ledger:
             connection.execute("DELETE FROM outbox WHERE run = ? AND round < ?", (run, before_round))
 
     # ------------------------------------------------------------------------------------- answers
-
-    def charges(self, run: str) -> int:
-        """How many reservations the run has made; it never falls, so a checkpoint can hold a ledger to it."""
-        with self._store.reading() as connection:
-            count: int = connection.execute(
-                "SELECT count(*) FROM reservations WHERE run = ?", (run,)
-            ).fetchone()[0]
-        return count
-
-    def require(self, run: str, charges: int) -> None:
-        """Raises unless this ledger holds the run with at least that many reservations.
-
-        A run that went on in a ledger which has forgotten a part of it would state too small an epsilon.
-
-        Raises:
-            PrivacyError: the ledger is missing or new, of another site, or older than the run.
-        """
-        known = False
-        if self.path.exists():
-            with self._store.reading() as connection:
-                known = find_run(connection, run) is not None
-        if not known:
-            raise PrivacyError(
-                f"the privacy ledger {self.path} does not know run {run}, so what it spent is lost here; "
-                "set SECUREFED_HOME to where the run began, or restore the ledger"
-            )
-        found = self.charges(run)
-        if found < charges:
-            raise PrivacyError(
-                f"the privacy ledger {self.path} holds {found} reservations of run {run}, which had made {charges}; "
-                "restore the ledger's newest copy"
-            )
 
     def admit(self, *, run: str, client: int, event: Event, budget: Budget) -> None:
         """Raises what `reserve` would raise now; charges nothing."""

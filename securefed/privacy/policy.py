@@ -89,8 +89,12 @@ class Policy:
     def _refuse(self, key: str, what: str) -> None:
         assert self.path is not None
         number, text = _line(self.path, key)
+        place = f"{self.path.name}:{number}"
         raise PolicyRefusal(
-            f"this site's policy forbids {what}: {self.path}, line {number}: {text}; change the job, or ask who owns that file"
+            f"this site's policy forbids {what}: {self.path}:{number}: {text}; change the job, or ask who owns that file",
+            key,
+            place,
+            f"this site's policy forbids {what}: {place}: {text}",
         )
 
 

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from securefed.errors import PrivacyError
+from securefed.privacy import chain
 from securefed.privacy.filesystem import is_local
 
 APPLICATION_ID = 0x5EC0FED1 & 0x7FFFFFFF
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+WITHOUT_CHAIN = 1
 BUSY_TIMEOUT_S = 60.0
 
 # The triggers keep charges append-only: a row is settled once, and never shrinks or disappears.
@@ -46,6 +48,7 @@ CREATE TRIGGER keep_runs BEFORE DELETE ON runs BEGIN SELECT RAISE(ABORT, 'a run 
 CREATE TRIGGER keep_run BEFORE UPDATE ON runs BEGIN SELECT RAISE(ABORT, 'a run is never changed'); END;
 CREATE TRIGGER keep_shards BEFORE DELETE ON shards BEGIN SELECT RAISE(ABORT, 'a shard is never deleted'); END;
 CREATE TRIGGER keep_shard BEFORE UPDATE ON shards BEGIN SELECT RAISE(ABORT, 'a shard is never changed'); END;
+{chain.CREATE}
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
@@ -130,6 +133,7 @@ class Store:
             connection.execute("PRAGMA foreign_keys = ON")
             self._check(connection)  # before anything is written: a file of something else stays untouched
             self._set_journal(connection)
+            _add_chain(connection)
         except BaseException:
             connection.close()
             raise
@@ -152,7 +156,7 @@ class Store:
         identity = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if identity == APPLICATION_ID and version == SCHEMA_VERSION:
+        if identity == APPLICATION_ID and version in (SCHEMA_VERSION, WITHOUT_CHAIN):
             return
         if identity == APPLICATION_ID:
             raise PrivacyError(
@@ -181,6 +185,23 @@ class Store:
                 f"{self.path} is not a readable privacy ledger: {error}; restore it from a backup, a new "
                 "one would forget what was spent"
             ) from None
+
+
+def _add_chain(connection: sqlite3.Connection) -> None:
+    """Brings a ledger of the first version up to date, in one transaction."""
+    if connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if connection.execute("PRAGMA user_version").fetchone()[0] == WITHOUT_CHAIN:
+            for statement in chain.STATEMENTS:
+                connection.execute(statement)
+            chain.adopt(connection)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
 
 
 def _create(path: Path) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from securefed.errors import ProtocolError
 from securefed.protect.drawing import (
@@ -45,6 +45,7 @@ from securefed.types import (
 
 if TYPE_CHECKING:
     from securefed.crypto.entropy import Entropy
+    from securefed.crypto.identity import Identity, Roster
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,12 @@ class Grouped(Masking):
             "Rank of all partitions": f"{rank} equations in {n} updates, however many rounds"
             + ("" if self.whole_groups else ", and one more for every set of drops"),
         }
+
+    def join(self, party: int, identity: Identity, roster: Roster, entropy: Entropy) -> NoReturn:
+        """Raises ProtocolError: the ceremony that draws the groups is played in one process only."""
+        raise ProtocolError(
+            'grouped: its groups are drawn by all parties in one process; over a network use protection "masking"'
+        )
 
     def open(  # type: ignore[override]  # its sessions are groups of masking's, not one of them
         self, run: str, clients: Sequence[int], entropy: Entropy

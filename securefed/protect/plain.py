@@ -24,6 +24,7 @@ from securefed.types import SERVER, Collected, Message, Output, Reveals, RoundPa
 
 if TYPE_CHECKING:
     from securefed.crypto.entropy import Entropy
+    from securefed.crypto.identity import Identity, Roster
 
 _MAGIC, _VERSION = b"SFPL", 2
 _HEADER = struct.Struct("<4sB16sIi32s32sdQ")  # magic, version, run, round, client, layout, model, weight, d
@@ -43,6 +44,10 @@ class Plain:
     @property
     def reveals(self) -> Reveals:
         return "updates"
+
+    def join(self, party: int, identity: Identity, roster: Roster, entropy: Entropy) -> Plain:
+        """The same for one party alone; it keeps nothing from round to round."""
+        return self
 
     def client(self, parameters: RoundParameters, client: int, entropy: Entropy) -> PlainClient:
         return PlainClient(parameters, client)
@@ -97,6 +102,11 @@ class PlainServer:
     _scratch: NDArray[np.float64] | None = field(default=None, repr=False)
     _refused: dict[int, str] = field(default_factory=dict)
     _done: bool = False
+
+    @property
+    def awaited(self) -> frozenset[int]:
+        """Who has not yet sent an update that could be taken."""
+        return frozenset() if self._done else frozenset(self.parameters.clients) - self._weights.keys()
 
     def start(self) -> Output:
         return Output()

@@ -260,7 +260,9 @@ class _Play:
                 ) from None
             found = load_state(folder, self._identity(run))
             if self.ledger is not None:
-                self.ledger.require(run, 0 if found is None else found.charges)
+                self.ledger.require(
+                    run, 0 if found is None else found.charges, None if found is None else found.seen
+                )
             fresh = found or fresh
         key = ShardKey(hashlib.sha256(self.data_id.encode()).hexdigest(), len(self.shards))
         if self.ledger is not None:
@@ -282,7 +284,7 @@ class _Play:
             )
         protection, rule = make_protection(self.config.protection), make_aggregator(self.config.aggregator)
         once = opened(protection, run, range(len(self.shards)), self.entropy)  # keys and groups last a run
-        return Rounds(run, once, rule, mechanism, self.entropy)
+        return Rounds(run, once, rule, mechanism, self.entropy, ledger=self.ledger)
 
     def _admit(self, server: Rounds) -> None:
         """Raises BudgetExceeded where not even one round fits, before a folder is made."""
@@ -310,6 +312,7 @@ class _Play:
         )
         up = sum(collected.bytes_up.values()) / 2**20
         charges = 0 if self.ledger is None else self.ledger.charges(server.run)
+        head = "" if self.ledger is None else str(self.ledger.head())
         new = replace(
             state,
             round=state.round + 1,
@@ -318,6 +321,7 @@ class _Play:
             mib_up=state.mib_up + up,
             seconds=state.seconds + time.perf_counter() - began,
             charges=charges,
+            ledger=head,
         )
         if evaluate is not None and every > 0 and new.round % every == 0:
             new = replace(new, metrics=self._score(evaluate, moved))

@@ -22,6 +22,7 @@ from torch import nn
 
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.errors import CheckpointError, PrivacyError
+from securefed.privacy.chain import Head
 from securefed.privacy.ledger import Ledger
 from securefed.training.dp import DPWork, check_mechanism, per_sample_gradients
 from securefed.wrapping.account import Account, Terms
@@ -159,6 +160,7 @@ class Private:
             "accountant": self.account.terms.budget.accountant,
             "taken": self.steps_taken,
             "charges": self.account.charges(),
+            "ledger": str(self.ledger.head()),
             "identity": identity(self),
         }
 
@@ -181,7 +183,8 @@ class Private:
                 raise CheckpointError(
                     f"the checkpoint has another {key} ({found}, now {value}); resume with the arguments it was started with"
                 )
-        self.ledger.require(str(facts["run"]), int(facts["charges"]))
+        seen = Head.parse(facts["ledger"]) if "ledger" in facts else None  # none before there was a chain
+        self.ledger.require(str(facts["run"]), int(facts["charges"]), seen)
         self._steps.account = Account(self.ledger, str(facts["run"]), self.account.terms, int(facts["taken"]))
 
     def close(self) -> None:

@@ -111,3 +111,46 @@ def test_a_damaged_ledger_is_told_before_a_folder_is_made(home: Path, tmp_path: 
     with pytest.raises(PrivacyError, match="not a readable privacy ledger"):
         run(PRIVATE, folder=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def cut_last_charge() -> None:
+    """Takes the newest charge and its links out with care, so that the file by itself looks whole."""
+    with closing(sqlite3.connect(ledger_file(), isolation_level=None)) as connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        last = connection.execute("SELECT max(id) FROM reservations").fetchone()[0]
+        first = connection.execute("SELECT min(id) FROM chain WHERE ref = ?", (str(last),)).fetchone()[0]
+        connection.execute("DELETE FROM chain WHERE id >= ?", (first,))
+        connection.execute("DELETE FROM outbox")
+        connection.execute("DELETE FROM reservations WHERE id = ?", (last,))
+
+
+def test_a_ledger_cut_and_spent_again_to_the_same_count_is_refused_on_resumption(stopped: Path) -> None:
+    run_id = json.loads((stopped / "run.json").read_text())["run"]
+    cut_last_charge()
+    with Ledger.site() as ledger:
+        before = ledger.charges(run_id)
+        event = ledger.events(run=run_id)[0]
+        reservation = ledger.reserve(run=run_id, client=3, round=1, event=event)
+        ledger.settle(reservation, steps_taken=0)
+        assert ledger.charges(run_id) == before + 1  # as many as the checkpoint asks for
+        ledger.check()  # and nothing that the file itself could tell
+    with pytest.raises(PrivacyError, match="rolled back or rewritten"):
+        resume(stopped)
+
+
+@pytest.mark.parametrize("job", [PRIVATE, CLIENT])
+def test_a_ledger_cut_between_two_rounds_ends_the_run(
+    job: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    class Cheat(StopAfter):
+        def is_set(self) -> bool:
+            if not self.done:
+                cut_last_charge()
+            self.done = True
+            return False
+
+        done = False
+
+    with pytest.raises(PrivacyError, match="rolled back or rewritten"):
+        run(job, folder=tmp_path / "out", stop_flag=Cheat(99))

@@ -95,5 +95,5 @@ class CKKSRound:
         parts.append(struct.pack(f"<?{len(weights)}d", b.weights is not None, *weights))
         parts.append(struct.pack("<ddd", self.error, self.value_range, self.max_weight))
         parts.append(struct.pack("<III", self.flooding, self.flooding_rounds, self.min_survivors))
-        parts.append(struct.pack("<d", self.encrypted_share) + self.roster)
+        parts.append(struct.pack("<d", self.encrypted_share) + self.roster + bytes.fromhex(b.ledgers))
         return hashlib.sha256(b"securefed ckks round parameters" + b"".join(parts)).digest()

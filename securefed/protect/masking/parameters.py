@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast, get_args
 
@@ -105,7 +105,13 @@ class MaskingParameters:
             w.f64(weight)
         w.raw(self.roster).u8(self.bits).u32(self.levels).f64(self.value_range).f64(self.max_weight)
         w.u32(self.k).u32(self.threshold).u32(self.quorum).u32(self.min_survivors)
-        return w.f64(self.max_clipped_share).text(self.cipher).blob(self.codec).finish()
+        return (
+            w.f64(self.max_clipped_share)
+            .text(self.cipher)
+            .blob(self.codec)
+            .blob(bytes.fromhex(b.ledgers))
+            .finish()
+        )
 
     @classmethod
     def decode(cls, payload: bytes, model_digest: str) -> MaskingParameters:
@@ -137,6 +143,7 @@ class MaskingParameters:
             _cipher(r.text(16)),
             r.blob(MOST_CODEC),
         )
+        found = replace(found, base=replace(base, ledgers=r.blob(32).hex()))
         r.finish()
         found.validate()
         if found.encode() != payload:

@@ -198,6 +198,10 @@ class Masking:
             self, {k: Party(k, identities[k], KeyPair.generate(entropy), roster) for k in ids}, roster
         )
 
+    def join(self, party: int, identity: Identity, roster: Roster, entropy: Entropy) -> OpenMasking:
+        """The same for one party alone, as it runs on that party's own machine; a fresh transport key."""
+        return OpenMasking(self, {party: Party(party, identity, KeyPair.generate(entropy), roster)}, roster)
+
     def client(self, parameters: RoundParameters, client: int, entropy: Entropy) -> NoReturn:
         raise ProtocolError(
             "masking: its parties need identities; call open(run, clients, entropy) once a run"

@@ -75,12 +75,18 @@ class MaskingServer:
     _statements: dict[int, bytes] = field(default_factory=dict, repr=False)
     _signed: dict[int, bytes] = field(default_factory=dict, repr=False)
     _answered: set[int] = field(default_factory=set, repr=False)
+    _expected: set[int] = field(default_factory=set, repr=False)
+
+    @property
+    def awaited(self) -> frozenset[int]:
+        """Who has not yet answered this step; empty before the start and after the end."""
+        return frozenset() if self.ended is not None else frozenset(self._expected)
 
     def start(self) -> Output:
         """Proposes the round's parameters, signed, to the whole cohort."""
         p = self.parameters
         p.validate()
-        self._expected: set[int] = set(p.base.clients)
+        self._expected = set(p.base.clients)
         self._acc: Words = np.zeros(p.base.size + p.tail, np.uint32)
         return self._broadcast(p.encode(), dict.fromkeys(p.base.clients, ()))
 
