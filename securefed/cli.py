@@ -1,4 +1,4 @@
-"""The command line: `securefed run | resume | report | epsilon | data | doctor`.
+"""The command line: `securefed run | resume | report | epsilon | audit | data | doctor`.
 
 A user's mistake is one line on standard error and exit code 2; an interrupted run exits with 130. Heavy
 libraries are imported when a command is played, so that `--help` answers at once.
@@ -14,11 +14,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from securefed.commands import data, doctor, epsilon, report, resume, run
+from securefed.commands import audit, data, doctor, epsilon, report, resume, run
 from securefed.commands.output import BAD_INPUT, INTERRUPTED, fail
 from securefed.errors import SecureFedError
 
-COMMANDS: dict[str, Any] = {module.NAME: module for module in (run, resume, report, epsilon, data, doctor)}
+COMMANDS: dict[str, Any] = {
+    module.NAME: module for module in (run, resume, report, epsilon, audit, data, doctor)
+}
 OPTIONS = (
     "--help",
     "--version",
@@ -30,6 +32,7 @@ OPTIONS = (
     "--client",
     "--accountant",
     "--force",
+    *audit.OPTIONS,
 )
 
 

@@ -24,7 +24,7 @@ STEPS = (
     {"privacy", "protect", "data", "models", "rows", "gram", "factors", "aggregation"},
     {"training", "algorithms", "tracking"},
     {"assembly", "evaluation", "checkpoint", "chronicle", "engine", "rounds", "grouping"},
-    {"federation", "sums"},
+    {"federation", "sums", "auditing"},
     {"wrapping"},
     {"commands", "doctor", "cli", "__main__", "__init__"},
 )
