@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from securefed.errors import AuditError as AuditError
 from securefed.errors import BudgetExceeded as BudgetExceeded
 from securefed.errors import CheckpointError as CheckpointError
 from securefed.errors import ConfigError as ConfigError
@@ -27,6 +28,7 @@ from securefed.errors import SelfCheckError as SelfCheckError
 from securefed.errors import SuspiciousModelError as SuspiciousModelError
 
 if TYPE_CHECKING:
+    from securefed.auditing import audit as audit
     from securefed.config import Config as Config
     from securefed.config import load_config as load_config
     from securefed.crypto.identity import Identity as Identity
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AuditError",
     "CKKSClient",
     "CKKSKeyHolder",
     "CKKSServer",
@@ -92,6 +95,7 @@ __all__ = [
     "Update",
     "View",
     "__version__",
+    "audit",
     "federate",
     "load_config",
     "make_private",
@@ -122,6 +126,7 @@ _HOME = {
     "Terms": "securefed.sessions",
     "Update": "securefed.types",
     "View": "securefed.types",
+    "audit": "securefed.auditing",
     "federate": "securefed.wrapping.federate",
     "load_config": "securefed.config",
     "make_private": "securefed.wrapping.private",

@@ -1,4 +1,4 @@
-"""The command line: `securefed run | resume | report | bench | epsilon | data | doctor`.
+"""The command line: `securefed run | resume | report | bench | epsilon | audit | data | doctor`.
 
 A user's mistake is one line on standard error and exit code 2; an interrupted run exits with 130. Heavy
 libraries are imported when a command is played, so that `--help` answers at once.
@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from securefed.commands import bench, data, doctor, epsilon, report, resume, run
+from securefed.commands import audit, bench, data, doctor, epsilon, report, resume, run
 from securefed.commands.output import BAD_INPUT, INTERRUPTED, fail
 from securefed.errors import SecureFedError
 
 COMMANDS: dict[str, Any] = {
-    module.NAME: module for module in (run, resume, report, bench, epsilon, data, doctor)
+    module.NAME: module for module in (run, resume, report, bench, epsilon, audit, data, doctor)
 }
 OPTIONS = (
     "--help",
@@ -38,6 +38,7 @@ OPTIONS = (
     "--resume",
     "--dry-run",
     "--yes",
+    *audit.OPTIONS,
 )
 
 

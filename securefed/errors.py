@@ -63,3 +63,7 @@ class ProtocolError(SecureFedError):
 
 class CheckpointError(SecureFedError):
     """A run folder that cannot be resumed or must not be overwritten."""
+
+
+class AuditError(SecureFedError, ValueError):
+    """Something that cannot be audited: states that do not belong together, quantized weights, unreadable candidates."""

@@ -58,6 +58,19 @@ def is_path(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None and not name.startswith("hub:")
 
 
+def load(path: str) -> Any:
+    """What "package.module:name" of an outer package is: the core knows those by name only.
+
+    Raises:
+        ConfigError: that package is not installed.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{module} is not installed ({error.name}); install the whole wheel") from None
+
+
 def find_class(kind: str, name: str, table: Mapping[str, str]) -> type[Any]:
     """The class behind a name of `table`, of an outer package's dict, or "package.module:Class".
 

@@ -36,7 +36,7 @@ STEPS = (
         "sessions",
     },
     {"cohorts", "judging"},
-    {"federation", "sums"},
+    {"federation", "sums", "auditing"},
     {"wrapping"},
     {"commands", "doctor", "cli", "__main__", "__init__"},
 )

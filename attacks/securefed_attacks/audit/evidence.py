@@ -1,0 +1,199 @@
+"""What every view shows of the candidates: losses, cosines and shadows, measured once and shared by all attacks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from securefed.models.adapters import layer_index
+from securefed_attacks.audit.candidates import Candidates
+from securefed_attacks.audit.captured import Captured
+from securefed_attacks.audit.clock import Clock
+from securefed_attacks.audit.columns import Column
+from securefed_attacks.audit.recipe import Recipe
+from securefed_attacks.audit.replay import Replay
+from securefed_attacks.audit.states import Tensors
+from securefed_attacks.audit.target import Target
+from securefed_attacks.lira import halves
+from securefed_attacks.membership import Evidence
+from securefed_attacks.update_cosine import update_cosine
+
+Floats = NDArray[np.float64]
+PROBE = 3
+"""Records whose gradients are timed before all are asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Evidence of every view, what each layer contributes, and what was not measured and why.
+
+    Attributes:
+        layers: layer -> (n,), its part of the cosine on the first view of the first round. rounds: (r, n),
+            the cosine of each round by itself. share: layer -> its share of the update's squared norm.
+    """
+
+    evidence: Mapping[str, Evidence]
+    layers: Mapping[str, Floats] = field(default_factory=dict)
+    rounds: Floats | None = field(default=None, repr=False)
+    share: Mapping[str, float] = field(default_factory=dict)
+    not_made: Mapping[str, str] = field(default_factory=dict)
+
+
+def measure(
+    target: Target,
+    rounds: Sequence[tuple[Captured, Sequence[Column]]],
+    recipe: Recipe,
+    candidates: Candidates,
+    clock: Clock,
+    shadows: int,
+    seed: int,
+) -> Measured:
+    """Asks the model about every candidate, view by view; what does not fit the time budget is left out by name."""
+    not_made: dict[str, str] = {}
+    first, last = rounds[0][0], rounds[-1]
+    made = [c for c in last[1] if c.update is not None]
+    clock.tell("losses before the round")
+    reference = target.score(first.before.tensors)
+    after = {}
+    for column in made:
+        clock.tell(f"losses, {column.name}")
+        after[column.name] = target.score(column.after(last[0].before.tensors))
+    cosines, layers = _cosines(target, rounds, clock, not_made)
+    trained = _shadows(target, first, recipe, candidates, clock, shadows, seed, len(rounds), not_made)
+    evidence = {
+        c.name: Evidence(
+            loss=after[c.name].loss,
+            reference=reference.loss if c.shows_update else None,
+            cosine=cosines.get(c.name) if c.shows_update else None,
+            confidence=after[c.name].confidence,
+            shadows=None if trained is None else trained[0],
+            included=None if trained is None else trained[1],
+        )
+        for c in made
+    }
+    seen = next((c for c in rounds[0][1] if c.update is not None and c.shows_update), None)
+    by_round = cosines.get(seen.name) if seen is not None else None
+    share = {} if seen is None or seen.update is None else _norm_share(seen.update)
+    return Measured(evidence, layers, by_round, share, not_made)
+
+
+def _cosines(
+    target: Target,
+    rounds: Sequence[tuple[Captured, Sequence[Column]]],
+    clock: Clock,
+    not_made: dict[str, str],
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """View -> (r, n), and for the first view of the first round layer -> (n,)."""
+    found: dict[str, list[Floats]] = {}
+    layers: dict[str, Floats] = {}
+    for number, (captured, made) in enumerate(rounds):
+        names = target.trainable(captured.names)
+        seen = [c for c in made if c.update is not None and c.shows_update]
+        if not names or not seen:
+            continue
+        if not clock.allows(_gradient_seconds(target, captured, names), f"gradients of round {number + 1}"):
+            not_made["update cosine"] = "the time budget; see what was left out"
+            break
+        clock.tell(f"gradients of {len(target)} records" + (f", round {number + 1}" if number else ""))
+        rows = [_flat(c.update or {}, captured.before.tensors, names) for c in seen]
+        groups = _layers(names) if number == 0 else {}
+        rows += [
+            _flat({n: (seen[0].update or {})[n] for n in g}, captured.before.tensors, names)
+            for g in groups.values()
+        ]
+        gradients = (
+            _flat(g, captured.before.tensors, names)
+            for g in target.gradients(captured.before.tensors, names, np.arange(len(target)))
+        )
+        cosine = update_cosine(gradients, torch.stack(rows))
+        for column, row in zip(seen, cosine, strict=False):
+            found.setdefault(column.name, []).append(row)
+        for k, layer in enumerate(groups):
+            layers[layer] = cosine[len(seen) + k]
+    return {n: np.stack(rows) for n, rows in found.items()}, layers
+
+
+def _gradient_seconds(target: Target, captured: Captured, names: Sequence[str]) -> float:
+    began = time.monotonic()
+    few = np.linspace(0, len(target) - 1, min(PROBE, len(target))).astype(np.int64)
+    for _ in target.gradients(captured.before.tensors, names, few):
+        pass
+    return (time.monotonic() - began) / max(1, len(few)) * len(target)
+
+
+def _flat(tensors: Mapping[str, torch.Tensor], like: Tensors, names: Sequence[str]) -> torch.Tensor:
+    """One vector over `names`; zeros where a tensor is not given."""
+    return torch.cat([(tensors[n] if n in tensors else torch.zeros_like(like[n])).reshape(-1) for n in names])
+
+
+def _layers(names: Sequence[str]) -> dict[str, list[str]]:
+    """Layer -> its tensors: by number where names have one, by module where not."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        index = layer_index(name)
+        key = f"layer {index}" if index is not None else name.rpartition(".")[0] or name
+        found.setdefault(key, []).append(name)
+    return found
+
+
+def _norm_share(update: Tensors) -> dict[str, float]:
+    squares = {
+        k: sum(float(update[n].double().square().sum()) for n in g) for k, g in _layers(list(update)).items()
+    }
+    total = sum(squares.values()) or 1.0
+    return {k: v / total for k, v in squares.items()}
+
+
+def _shadows(
+    target: Target,
+    captured: Captured,
+    recipe: Recipe,
+    candidates: Candidates,
+    clock: Clock,
+    count: int,
+    seed: int,
+    rounds: int,
+    not_made: dict[str, str],
+) -> tuple[Floats, NDArray[np.bool_]] | None:
+    """(confidences (s, n), which records each was trained on); None, with the reason, where they are not affordable."""
+    replay = Replay(target, captured.before.tensors, target.trainable(captured.names), recipe)
+    lacks = replay.missing()
+    why = (
+        "shadows repeat one round, and several were handed over"
+        if rounds > 1
+        else f"shadows need {', '.join(lacks)}"
+        if lacks
+        else "shadows repeat a single client's training, and a sum or a final model was captured"
+        if recipe.observed in ("sum", "final")
+        else "no shadows were asked for"
+        if count < 4
+        else ""
+    )
+    if why:
+        not_made["LiRA"] = why
+        return None
+    rows = np.arange(len(target))
+    began = time.monotonic()
+    target.score(captured.before.tensors)
+    each = replay.seconds(rows) + time.monotonic() - began
+    affordable = count if clock.left == float("inf") else int(0.7 * clock.left / max(each, 1e-9)) // 2 * 2
+    if affordable < 4:
+        clock.allows(4 * each / 0.7, "LiRA with at least 4 shadows")
+        not_made["LiRA"] = "the time budget does not hold 4 shadows"
+        return None
+    if affordable < count:
+        clock.left_out.append(f"LiRA has {affordable} of {count} shadows, about {each:.1f} s each")
+    count = min(count, affordable)
+    included = halves(count, len(target), np.random.default_rng([seed, 0x5AD0]))
+    found = []
+    for k in range(count):
+        clock.tell(f"shadow {k + 1} of {count}")
+        update = replay.update(np.flatnonzero(included[k]), seed + k)
+        state = {**captured.before.tensors, **{n: captured.before.tensors[n] + u for n, u in update.items()}}
+        found.append(target.score(state).confidence)
+    return np.stack(found), included

@@ -1,0 +1,5 @@
+from securefed.tracking import html
+
+
+def render(report):
+    return html.page("audit", [html.preformatted(report.text())])

@@ -1,0 +1,91 @@
+"""The recipe played again on other records: shadows, the wrong-update control, other clients of a sum."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from securefed_attacks.audit.recipe import Recipe
+from securefed_attacks.audit.states import Tensors
+from securefed_attacks.audit.target import Target
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "rmsprop")
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """A recipe bound to a model and to the state that the round began from.
+
+    Attributes:
+        names: tensors that train; all others stay as they are.
+    """
+
+    target: Target
+    before: Tensors
+    names: tuple[str, ...]
+    recipe: Recipe
+
+    def missing(self) -> tuple[str, ...]:
+        """What keeps the recipe from being played; empty where nothing does."""
+        lacks = list(self.recipe.to_replay())
+        if self.recipe.optimizer is not None and self.recipe.optimizer.lower() not in OPTIMIZERS:
+            lacks.append(f"an optimizer that can be repeated here ({', '.join(OPTIMIZERS)})")
+        if not self.names:
+            lacks.append("tensors that train")
+        return tuple(lacks)
+
+    def update(self, rows: NDArray[np.int64], seed: int) -> Tensors:
+        """What local training on these records would have sent, new minus old."""
+        recipe = self.recipe
+        assert recipe.steps is not None
+        leaves = {n: self.before[n].detach().clone().requires_grad_() for n in self.names}
+        optimizer = _optimizer(list(leaves.values()), recipe)
+        for batch in _batches(rows, recipe, np.random.default_rng([seed, 0xA0D1])):
+            optimizer.zero_grad()
+            weights = self.target.effective({**self.before, **leaves})
+            self.target.losses(weights, self.target._batch(batch)).mean().backward()
+            optimizer.step()
+        return {n: leaf.detach() - self.before[n] for n, leaf in leaves.items()}
+
+    def seconds(self, rows: NDArray[np.int64]) -> float:
+        """About how long one `update` takes, from one step."""
+        assert self.recipe.steps is not None
+        assert self.recipe.batch_size is not None
+        began = time.monotonic()
+        self.target.gradient(self.before, self.names, rows[: self.recipe.batch_size])
+        return (time.monotonic() - began) * self.recipe.steps
+
+
+def _batches(
+    rows: NDArray[np.int64], recipe: Recipe, rng: np.random.Generator
+) -> Sequence[NDArray[np.int64]]:
+    """`steps` batches, the records shuffled anew each time they have all been used."""
+    assert recipe.steps is not None
+    assert recipe.batch_size is not None
+    size = min(recipe.batch_size, len(rows))
+    found: list[NDArray[np.int64]] = []
+    while len(found) < recipe.steps:
+        order = rng.permutation(rows)
+        found += [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+    return found[: recipe.steps]
+
+
+def _optimizer(leaves: list[torch.Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    assert recipe.optimizer is not None
+    assert recipe.learning_rate is not None
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    name = recipe.optimizer.lower()
+    if name == "sgd":
+        return torch.optim.SGD(leaves, rate, momentum=recipe.momentum, weight_decay=decay)
+    if name == "adamw":
+        return torch.optim.AdamW(leaves, rate, weight_decay=decay)
+    if name == "adam":
+        return torch.optim.Adam(leaves, rate, weight_decay=decay)
+    if name == "adagrad":
+        return torch.optim.Adagrad(leaves, rate, weight_decay=decay)
+    return torch.optim.RMSprop(leaves, rate, weight_decay=decay)

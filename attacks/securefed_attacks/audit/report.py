@@ -1,0 +1,150 @@
+"""What an audit found: one value, its JSON, its words, its page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from securefed.tracking.files import plain, write_json, write_text
+from securefed_attacks.audit.belonging import Belonging
+from securefed_attacks.audit.columns import Column
+from securefed_attacks.audit.epsilon import Epsilon
+from securefed_attacks.audit.exposure import Exposure
+from securefed_attacks.audit.labels import Labels
+from securefed_attacks.audit.mitigation import Trial
+from securefed_attacks.audit.reconstruction import Reconstruction
+from securefed_attacks.audit.verdict import MEANS, Finding, Verdict, at_least, strongest
+
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class AuditReport:
+    """Everything an audit says. No record's text is in it unless it was asked for.
+
+    Attributes:
+        verdict: the strongest of `findings`. facts: what was handed over, in words.
+        columns: the views. missing: what to hand over for more. left_out: what the time budget left out.
+        layers: layer -> (AUC of its part of the update cosine, its share of the update's squared norm).
+        rounds: AUC of the update cosine of each round. texts: the members' tokens, only where asked for.
+    """
+
+    findings: tuple[Finding, ...]
+    facts: Mapping[str, str]
+    columns: tuple[Column, ...] = ()
+    exposure: Exposure | None = None
+    reconstruction: tuple[Reconstruction, ...] = ()
+    labels: Labels | None = None
+    membership: Belonging | None = None
+    epsilon: Epsilon | None = None
+    layers: Mapping[str, tuple[float | None, float]] = field(default_factory=dict)
+    rounds: tuple[float, ...] = ()
+    mitigation: tuple[Trial, ...] = ()
+    warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    seconds: float = 0.0
+    texts: Mapping[int, Sequence[str]] = field(default_factory=dict, repr=False)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The strongest finding: FAIL, LEAKS, UNDERPOWERED or NO EVIDENCE; never "safe"."""
+        return strongest(self.findings)
+
+    def is_at_least(self, bound: str) -> bool:
+        """Whether the verdict is `bound` or worse: what a CI step asks."""
+        return at_least(self.verdict, bound)
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole report as plain JSON types."""
+        tree: dict[str, Any] = plain(_tree(self))
+        return tree
+
+    def text(self) -> str:
+        """The verdict and its reasons, a line each."""
+        lines = [f"{self.verdict}: {MEANS[self.verdict]}"]
+        lines += [
+            f"  {f.verdict:<12} {f.section}{', ' + f.view if f.view else ''}: {f.reason}"
+            for f in self.findings
+        ]
+        lines += [f"  warning      {w}" for w in self.warnings]
+        lines += [f"  missing      {m}" for m in self.missing]
+        lines += [f"  left out     {m}" for m in self.left_out]
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the page (`.html`), or the JSON (`.json`)."""
+        where = Path(path)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        if where.suffix == ".json":
+            write_json(where, self.to_json())
+            return where
+        from securefed_attacks.audit.page import render
+
+        write_text(where, render(self))
+        return where
+
+
+def _tree(report: AuditReport) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "verdict": report.verdict,
+        "meaning": MEANS[report.verdict],
+        "findings": [dataclasses.asdict(f) for f in report.findings],
+        "facts": dict(report.facts),
+        "views": [
+            {
+                "name": c.name,
+                "made": c.update is not None,
+                "why_not": c.why_not,
+                "clients": c.clients,
+                "note": c.note,
+                "norm": c.norm,
+            }
+            for c in report.columns
+        ],
+        "exposure": None if report.exposure is None else dataclasses.asdict(report.exposure),
+        "reconstruction": [_without(dataclasses.asdict(r), "hits") for r in report.reconstruction],
+        "labels": None if report.labels is None else dataclasses.asdict(report.labels),
+        "membership": None if report.membership is None else _membership(report.membership),
+        "epsilon": None if report.epsilon is None else dataclasses.asdict(report.epsilon),
+        "layers": {k: {"auc": a, "norm_share": s} for k, (a, s) in report.layers.items()},
+        "rounds": list(report.rounds),
+        "mitigation": [dataclasses.asdict(t) for t in report.mitigation],
+        "warnings": list(report.warnings),
+        "missing": list(report.missing),
+        "left_out": list(report.left_out),
+        "seconds": report.seconds,
+    }
+
+
+def _membership(found: Belonging) -> dict[str, Any]:
+    return {
+        "members": found.members,
+        "non_members": found.others,
+        "smallest_fpr_asked": found.smallest_fpr,
+        "smallest_fpr_resolvable": 1 / found.others if found.others else None,
+        "smallest_detectable_tpr": found.detectable,
+        "joint_tests": found.tests,
+        "shift": None
+        if found.shift is None
+        else {"shifted": found.shift.shifted, **dataclasses.asdict(found.shift)},
+        "not_made": dict(found.not_made),
+        "results": [
+            {
+                "view": r.view,
+                "attack": r.attack,
+                "auc": dataclasses.asdict(r.auc),
+                "rates": [dataclasses.asdict(a) for a in r.rates],
+                "leaks_at": list(r.leaks),
+            }
+            for r in found.results
+        ],
+    }
+
+
+def _without(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in tree.items() if k != key}

@@ -1,0 +1,161 @@
+"""`audit`: from what was handed over to a report, section by section, within a time budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from securefed.errors import AuditError
+from securefed_attacks.audit.attribution import by_layer, by_round
+from securefed_attacks.audit.base import open_target
+from securefed_attacks.audit.candidates import read_candidates
+from securefed_attacks.audit.captured import capture
+from securefed_attacks.audit.clock import Clock, Progress
+from securefed_attacks.audit.columns import columns
+from securefed_attacks.audit.epsilon import bound_epsilon
+from securefed_attacks.audit.epsilon import judge as judge_epsilon
+from securefed_attacks.audit.mitigation import mitigate
+from securefed_attacks.audit.recipe import Recipe
+from securefed_attacks.audit.reconstruction import judge as judge_reconstruction
+from securefed_attacks.audit.report import AuditReport
+from securefed_attacks.audit.sections import (
+    Given,
+    Rounds,
+    ask_membership,
+    expose_round,
+    facts,
+    gaps,
+    missing,
+    nothing_moved,
+    read_labels,
+    rebuild,
+    texts,
+    warnings,
+)
+from securefed_attacks.audit.states import read_state
+
+
+def audit(
+    before: Any = None,
+    after: Any = None,
+    *,
+    base: Any = None,
+    recipe: Recipe | Mapping[str, Any] | None = None,
+    candidates: Any = None,
+    is_member: Any = None,
+    claimed_epsilon: float | None = None,
+    others: Sequence[Any] = (),
+    tokenizer: Any = None,
+    coins: bool = False,
+    fpr: float = 0.01,
+    shadows: int = 16,
+    time_budget_s: float | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+    show_text: bool = False,
+    text_column: str = "text",
+    label_column: str = "label",
+    member_column: str = "member",
+) -> AuditReport:
+    """What the update between two states tells about the records behind it.
+
+    Works on anything captured anywhere: state dicts, modules, PEFT folders, safetensors or torch files; or
+    lists of them, one pair a round of the same client.
+
+    Args:
+        before, after: the two states. base: the model (a module), a zoo name or a folder; an adapter's own
+            base by default. tokenizer: of a module that reads tokens.
+        recipe: how the update was made (`Recipe`, or a mapping of its fields). Nothing is assumed in its place.
+        candidates: a CSV or JSONL file, texts, or (inputs, labels); is_member: one boolean a record, or the file's column.
+        claimed_epsilon: to be refuted, at recipe.delta. coins: membership was a fair coin for each record.
+        others: other clients' states after the same round, for the sum.
+        fpr: smallest false positive rate that the verdict must judge. shadows: models for LiRA; 0 for none.
+        time_budget_s: what does not fit is left out by name. show_text: print the members' tokens on the page.
+
+    Raises:
+        AuditError: input that cannot be audited: shapes that differ, NaN, quantized weights, another model's base.
+        ModelError: a base that does not exist.
+    """
+    clock = Clock(time_budget_s, progress)
+    _check(claimed_epsilon, fpr, shadows, time_budget_s)
+    made = Recipe.of(recipe)
+    clock.tell("reading")
+    rows = read_candidates(
+        candidates, is_member, text=text_column, label=label_column, member=member_column, coins=coins
+    )
+    rounds = _rounds(before, after, others, made, seed)
+    target = open_target(base, rounds[0][0], rows, made, tokenizer)
+    given = Given(made, rows, rounds, target, clock, claimed_epsilon, fpr, shadows, seed, show_text)
+    return report(given)
+
+
+def _check(claimed: float | None, fpr: float, shadows: int, budget: float | None) -> None:
+    if claimed is not None and not claimed >= 0:
+        raise AuditError(f"claimed_epsilon={claimed!r} must be a number of at least 0")
+    if not 0 < fpr < 1:
+        raise AuditError(f"fpr={fpr!r} must lie strictly between 0 and 1; 0.01 needs 100 non-members")
+    if shadows < 0 or shadows % 2:
+        raise AuditError(f"shadows={shadows} come in pairs, in and out: an even number, 0 for none")
+    if budget is not None and not budget > 0:
+        raise AuditError(f"time_budget_s={budget!r} must be above 0 seconds")
+
+
+def _rounds(before: Any, after: Any, others: Sequence[Any], recipe: Recipe, seed: int) -> Rounds:
+    if before is None or after is None:
+        raise AuditError("two states are needed, before= and after= the round")
+    olds, news = _listed(before), _listed(after)
+    if len(olds) != len(news):
+        raise AuditError(f"one state before and one after each round: found {len(olds)} and {len(news)}")
+    found: Rounds = []
+    for number, (old, new) in enumerate(zip(olds, news, strict=True)):
+        start = read_state(old, "before", lora_alpha=recipe.lora_alpha)
+        captured = capture(start, read_state(new, "after", lora_alpha=recipe.lora_alpha))
+        beside = [
+            capture(start, read_state(o, f"others[{k}]", lora_alpha=recipe.lora_alpha))
+            for k, o in enumerate(others if number == 0 else ())
+        ]
+        generator = torch.Generator().manual_seed(seed + number)
+        found.append((captured, columns(captured, recipe, beside, generator) if captured.names else []))
+    return found
+
+
+def _listed(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def report(given: Given) -> AuditReport:
+    """Every section that the input allows, in order; what it does not allow is named."""
+    if not any(captured.names for captured, _ in given.rounds):
+        return nothing_moved(given)
+    exposure = expose_round(given)
+    rebuilt = rebuild(given, exposure)
+    labels = read_labels(given)
+    measured, found = ask_membership(given)
+    claim = bound_epsilon(found.results if found else (), given.rows, given.claimed, given.recipe)
+    trials = mitigate(given, exposure, rebuilt, found)
+    findings = [
+        *judge_reconstruction(rebuilt),
+        *(found.findings if found else ()),
+        *judge_epsilon(claim),
+    ]
+    given.clock.tell("done")
+    return AuditReport(
+        findings=(*findings, *gaps(given, findings, exposure)),
+        facts=facts(given),
+        columns=tuple(given.rounds[0][1]),
+        exposure=exposure,
+        reconstruction=tuple(rebuilt),
+        labels=labels,
+        membership=found,
+        epsilon=claim,
+        layers={} if measured is None else by_layer(measured, given.rows),
+        rounds=() if measured is None else by_round(measured, given.rows),
+        mitigation=tuple(trials),
+        warnings=warnings(given, found),
+        missing=missing(given),
+        left_out=tuple(dict.fromkeys(given.clock.left_out)),
+        seconds=given.clock.spent,
+        texts=texts(given),
+    )

@@ -1,0 +1,239 @@
+"""The sections of an audit, each made from what was handed over, and the words for what was not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from securefed_attacks.audit import belonging, reconstruction
+from securefed_attacks.audit.base import NoTarget
+from securefed_attacks.audit.belonging import Belonging
+from securefed_attacks.audit.candidates import Candidates
+from securefed_attacks.audit.captured import Captured
+from securefed_attacks.audit.clock import Clock
+from securefed_attacks.audit.columns import Column
+from securefed_attacks.audit.evidence import Measured, measure
+from securefed_attacks.audit.exposure import Exposure, distinct_tokens, expose
+from securefed_attacks.audit.labels import Labels, count_labels
+from securefed_attacks.audit.recipe import Recipe
+from securefed_attacks.audit.reconstruction import Looked, Reconstruction
+from securefed_attacks.audit.replay import Replay
+from securefed_attacks.audit.report import AuditReport
+from securefed_attacks.audit.shift import measure_shift
+from securefed_attacks.audit.states import Tensors
+from securefed_attacks.audit.target import Target
+from securefed_attacks.audit.verdict import Finding
+
+Rounds = list[tuple[Captured, list[Column]]]
+WRONG = "a wrong update"
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What was handed over, read and checked. `rounds`: each round's update and its views."""
+
+    recipe: Recipe
+    rows: Candidates | None = field(repr=False)
+    rounds: Rounds = field(repr=False)
+    target: Target | NoTarget
+    clock: Clock
+    claimed: float | None = None
+    fpr: float = 0.01
+    shadows: int = 16
+    seed: int = 0
+    show_text: bool = False
+
+    @property
+    def members(self) -> Sequence[int]:
+        """Rows of the members."""
+        return [] if self.rows is None else [int(i) for i in self.rows.members]
+
+    @property
+    def others(self) -> Sequence[int]:
+        """Rows of the non-members."""
+        return [] if self.rows is None else [int(i) for i in self.rows.others]
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether the candidates have a loss under this model."""
+        t = self.target
+        return (
+            isinstance(t, Target) and len(t) > 0 and (t.kind == "causal-lm" or t.encoded.labels is not None)
+        )
+
+
+def nothing_moved(given: Given) -> AuditReport:
+    """The report on an update of zeros."""
+    why = "the two states are equal in every tensor: nothing was learned between them, or the wrong files were handed over"
+    return AuditReport(
+        findings=(Finding("UNDERPOWERED", "input", "", why),),
+        facts=facts(given),
+        missing=("two states between which something was trained",),
+        seconds=given.clock.spent,
+    )
+
+
+def expose_round(given: Given) -> Exposure | None:
+    """The leakage budget of the first round; None without a model that reads tokens."""
+    if not isinstance(given.target, Target) or given.target.body is None:
+        return None
+    given.clock.tell("counting unknowns and equations")
+    tokens = len(distinct_tokens(given.target, given.members)) if given.members else None
+    return expose(given.target, given.rounds[0][0], given.recipe, tokens)
+
+
+def rebuild(given: Given, exposure: Exposure | None) -> list[Reconstruction]:
+    """Tokens from every view of the first round, beside the controls; empty where no token can be looked for."""
+    if exposure is None or not exposure.readers or not isinstance(given.target, Target):
+        return []
+    captured, made = given.rounds[0]
+    updates = {c.name: c.update for c in made if c.update is not None and c.shows_update}
+    wrong = _wrong_update(given, captured)
+    if wrong is not None:
+        updates[WRONG] = wrong
+    rows = given.members or list(range(len(given.target)))
+    tokens = given.target.encoded.tokens or ()
+    length = max((len(tokens[i]) for i in rows), default=given.recipe.max_length)
+    looked, _ = reconstruction.look(
+        given.target, exposure, captured.before.tensors, updates, length, given.clock
+    )
+    control: Looked | None = looked.pop(WRONG, None)
+    if not given.members:
+        return []
+    return reconstruction.compare(given.target, looked, control, given.members, given.others)
+
+
+def _wrong_update(given: Given, captured: Captured) -> Tensors | None:
+    """The recipe on as many non-members; None where it cannot be repeated or does not fit the time."""
+    assert isinstance(given.target, Target)
+    if not given.has_loss or not given.others or given.recipe.observed in ("sum", "final"):
+        return None
+    replay = Replay(
+        given.target, captured.before.tensors, given.target.trainable(captured.names), given.recipe
+    )
+    rows = np.asarray(given.others[: max(1, len(given.members))], np.int64)
+    if replay.missing() or not given.clock.allows(replay.seconds(rows), "the wrong-update control"):
+        return None
+    given.clock.tell("training the wrong-update control on non-members")
+    return replay.update(rows, given.seed)
+
+
+def read_labels(given: Given) -> Labels | None:
+    """Class shares from the last layer; None without classes."""
+    if not given.has_loss or not isinstance(given.target, Target):
+        return None
+    captured = given.rounds[0][0]
+    return count_labels(
+        given.target, captured, given.recipe, np.asarray(given.members), np.asarray(given.others)
+    )
+
+
+def ask_membership(given: Given) -> tuple[Measured | None, Belonging | None]:
+    """Every membership attack on every view; (None, None) without losses or without both groups."""
+    rows = given.rows
+    if rows is None or rows.member is None or not given.has_loss or not isinstance(given.target, Target):
+        return None, None
+    if not given.members or not given.others:
+        return None, None
+    given.clock.tell("are members and non-members from one distribution?")
+    shift = measure_shift(rows)
+    measured = measure(given.target, given.rounds, given.recipe, rows, given.clock, given.shadows, given.seed)
+    return measured, belonging.judge(measured.evidence, rows, given.fpr, shift, measured.not_made)
+
+
+def gaps(given: Given, findings: Sequence[Finding], exposure: Exposure | None) -> list[Finding]:
+    """A finding for each section that could not be made at all: UNDERPOWERED, with what is missing."""
+    found = []
+    if not any(f.section == "membership" for f in findings):
+        found.append(Finding("UNDERPOWERED", "membership", "", _why_no_membership(given)))
+    if exposure is not None and exposure.readers and not any(f.section == "reconstruction" for f in findings):
+        why = "candidates that are known to be members are needed to hold the tokens found against"
+        found.append(Finding("UNDERPOWERED", "reconstruction", "", why))
+    return found
+
+
+def _why_no_membership(given: Given) -> str:
+    rows = given.rows
+    if rows is None:
+        return "no candidate records; hand over members and non-members (candidates=, --candidates)"
+    if rows.member is None:
+        return "nobody says which candidates are members; add the column, or is_member="
+    if not given.members or not given.others:
+        return belonging.too_few(len(given.members), len(given.others), given.fpr)
+    if isinstance(given.target, NoTarget):
+        return f"without {given.target.lacks} no record has a loss"
+    return (
+        "the candidates have no loss under this model: labels are missing, or the model has no head (base=)"
+    )
+
+
+def missing(given: Given) -> tuple[str, ...]:
+    """What to hand over for a fuller audit."""
+    found = []
+    if isinstance(given.target, NoTarget):
+        found.append(given.target.lacks)
+    if given.rows is None:
+        found.append("candidate records with membership (candidates)")
+    lacks = given.recipe.to_replay()
+    if lacks:
+        found.append(
+            f"recipe: {', '.join(lacks)} (for the leakage budget, the wrong-update control and shadows)"
+        )
+    return tuple(found)
+
+
+def warnings(given: Given, found: Belonging | None) -> tuple[str, ...]:
+    """What makes the numbers mean something else than they seem to."""
+    told = []
+    if found is not None and found.shift is not None:
+        if found.shift.shifted:
+            told.append(
+                f"members and non-members can be told apart without the model (AUC {found.shift.auc}): "
+                "the membership numbers measure that as well"
+            )
+        if found.shift.duplicates:
+            told.append(
+                f"{found.shift.duplicates} non-members are word for word also members; they count as both"
+            )
+    return tuple(told)
+
+
+def facts(given: Given) -> Mapping[str, str]:
+    """What was handed over, in words."""
+    captured, recipe = given.rounds[0][0], given.recipe
+    known = {
+        "Before": captured.before.source,
+        "After": captured.after.source,
+        "Update": f"{captured.size:,} numbers in {len(captured.names)} tensors moved, {captured.unmoved} tensors did not",
+        "Rounds": str(len(given.rounds)) if len(given.rounds) > 1 else "",
+        "Candidates": ""
+        if given.rows is None
+        else f"{len(given.rows)}: {len(given.members)} members, {len(given.others)} non-members",
+        "Recipe": _recipe(recipe),
+        "Captured as": recipe.observed,
+    }
+    return {k: v for k, v in known.items() if v}
+
+
+def _recipe(recipe: Recipe) -> str:
+    parts = [
+        recipe.optimizer or "optimizer not named",
+        f"{recipe.steps} local steps" if recipe.steps else "steps not named",
+        f"rate {recipe.learning_rate:g}" if recipe.learning_rate else "rate not named",
+        f"batch {recipe.batch_size}" if recipe.batch_size else "batch not named",
+    ]
+    return ", ".join(parts)
+
+
+def texts(given: Given) -> dict[int, list[str]]:
+    """The members' tokens by row, only where they were asked for."""
+    if not given.show_text or not isinstance(given.target, Target) or given.target.encoded.tokens is None:
+        return {}
+    tokenizer, tokens = given.target.tokenizer, given.target.encoded.tokens
+    special = set(tokenizer.all_special_ids)
+    return {
+        row: [tokenizer.decode([int(t)]) for t in tokens[row] if int(t) not in special]
+        for row in given.members
+    }
