@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from securefed_benchmarks.bench.estimates import BySeed, Estimate, mean_interval, worst
-from securefed_benchmarks.bench.store import Row
+from securefed_benchmarks.bench.store import Row as Row
 
 Labels = tuple[tuple[str, Any], ...]
 SHARES = ("accuracy", "best_accuracy", "balanced_accuracy", "f1", "attack_success")
@@ -154,8 +154,8 @@ def _markdown_table(table: Sequence[Line]) -> Iterator[str]:
         seeds = max((len(v) for v in line.values.values()), default=0)
         note = f"{seeds}, {line.failed} failed" if line.failed else str(seeds)
         yield "| " + " | ".join(one.replace("|", "\\|") for one in [*cells, note]) + " |"
-    seeds = [len(v) for line in table for v in line.values.values()]
-    yield "\nMean ± half of the 95 % interval (Student's t over seeds)." + _few(seeds)
+    counts = [len(v) for line in table for v in line.values.values()]
+    yield "\nMean ± half of the 95 % interval (Student's t over seeds)." + _few(counts)
 
 
 def _few(seeds: Sequence[int]) -> str:
