@@ -36,7 +36,7 @@ NAMES = {
     "mib_up": "MiB up",
     "mib_down": "MiB down",
 }
-LESS = ("loss", "refused", "mib_down", "diverged")
+LESS = ("loss", "refused", "mib_up", "mib_down", "diverged", "balanced_accuracy")
 """Kept in the store and the CSV, not in the tables for people."""
 
 
@@ -103,7 +103,8 @@ def shown(score: str, estimate: Estimate | None) -> str:
     if not math.isfinite(mean):
         return "∞" if mean > 0 else "–"
     text = f"{mean:,.{digits}f}"
-    return f"{text} ± {half:,.{digits}f}" if math.isfinite(half) else text
+    known = score in ("bytes_up", "mib_up", "mib_down") and half == 0  # counted, not estimated
+    return text if known or not math.isfinite(half) else f"{text} ± {half:,.{digits}f}"
 
 
 def axes_of(table: Sequence[Line]) -> list[str]:
