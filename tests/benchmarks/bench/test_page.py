@@ -123,6 +123,12 @@ def test_ten_thousand_rows_open_in_two_seconds_and_nothing_is_complained_or_fetc
 
 
 @needs_browser
+def test_the_first_row_lies_below_the_headings(opened: browser.Page) -> None:
+    edge = "document.querySelector('.grid .head').getBoundingClientRect().bottom"
+    assert opened.run(f"document.querySelector('.body .row').getBoundingClientRect().top >= {edge} - 0.5")
+
+
+@needs_browser
 def test_a_heading_sorts_up_and_down(opened: browser.Page) -> None:
     column = titles(opened).index("accuracy, %")
     click = f"document.querySelectorAll('.head button')[{column}].click()"
