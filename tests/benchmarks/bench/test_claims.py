@@ -15,7 +15,7 @@ from securefed_benchmarks.bench.suite import SHIPPED, load_suite
 from tests.benchmarks.bench.suites import row, write
 
 OF = {"grid": "small", "defence": "mean", "attack": "none"}
-SUITES = sorted(p.parent.name for p in SHIPPED[0].glob("*/suite.toml"))
+SUITES = sorted(p.parent.name for p in SHIPPED.glob("*/suite.toml"))
 
 
 def rows(values: list[float], **labels: Any) -> list[Row]:
