@@ -23,7 +23,7 @@ PYTEST_ARGS ?=
 export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo install dev data test test-slow fuzz lint format bench build clean
+.PHONY: help demo install dev data test test-slow fuzz lint format bench bench-suite build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,9 @@ fuzz: dev  ## coverage-guided fuzzing of what reads bytes from others, five minu
 
 bench: dev data  ## the measurements behind the README's numbers
 	for name in $(BENCHES); do $(BIN)/python -m securefed_benchmarks.$$name; done
+
+bench-suite: dev  ## a suite of attacks and defences, with a report (SUITE=quick)
+	$(BIN)/securefed bench $(or $(SUITE),quick) --jobs 2 --resume
 
 build: dev  ## sdist, and the wheel made from it, in dist/
 	$(BIN)/python -m build

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from securefed.errors import ConfigError
 from securefed_benchmarks.bench.estimates import BySeed, Estimate, mean_interval, paired, worst
-from securefed_benchmarks.bench.results import Line
+from securefed_benchmarks.bench.results import SHARES, Line
 from securefed_benchmarks.bench.suite import Suite, refuse_unknown
 
 Verdict = Literal["reproduced", "not reproduced", "underpowered"]
@@ -58,7 +58,20 @@ class Claim:
     def asked(self) -> str:
         """The region in words."""
         sign = {"equal": "", "at least": "≥ ", "at most": "≤ "}[self.direction]
-        return f"{sign}{self.expected:g}" + (f", give or take {self.tolerance:g}" if self.tolerance else "")
+        give = f", give or take {self.unit * self.tolerance:g}" if self.tolerance else ""
+        return f"{sign}{self.unit * self.expected:g}{give}"
+
+    @property
+    def unit(self) -> float:
+        """Shares are told in percent, their differences in points."""
+        return 100.0 if self.score in SHARES and not self.over else 1.0
+
+    @property
+    def unit_name(self) -> str:
+        """The unit in words, behind the score's name."""
+        if self.over:
+            return ", ratio"
+        return "" if self.unit == 1 else ", difference in points" if self.minus else ", %"
 
 
 @dataclass(frozen=True)

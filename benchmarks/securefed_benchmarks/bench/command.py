@@ -18,7 +18,7 @@ from securefed.errors import ConfigError
 from securefed_benchmarks.bench.grid import Only
 from securefed_benchmarks.bench.progress import hours, tell_skipped
 from securefed_benchmarks.bench.runner import Plan, Played, ask_before, bench, describe, plan
-from securefed_benchmarks.bench.suite import Suite, load_suite, seed_list
+from securefed_benchmarks.bench.suite import Suite, find_suite, load_suite, seed_list
 
 
 class Interrupt:
@@ -52,6 +52,7 @@ class Interrupt:
 
 def play(args: argparse.Namespace) -> int:
     """Plays or lists a suite; exit code 1 if a cell failed, 130 after Ctrl-C."""
+    _find_own_code(find_suite(args.suite))
     suite = load_suite(args.suite, None if args.seeds is None else seed_list(args.seeds, "--seeds"))
     only = Only.parse(args.only or [], suite)
     if args.jobs < 1:
@@ -73,6 +74,13 @@ def play(args: argparse.Namespace) -> int:
             f"stopped at once; what ended is on record, go on with: {_again(args, folder)}", INTERRUPTED
         )
     return _end(args, played, todo, interrupt.asked, folder)
+
+
+def _find_own_code(path: Path) -> None:
+    """Lets "module:Class" mean a file beside the suite, as Python lets a script import its neighbours."""
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def _end(args: argparse.Namespace, played: Played, todo: Plan, stopped: bool, folder: Path) -> int:

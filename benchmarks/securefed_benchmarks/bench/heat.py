@@ -30,7 +30,7 @@ def heats(table: Sequence[Line], score: str, href: Mapping[int, str]) -> Iterato
     down = _down([a for a in axes if a != across], table)
     rest = [a for a in axes if a not in (across, down)]
     values = [e.mean for line in table if (e := line.estimate(score)) and math.isfinite(e.mean)]
-    low, high = (0.0, 1.0) if score in SHARES else (min(values, default=0.0), max(values, default=1.0))
+    low, high = _ends(score, values)
     for chosen in itertools.product(*(_labels(table, a) for a in rest)):
         mine = [li for li in table if all(li.chosen.get(a) == v for a, v in zip(rest, chosen, strict=True))]
         if mine:
@@ -38,12 +38,11 @@ def heats(table: Sequence[Line], score: str, href: Mapping[int, str]) -> Iterato
             yield _map(mine, table, across, down, score, (low, high), caption, href)
 
 
-def surface(axes: Sequence[str]) -> str:
-    """What a map over two axes is called by those who look for it."""
-    pair = set(axes)
-    if {"f", "privacy"} <= pair:
-        return "privacy, utility, robustness"
-    return "f and heterogeneity" if {"f", "heterogeneity"} <= pair else ""
+def _ends(score: str, values: Sequence[float]) -> tuple[float, float]:
+    """What is palest and what is deepest: all that a share can be, guessing to certainty for an AUC."""
+    if score in SHARES:
+        return 0.0, 1.0
+    return (0.5, 1.0) if score.endswith("_auc") else (min(values, default=0.0), max(values, default=1.0))
 
 
 def _across(axes: Sequence[str], table: Sequence[Line]) -> str:
@@ -109,8 +108,9 @@ def _cell(lines: Sequence[Line], score: str, ends: tuple[float, float], href: Ma
     share = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
     text, half = shown(score, estimate).partition(" ± ")[::2]
     small = f"<small>± {half}</small>" if half else ""
-    hue = f"color-mix(in srgb,#0072b2 {8 + 76 * share:.0f}%,var(--mix))"
+    hue = f"color-mix(in srgb,#0072b2 {8 + 62 * share:.0f}%,var(--mix))"
     chosen = ", ".join(f"{a} {v}" for a, v in lines[0].labels)
     told = escape(f"{chosen}: {shown(score, estimate)}, {estimate.seeds} seeds")
-    ink = ";color:#fff" if share > 0.6 else ""
-    return f'<td style="background:{hue}{ink}" title="{told}"><a href="{href[id(lines[0])]}">{text}{small}</a></td>'
+    return (
+        f'<td style="background:{hue}" title="{told}"><a href="{href[id(lines[0])]}">{text}{small}</a></td>'
+    )

@@ -126,7 +126,8 @@ class Lira(_Membership):
             momentum=c.train.momentum,
             seed=c.seed,
         )
-        net = played.assembly.model.module.net
+        net = small_net(c.model, shape, classes).net
+        net.load_state_dict(played.assembly.model.module.net.state_dict())  # type: ignore[union-attr]  # a small net's
         shadows = train_shadows(lambda: small_net(c.model, shape, classes).net, x, y, included, recipe)
         with torch.no_grad():
             target = confidence(net(x), y)
@@ -160,8 +161,10 @@ def _losses(played: Played, examples: Examples) -> Floats:
 
     c, model = played.config, played.assembly.model
     encoded = model.encode(examples, c.data.max_length)
-    bounds = {"physical_tokens": c.train.physical_tokens, "physical_batch": c.train.physical_batch}
-    return predict(model, encoded, **bounds).losses
+    found = predict(
+        model, encoded, physical_tokens=c.train.physical_tokens, physical_batch=c.train.physical_batch
+    )
+    return found.losses
 
 
 def _images(examples: Examples) -> NDArray[np.float32]:

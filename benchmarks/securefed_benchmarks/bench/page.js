@@ -126,7 +126,7 @@ class Table {
       if (!c.number) tests.push((row) => "=" + c.value(row) === wanted);
       else { const test = asTest(wanted); if (test) tests.push((row) => typeof c.value(row) === "number" && test(c.value(row))); }
     });
-    const words = this.search.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = this.search.toLowerCase().split(",").map((w) => w.trim()).filter(Boolean);
     if (words.length) tests.push((row) => { const text = this.columns.map((c) => c.text(row)).join(" ").toLowerCase(); return words.every((w) => text.includes(w)); });
     this.shown = tests.length ? this.rows.filter((row) => tests.every((t) => t(row))) : this.rows.slice();
     if (this.sort) {

@@ -33,7 +33,7 @@ from securefed_benchmarks.bench.results import (
 from securefed_benchmarks.bench.svg import key
 
 HERE = Path(__file__).parent
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SHOWN_PICTURES = 8
 KINDS = {"reproduced": "good", "not reproduced": "bad", "underpowered": "open"}
 HEATED = (
@@ -129,11 +129,11 @@ def _claims(judged: Sequence[Judged]) -> str:
         c, e = one.claim, one.estimate
         measured = "nothing yet"
         if e is not None:
-            span = f", {e.low:.3g} to {e.high:.3g} with 95 % confidence" if math.isfinite(e.low) else ""
-            measured = f"{e.mean:.3g}{span}, {e.seeds} seeds ({e.how})"
-        told = (
-            f"{score_name(c.score)} wanted {c.asked}; measured {measured}: {one.reason}. Source: {c.source}"
-        )
+            low, mean, high = (f"{c.unit * v:.3g}" for v in (e.low, e.mean, e.high))
+            span = f", {low} to {high} with 95 % confidence" if math.isfinite(e.low) else ""
+            measured = f"{mean}{span}, {e.seeds} seeds ({e.how})"
+        asked = f"{score_name(c.score)}{c.unit_name}: wanted {c.asked}"
+        told = f"{asked}; measured {measured}: {one.reason}. Source: {c.source}"
         items.append(
             f'<div class="claim"><p>{escape(c.claim)}</p><p><span class="verdict {KINDS[one.verdict]}">'
             f'{one.verdict}</span></p><p class="soft">{escape(told)}</p></div>'
@@ -208,7 +208,7 @@ def _tables() -> str:
         ),
         '<div class="bar"><button type="button" data-kind="configs">over seeds</button>'
         '<button type="button" data-kind="runs">every run</button>'
-        '<input id="search" type="search" placeholder="search" aria-label="search all columns"><output id="count"></output></div>'
+        '<input id="search" type="search" placeholder="search: krum, 0.1" aria-label="search all columns, phrases with commas between"><output id="count"></output></div>'
         '<div id="table" class="grid" role="table" aria-label="results" tabindex="0"></div>'
         "<noscript><p>The tables need JavaScript; tables.md and tables.csv beside this page hold the same.</p></noscript>",
     )

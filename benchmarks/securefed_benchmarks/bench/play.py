@@ -57,10 +57,12 @@ def play(job: Mapping[str, Any], measures: Sequence[str], resident: Resident) ->
         model = assembly.model
         first = model.read(model.layout)
         folder = Path(name) / "run"
+        scores: dict[str, float]
+        curves: dict[str, list[list[float]]] = {}
         try:
             run(config, folder=folder, assembly=assembly)
         except DivergedError:
-            scores, curves = _chance(assembly), {}
+            scores = _chance(assembly)
         else:
             scores, curves = _read(folder)
             for found in _measured(config, measures, assembly, first, resident):

@@ -67,12 +67,14 @@ class Pool:
 
     Attributes:
         stop: asked between answers; once it says yes no further cell begins. timeout_s: of one cell.
+        work: a worker's life; `serve` with something else than jobs, for tests of the pool alone.
     """
 
     jobs: int
     threads: int = 1
     timeout_s: float = 3600.0
     stop: Callable[[], bool] = lambda: False
+    work: Callable[[Connection, int], None] | None = None
     _workers: list[_Worker] = field(default_factory=list, repr=False)
 
     def answers(self, cells: Sequence[Cell]) -> Iterator[Answer]:
@@ -126,7 +128,7 @@ class Pool:
 
     def _start(self) -> _Worker:
         ours, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_work, args=(theirs, self.threads), daemon=True)
+        process = _CONTEXT.Process(target=self.work or _work, args=(theirs, self.threads), daemon=True)
         process.start()
         theirs.close()
         worker = _Worker(process, ours)
@@ -169,8 +171,7 @@ def _pinned(threads: int) -> Iterator[None]:
 
 def _work(pipe: Connection, threads: int) -> None:
     """A worker's life: cells in, outcomes out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the bench decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also while the libraries load
     warnings.filterwarnings("ignore")
     logging.getLogger("securefed").setLevel(logging.ERROR)
     import torch
@@ -180,24 +181,31 @@ def _work(pipe: Connection, threads: int) -> None:
 
     torch.set_num_threads(threads)
     resident = Resident()
+    serve(pipe, lambda job, measures: play(job, measures, resident))
+
+
+def serve(pipe: Connection, act: Callable[[Any, Any], Any]) -> None:
+    """Answers cells until the pipe closes, and ends when the bench is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the bench decides
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:
             job, measures = pipe.recv()
         except (EOFError, OSError):
             return
-        pipe.send(_guarded(lambda j=job, m=measures: play(j, m, resident)))  # type: ignore[misc]  # bound now
+        pipe.send(_guarded(act, job, measures))
 
 
-def _guarded(act: Callable[[], Any]) -> tuple[Any, str]:
+def _guarded(act: Callable[[Any, Any], Any], job: Any, measures: Any) -> tuple[Any, str]:
     """(result, "") or (None, what went wrong and where); a cell's failure is a result too."""
     try:
-        return act(), ""
+        return act(job, measures), ""
     except SecureFedError as error:
         return None, str(error)
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{os.path.basename(last.filename)}:{last.lineno}"
-        return None, f"{type(error).__name__} at {place}: {error}"
+        return None, f"{type(error).__name__} at {place}: {str(error)[:200]}"
 
 
 def _die_with_parent() -> None:

@@ -13,10 +13,11 @@ from typing import Any
 from securefed.config import load_config, to_toml
 from securefed.errors import CheckpointError, ConfigError
 from securefed.tracking.files import write_text
-from securefed_benchmarks.bench.claims import Judged, judge, load_claims
+from securefed_benchmarks.bench.claims import Claim, Judged, judge, load_claims
+from securefed_benchmarks.bench.estimates import Estimate
 from securefed_benchmarks.bench.page import Found, render
 from securefed_benchmarks.bench.pictures import Picture, pictures
-from securefed_benchmarks.bench.results import as_csv, lines, markdown
+from securefed_benchmarks.bench.results import as_csv, lines, markdown, score_name
 from securefed_benchmarks.bench.store import FILE, Row, read_columns, read_facts, read_rows
 from securefed_benchmarks.bench.svg import standalone
 
@@ -174,10 +175,16 @@ def _claims_markdown(judged: Sequence[Judged]) -> str:
     ]
     for one in judged:
         e = one.estimate
-        measured = "–" if e is None else f"{e.mean:.3g} ({e.low:.3g} to {e.high:.3g}, {e.seeds} seeds)"
-        cells = [one.claim.claim, one.claim.source, one.claim.asked, measured, one.verdict]
+        measured = "–" if e is None else _measured(one.claim, e)
+        asked = f"{score_name(one.claim.score)}{one.claim.unit_name}: {one.claim.asked}"
+        cells = [one.claim.claim, one.claim.source, asked, measured, one.verdict]
         out.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return "\n".join(out) + "\n"
+
+
+def _measured(claim: Claim, e: Estimate) -> str:
+    low, mean, high = (f"{claim.unit * v:.3g}" for v in (e.low, e.mean, e.high))
+    return f"{mean} ({low} to {high}, {e.seeds} seeds)"
 
 
 def _summary(rows: Sequence[Row], judged: Sequence[Judged]) -> list[str]:

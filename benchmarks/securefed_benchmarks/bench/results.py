@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from securefed_benchmarks.bench.estimates import BySeed, Estimate, mean_interval, worst
-from securefed_benchmarks.bench.store import Row
+from securefed_benchmarks.bench.store import Row as Row
 
 Labels = tuple[tuple[str, Any], ...]
 SHARES = ("accuracy", "best_accuracy", "balanced_accuracy", "f1", "attack_success")
@@ -36,7 +36,7 @@ NAMES = {
     "mib_up": "MiB up",
     "mib_down": "MiB down",
 }
-LESS = ("loss", "refused", "mib_down", "diverged")
+LESS = ("loss", "refused", "mib_up", "mib_down", "diverged", "balanced_accuracy")
 """Kept in the store and the CSV, not in the tables for people."""
 
 
@@ -103,7 +103,8 @@ def shown(score: str, estimate: Estimate | None) -> str:
     if not math.isfinite(mean):
         return "∞" if mean > 0 else "–"
     text = f"{mean:,.{digits}f}"
-    return f"{text} ± {half:,.{digits}f}" if math.isfinite(half) else text
+    known = score in ("bytes_up", "mib_up", "mib_down") and half == 0  # counted, not estimated
+    return text if known or not math.isfinite(half) else f"{text} ± {half:,.{digits}f}"
 
 
 def axes_of(table: Sequence[Line]) -> list[str]:
@@ -154,8 +155,8 @@ def _markdown_table(table: Sequence[Line]) -> Iterator[str]:
         seeds = max((len(v) for v in line.values.values()), default=0)
         note = f"{seeds}, {line.failed} failed" if line.failed else str(seeds)
         yield "| " + " | ".join(one.replace("|", "\\|") for one in [*cells, note]) + " |"
-    seeds = [len(v) for line in table for v in line.values.values()]
-    yield "\nMean ± half of the 95 % interval (Student's t over seeds)." + _few(seeds)
+    counts = [len(v) for line in table for v in line.values.values()]
+    yield "\nMean ± half of the 95 % interval (Student's t over seeds)." + _few(counts)
 
 
 def _few(seeds: Sequence[int]) -> str:

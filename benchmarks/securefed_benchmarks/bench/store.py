@@ -76,13 +76,16 @@ class Store:
         self.path = folder / FILE
         with _told(self.path):
             self._db = sqlite3.connect(self.path)
-            _check(self._db, self.path)
-            self._db.executescript(_SCHEMA)
-            for table in ("results", "environments", "suites"):
-                for what in ("update", "delete"):
-                    self._db.execute(_FROZEN.format(t=table, w=what))
-            self._db.execute(f"pragma user_version = {FORMAT}")
-            self._db.commit()
+            if _check(self._db, self.path) == 0:
+                self._begin()
+
+    def _begin(self) -> None:
+        self._db.executescript(_SCHEMA)
+        for table in ("results", "environments", "suites"):
+            for what in ("update", "delete"):
+                self._db.execute(_FROZEN.format(t=table, w=what))
+        self._db.execute(f"pragma user_version = {FORMAT}")
+        self._db.commit()
 
     def close(self) -> None:
         """Closes the file."""
@@ -233,7 +236,8 @@ def _json(tree: Any) -> str:
     return json.dumps(plain(tree), allow_nan=False)
 
 
-def _check(db: sqlite3.Connection, path: Path) -> None:
+def _check(db: sqlite3.Connection, path: Path) -> int:
+    """The format of a whole store; 0 where it is new."""
     version = int(db.execute("pragma user_version").fetchone()[0])
     tables = int(db.execute("select count(*) from sqlite_master").fetchone()[0])
     if version not in (0, FORMAT) or (version == 0 and tables):
@@ -242,6 +246,7 @@ def _check(db: sqlite3.Connection, path: Path) -> None:
         )
     if db.execute("pragma quick_check").fetchone()[0] != "ok":
         raise sqlite3.DatabaseError("quick_check failed")
+    return version
 
 
 @contextmanager

@@ -14,8 +14,15 @@ from securefed.errors import ConfigError
 from securefed_benchmarks.bench.axes import AXES, Choice, choice
 
 HERE = Path(__file__).resolve()
-SHIPPED = (HERE.parents[2] / "suites", HERE.parents[1] / "suites")
-"""Where the suites lie that come with the project: beside the package in a checkout, in it in a wheel."""
+SHIPPED = next(
+    (
+        f
+        for f in (HERE.parents[1] / "suites", HERE.parents[2] / "suites")
+        if (f / "quick" / "suite.toml").is_file()
+    ),
+    HERE.parents[1] / "suites",
+)
+"""Where the suites lie that come with the project: in the package in a wheel, beside it in a checkout."""
 
 TOP = ("name", "about", "seeds", "job", "attacks", "defences", "grid", "timeout_s", "threads")
 GRID = ("name", "about", "seeds", "job", "measure", "seconds", "vary", *AXES)
@@ -84,10 +91,10 @@ def find_suite(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    for folder in (path, *(shipped / name for shipped in SHIPPED)):
+    for folder in (path, SHIPPED / name):
         if (folder / "suite.toml").is_file():
             return folder / "suite.toml"
-    known = sorted({p.parent.name for shipped in SHIPPED for p in shipped.glob("*/suite.toml")})
+    known = sorted(p.parent.name for p in SHIPPED.glob("*/suite.toml"))
     raise ConfigError(f"no suite {name!r}; {nearest(name, known)}, or give a suite.toml")
 
 

@@ -1,0 +1,164 @@
+"""A suite file, read: what it means, and that every mistake is one line with the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from securefed.errors import ConfigError
+from securefed_benchmarks.bench.grid import Only, count, expand
+from securefed_benchmarks.bench.suite import find_suite, load_suite, seed_list
+from tests.benchmarks.bench.suites import GRID, JOB, write
+
+
+def test_a_suite_multiplies_its_axes_and_seeds(tmp_path: Path) -> None:
+    suite = load_suite(write(tmp_path))
+    cells, skipped = expand(suite, Only({}))
+    assert suite.cells == count(suite, Only({})) == len(cells) + 2 * len(skipped) == 12
+    assert [c.seed for c in cells] == [0] * 6 + [1] * 6  # seeds outermost: a stopped bench has whole tables
+    assert len({c.key for c in cells}) == 12
+
+
+def test_cells_of_one_seed_share_shards_first_model_and_liars(tmp_path: Path) -> None:
+    cells, _ = expand(load_suite(write(tmp_path)), Only({}))
+    for cell in cells:
+        job = cell.job
+        assert job["seed"] == job["data"]["seed"] == job["model"]["seed"] == cell.seed
+
+
+def test_a_rule_is_told_the_f_of_its_cell_wherever_it_takes_one(tmp_path: Path) -> None:
+    grid = GRID.replace(
+        '["mean", "median", "krum"]',
+        '["krum", {label = "mixed", name = "pipeline", pre = ["nnm"], rule = "trimmed_mean"}]',
+    )
+    cells, _ = expand(load_suite(write(tmp_path, grid)), Only({}))
+    told = {c.labels["defence"]: c.job["aggregator"] for c in cells}
+    assert told["krum"]["f"] == 2
+    assert told["mixed"]["pre"] == [{"name": "nnm", "f": 2}]
+    assert told["mixed"]["rule"] == {"name": "trimmed_mean", "f": 2}
+
+
+def test_a_rule_that_is_told_another_f_on_purpose_is_declared(tmp_path: Path) -> None:
+    grid = GRID.replace('["mean", "median", "krum"]', '[{label = "told 1", name = "trimmed_mean", f = 1}]')
+    cells, skipped = expand(load_suite(write(tmp_path, grid)), Only({}))
+    assert not skipped
+    assert {c.job["attack"].get("declared_f") for c in cells if c.labels["attack"] == "sign_flip"} == {1}
+
+
+def test_without_an_attack_nobody_lies_and_the_rule_is_still_told_f(tmp_path: Path) -> None:
+    cells, _ = expand(load_suite(write(tmp_path)), Only({"defence": ["krum"], "attack": ["none"]}))
+    assert {c.job["attack"]["f"] for c in cells} == {0}
+    assert {c.job["aggregator"]["f"] for c in cells} == {2}
+
+
+def test_impossible_pairs_are_listed_with_their_reason_and_the_rest_is_played(tmp_path: Path) -> None:
+    grid = GRID + 'protection = ["plain", "masking"]\n'
+    cells, skipped = expand(load_suite(write(tmp_path, grid)), Only({}))
+    assert cells
+    reasons = {(s.labels["defence"], s.labels["protection"]): s.reason for s in skipped}
+    assert "must see single updates" in reasons["krum", "masking"]
+    assert not any(protection == "plain" for _, protection in reasons)
+
+
+def test_a_cell_says_the_overrides_that_make_it_of_the_grids_job(tmp_path: Path) -> None:
+    from securefed.config import load_config, to_tree
+
+    grid = GRID + 'privacy = ["none", {unit = "client", noise_multiplier = 1.0, delta = 0.01}]\n'
+    suite = load_suite(write(tmp_path, grid))
+    cells, _ = expand(suite, Only({}))
+    assert any(c.job["privacy"]["unit"] == "client" for c in cells)
+    for cell in cells:
+        again = to_tree(load_config(suite.grids[0].job, cell.changed))
+        again["tracking"] = cell.job["tracking"]
+        assert again == cell.job
+
+
+def test_privacy_none_takes_the_jobs_own_privacy_away_and_can_be_said_on_a_command_line(
+    tmp_path: Path,
+) -> None:
+    from securefed.config import load_config, to_tree
+
+    job = (
+        JOB.replace("epochs = 1", "steps = 2") + 'privacy = {unit = "example", epsilon = 8.0, delta = 1e-4}\n'
+    )
+    suite = load_suite(write(tmp_path, '[[grid]]\nname = "g"\nprivacy = ["none", 3.0]\n', job=job))
+    cells, _ = expand(suite, Only({}))
+    assert [c.job["privacy"].get("epsilon") for c in cells[:2]] == [None, 3.0]
+    again = to_tree(load_config(suite.grids[0].job, cells[0].changed))
+    assert again["privacy"]["unit"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ('"sign_flip"', '"sign_flop"', "did you mean sign_flip?"),
+        ('"krum"', '"krumm"', "did you mean krum?"),
+        ("attack =", "atack =", "did you mean attack?"),
+        ("f = [2]", "f = 2", "f is a list"),
+        ("f = [2]", "f = [-1]", "from 0 on"),
+        ('["none", "sign_flip"]', '["none", "none"]', "two choices of attack"),
+        ('"krum"', '"nowhere.at:All"', "cannot import"),
+        ('name = "small"', 'name = "small"\nprotection = ["maskin"]', "did you mean masking?"),
+        ('name = "small"', 'name = "small"\nheterogeneity = ["idd"]', "did you mean iid?"),
+    ],
+)
+def test_a_wrong_name_or_value_is_one_line_with_the_nearest(
+    tmp_path: Path, old: str, new: str, wanted: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_suite(write(tmp_path, GRID.replace(old, new)))
+    assert wanted in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_job_that_cannot_run_is_refused_before_its_axes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the job by itself cannot run"):
+        load_suite(write(tmp_path, job=JOB.replace("rounds = 2", "rounds = 0")))
+
+
+def test_an_unknown_measure_or_one_that_cannot_judge_the_job_is_a_skipped_configuration(
+    tmp_path: Path,
+) -> None:
+    _, skipped = expand(load_suite(write(tmp_path, GRID + 'measure = ["lirra"]\n')), Only({}))
+    assert "did you mean lira?" in skipped[0].reason
+    _, skipped = expand(load_suite(write(tmp_path, GRID + 'measure = ["lira"]\n')), Only({}))
+    assert "set data.limit" in skipped[0].reason
+
+
+def test_a_suite_that_nobody_knows_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean quick\?"):
+        find_suite("quik")
+
+
+def test_a_part_of_a_suite_is_chosen_by_axis_and_pattern(tmp_path: Path) -> None:
+    suite = load_suite(write(tmp_path))
+    cells, _ = expand(suite, Only.parse(["attack=sign*", "defence=krum", "defence=mean"], suite))
+    assert {(c.labels["attack"], c.labels["defence"]) for c in cells} == {
+        ("sign_flip", "krum"),
+        ("sign_flip", "mean"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [("defense=krum", "did you mean defence?"), ("defence=krumm", "did you mean krum?"), ("smal", "small")],
+)
+def test_a_part_that_does_not_exist_names_the_nearest(tmp_path: Path, word: str, wanted: str) -> None:
+    suite = load_suite(write(tmp_path))
+    with pytest.raises(ConfigError, match=wanted.replace("?", r"\?")):
+        Only.parse([word], suite)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [(3, [0, 1, 2]), ("3", [0, 1, 2]), ("2-4", [2, 3, 4]), ("0,5,7-8", [0, 5, 7, 8]), ([4, 2], [4, 2])],
+)
+def test_seeds_are_a_count_a_list_or_a_range(given: object, wanted: list[int]) -> None:
+    assert seed_list(given, "here") == wanted
+
+
+@pytest.mark.parametrize("given", [0, "", "x", [1, 1], [-1], True, [1.5], "4-2"])
+def test_seeds_that_are_none_are_refused(given: object) -> None:
+    with pytest.raises(ConfigError, match="seeds"):
+        seed_list(given, "here")
