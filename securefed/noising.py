@@ -12,7 +12,6 @@ from securefed.algorithms.fedavg import FedAvg
 from securefed.assembly import cohort
 from securefed.config import Config
 from securefed.crypto.entropy import SystemEntropy
-from securefed.data.records import Shard
 from securefed.errors import ConfigError
 from securefed.privacy.budget import Budget
 from securefed.privacy.calibration import calibrate_noise
@@ -52,8 +51,11 @@ def shared_sizes(config: Config, model: TaskModel) -> tuple[int, ...]:
     return tuple(model.layout.select(set(plan.share).__contains__).size for plan in plans)
 
 
-def distributed_design(config: Config, shards: Sequence[Shard], model: TaskModel) -> Design | None:
+def distributed_design(config: Config, sizes: tuple[int, ...], records: Sequence[int]) -> Design | None:
     """The public constants of noise that the clients add in integers, None where they add none of that kind.
+
+    Args:
+        sizes: coordinates of each round's update. records: of each client.
 
     Raises:
         ConfigError: the protection does not fit this cohort.
@@ -64,9 +66,8 @@ def distributed_design(config: Config, shards: Sequence[Shard], model: TaskModel
 
     masking = make_protection(config.protection)
     assert isinstance(masking, Masking)  # checked with the job
-    n = config.clients_per_round or len(shards)
+    n = config.clients_per_round or len(records)
     survivors, corrupt = noise_floor(config, n)
-    sizes = shared_sizes(config, model)
     design = Design(
         kind=config.privacy.noise,
         sizes=sizes,
@@ -79,14 +80,15 @@ def distributed_design(config: Config, shards: Sequence[Shard], model: TaskModel
     )
     if not config.fedsgd:
         return design
-    cohorts = [cohort(config, len(shards), round, SystemEntropy()) for round in range(config.rounds)]
+    cohorts = [cohort(config, len(records), round, SystemEntropy()) for round in range(config.rounds)]
     return replace(
         design,
-        clip=design.clip / expected_batch(config, shards),
-        vectors=max(len(s.train) for s in shards),
+        clip=design.clip / expected_batch(config, records),
+        vectors=max(records),
         sample_rate=config.privacy.sample_rate,
         exposures=tuple(
-            tuple(d for d, met in zip(sizes, cohorts, strict=True) if s.client in met) for s in shards
+            tuple(d for d, met in zip(sizes, cohorts, strict=True) if client in met)
+            for client in range(len(records))
         ),
     )
 
@@ -118,14 +120,14 @@ def noise_shares(config: Config, clients: int, noise_multiplier: float, clip: Mo
     return found
 
 
-def expected_batch(config: Config, shards: Sequence[Shard]) -> float:
+def expected_batch(config: Config, records: Sequence[int]) -> float:
     """sample_rate x the mean number of records of a client, a public constant."""
-    return config.privacy.sample_rate * sum(len(s.train) for s in shards) / len(shards)
+    return config.privacy.sample_rate * sum(records) / len(records)
 
 
 def step_noise(
     config: Config,
-    shards: Sequence[Shard],
+    records: Sequence[int],
     noise_multiplier: float,
     mechanisms: Mapping[int, DistributedMechanism] | None,
 ) -> StepNoise:
@@ -137,15 +139,15 @@ def step_noise(
     Raises:
         ConfigError: what a client sends could lie beyond what the protection carries.
     """
-    p, n = config.privacy, config.clients_per_round or len(shards)
+    p, n = config.privacy, config.clients_per_round or len(records)
     survivors, corrupt = noise_floor(config, n) if config.distributed else (1, 0)
     found = StepNoise(
         kind=p.noise,
         noise_multiplier=noise_multiplier,
         sample_rate=p.sample_rate,
         clip=p.max_grad_norm,
-        expected=expected_batch(config, shards),
-        records=max(len(s.train) for s in shards),
+        expected=expected_batch(config, records),
+        records=max(records),
         min_survivors=survivors,
         corrupt=corrupt,
         mechanisms=mechanisms,

@@ -37,6 +37,13 @@ def test_scikit_learn_is_federated(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "not against the server" in capsys.readouterr().out
 
 
+def test_scikit_learn_is_federated_with_noise_that_its_clients_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert example("federate_any_code").main(rounds=3, folder=str(tmp_path / "out"), noise="skellam") > 0.5
+    assert "against everyone, the server included" in capsys.readouterr().out
+
+
 @pytest.mark.model
 @pytest.mark.dataset
 def test_a_trainer_is_made_private(

@@ -108,10 +108,10 @@ def accuracy(s: Setting, mean: Mean, start: Vector, seed: int) -> float:
 
 
 def main() -> None:
-    """Prints one JSON line with both accuracies of every seed."""
+    """Prints one JSON line a seed, and one with all of them."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--seeds", type=int, default=3)
-    arguments.add_argument("--rounds", type=int, default=60)
+    arguments.add_argument("--rounds", type=int, default=30)
     arguments.add_argument("--clip", type=float, default=0.5)
     arguments.add_argument("--noise", type=float, default=1.0, help="noise multiplier")
     arguments.add_argument("--hidden", type=int, default=32)
@@ -129,6 +129,8 @@ def main() -> None:
     for seed in range(asked.seeds):
         found["gaussian"].append(accuracy(s, gaussian(s), start, seed))
         found["skellam"].append(accuracy(s, skellam(s, mechanism), start, seed))
+        pair = {name: round(values[-1], 4) for name, values in found.items()}
+        report("client-level DP, one seed", {"seed": seed, "rounds": s.rounds, **pair})
     apart = [100 * (a - b) for a, b in zip(found["gaussian"], found["skellam"], strict=True)]
     facts: dict[str, Any] = {
         "d": d,

@@ -275,4 +275,4 @@ class Config:
     @property
     def fedsgd(self) -> bool:
         """Whether a round is one step over the federation's records: the unit of DP is the record all the same."""
-        return self.algorithm.name == "fedsgd"
+        return self.algorithm.name in ("fedsgd", "securefed.algorithms.fedsgd:FedSGD")

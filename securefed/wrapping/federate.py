@@ -1,8 +1,8 @@
 """`federate`: your training code, our federation. Any code, so client-level privacy only.
 
-Unit: everything of one client; neighbours: one client blanked out (zero-out). The server clips every whole update
-and adds the noise, so the guarantee holds against other clients and outsiders who see released models,
-not against the server. Example-level privacy bounds each record inside training, and code that is not
+Unit: everything of one client; neighbours: one client blanked out (zero-out). By default the server clips every whole
+update and adds the noise, so the guarantee holds against other clients and outsiders who see released models,
+not against the server; with `noise` shared among the clients, inside a sum that hides them, also against it. Example-level privacy bounds each record inside training, and code that is not
 ours may do anything with a record: no clip of what comes out bounds what one record did to it.
 """
 
@@ -27,24 +27,24 @@ from securefed.algorithms.plan import RoundPlan
 from securefed.algorithms.server_optimizer import Moments
 from securefed.assembly import cohort
 from securefed.checkpoint import State, load_state, save_state
-from securefed.config import Component, Config, DataConfig, PrivacyConfig, ServerConfig, TrainConfig
-from securefed.config.check import check
+from securefed.config import Component, Config, PrivacyConfig, ServerConfig
+from securefed.config.schema import Noise
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.engine.exchange import opened
-from securefed.errors import BudgetExceeded, CheckpointError, ConfigError, DataError, PrivacyError
+from securefed.errors import BudgetExceeded, CheckpointError, PrivacyError
 from securefed.federation import Result, new_folder
 from securefed.grouping import fixed_groups
-from securefed.noising import make_guarantee
+from securefed.mechanisms import plan_noise
 from securefed.privacy.client_level import clip_update
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
-from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
+from securefed.privacy.step_release import StepRelease
 from securefed.registry import make_aggregator, make_protection
 from securefed.rounds import Rounds
 from securefed.training.client import ClientOutcome
 from securefed.types import SERVER, Collected, Update, Vector
 from securefed.wrapping.carrier import Carrier
-from securefed.wrapping.fingerprint import fingerprint
+from securefed.wrapping.federate_job import check_job, make_config, name_of
 
 if TYPE_CHECKING:
     from securefed.privacy.events import Accountant
@@ -69,6 +69,7 @@ def federate(
     noise_multiplier: float | None = None,
     delta: float = 1e-5,
     clip: float = 1.0,
+    noise: Noise = "central",
     clients_per_round: int = 0,
     weights: Sequence[float] | None = None,
     protection: str | Component = "plain",
@@ -92,11 +93,15 @@ def federate(
             returns nothing. It gets the global weights every time and must keep nothing between clients.
         shards: one per client, of whatever kind train_fn takes.
         model: a torch module, or a dict or list of float NumPy arrays; it ends with the global weights.
-        rounds: >= 1. clients_per_round: 0 = all; under DP each client joins with that chance (Poisson).
+        rounds: >= 1. clients_per_round: 0 = all; under DP each client joins with that chance (Poisson), but where
+            clients share the noise: then so many, as who takes part is public.
         unit: "client" needs epsilon (noise is calibrated for all rounds) or noise_multiplier; "none" is
             without privacy, which the ledger notes: after it no epsilon speaks of these shards; "example" is
             refused, because arbitrary code cannot carry it.
         delta: below 1 / clients. clip: L2 bound on a client's whole update, > 0.
+        noise: who adds it. "central": the server, which sees updates. "skellam" or "discrete-gaussian": the clients,
+            in integers, with protection="masking" (or "grouped"); "gaussian": the clients, with "ckks". Then it holds
+            against the server too.
         weights: public weight of each client's update, > 0 (its number of records, say); equal by default, and
             under DP always.
         protection, aggregator: by name or as a Component with options.
@@ -118,7 +123,7 @@ def federate(
             "example-level privacy needs every record's gradient clipped inside training, and train_fn may do anything with a record; "
             'use unit="client" here, or sf.make_private in a loop of your own, or sf.run for a federation'
         )
-    config = _config(
+    config = make_config(
         len(shards),
         rounds=rounds,
         seed=seed,
@@ -128,6 +133,7 @@ def federate(
         aggregator=Component(aggregator) if isinstance(aggregator, str) else aggregator,
         privacy=PrivacyConfig(
             unit=unit,
+            noise=noise,
             epsilon=epsilon,
             noise_multiplier=noise_multiplier,
             delta=delta,
@@ -136,8 +142,8 @@ def federate(
             accountant=accountant,
         ),
     )
-    _check(config, len(shards), weights)
-    name = _name(shards) if data_id is None else data_id
+    check_job(config, len(shards), weights)
+    name = name_of(shards) if data_id is None else data_id
     play = _Play(config, train_fn, shards, model, name, weights, ledger, entropy or SystemEntropy())
     path = (
         Path(folder)
@@ -147,53 +153,6 @@ def federate(
     if resume and folder is None:
         raise CheckpointError("resume=True needs the folder of the run")
     return play.play(path, resume, evaluate, evaluate_every)
-
-
-def _config(clients: int, **fields: Any) -> Config:
-    """The job in the words of `securefed run`; what train_fn does is not in it."""
-    return Config(name="federate", data=DataConfig(clients=clients), train=TrainConfig(steps=1), **fields)
-
-
-def _check(config: Config, clients: int, weights: Sequence[float] | None) -> None:
-    p = config.privacy
-    if weights is not None:
-        if p.unit != "none":
-            raise PrivacyError(
-                "client-level DP bounds what one client adds, so all weigh the same; leave weights out"
-            )
-        if len(weights) != clients or not all(math.isfinite(w) and w > 0 for w in weights):
-            raise ConfigError(f"weights must be {clients} finite numbers above 0, one for each shard")
-    if clients < 1:
-        raise DataError("federate needs at least one shard")
-    if p.epsilon is not None and p.noise_multiplier is not None:
-        raise PrivacyError(
-            "give epsilon (noise is calibrated) or noise_multiplier (epsilon follows), not both"
-        )
-    check(config)
-    if config.clients_per_round > clients:
-        raise ConfigError(f"clients_per_round={config.clients_per_round} but there are {clients} shards")
-    if p.unit == "none":
-        return
-    if p.noise_multiplier == 0:
-        raise PrivacyError('noise_multiplier=0 adds no noise; raise it, or say unit="none"')
-    if p.delta >= 1 / clients:
-        raise PrivacyError(
-            f"delta={p.delta:g} must be below 1/clients = 1/{clients}; a larger one allows the release of a whole client"
-        )
-    if make_protection(config.protection).reveals != "updates":
-        raise PrivacyError(
-            f"protection {config.protection.name} hides the updates whose norms the server must bound before it adds noise; "
-            'use protection="plain" with unit="client"'
-        )
-
-
-def _name(shards: Sequence[Any]) -> str:
-    digests = sorted(fingerprint(shard) for shard in shards)
-    name = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-    logger.warning(
-        "data_id=%r names this federation in the privacy ledger (a fingerprint of its shards)", name
-    )
-    return name
 
 
 class _Play:
@@ -213,7 +172,8 @@ class _Play:
         self.weights = weights
         self.config, self.train_fn, self.shards, self.entropy = config, train_fn, shards, entropy
         self.carrier, self.data_id = Carrier(model), data_id
-        self.guarantee = make_guarantee(config, len(shards))
+        size = self.carrier.layout.size
+        self.noise = plan_noise(config, lambda: (size,) * config.rounds, [1] * len(shards))
         self.site = ledger or Ledger.site()
         self.ledger = self.site if config.private else None
         self.algorithm = FedAvg()
@@ -272,27 +232,19 @@ class _Play:
         return run, fresh
 
     def _server(self, run: str) -> Rounds:
-        mechanism = None
-        if self.guarantee is not None and self.ledger is not None:
-            mechanism = server_mechanism(
-                self.config,
-                self.guarantee.noise_multiplier,
-                self.guarantee.budget,
-                self.ledger,
-                run,
-                len(self.shards),
-            )
         protection, rule = make_protection(self.config.protection), make_aggregator(self.config.aggregator)
         once = opened(protection, run, range(len(self.shards)), self.entropy)  # keys and groups last a run
-        return Rounds(run, once, rule, mechanism, self.entropy, ledger=self.ledger)
+        mechanism = self.noise.mechanism(self.config, len(self.shards), self.ledger, run)
+        return Rounds(
+            run, self.noise.carried(once, self.entropy), rule, mechanism, self.entropy, ledger=self.ledger
+        )
 
     def _admit(self, server: Rounds) -> None:
         """Raises BudgetExceeded where not even one round fits, before a folder is made."""
-        if not isinstance(server.mechanism, ServerMechanism) or server.mechanism.budget is None:
+        mechanism = server.mechanism
+        if mechanism is None or isinstance(mechanism, StepRelease) or mechanism.budget is None:
             return
-        server.mechanism.ledger.admit(
-            run=server.run, client=SERVER, event=server.mechanism.event, budget=server.mechanism.budget
-        )
+        mechanism.ledger.admit(run=server.run, client=SERVER, event=mechanism.event, budget=mechanism.budget)
 
     # -------------------------------------------------------------------------------------- a round
 
@@ -303,7 +255,12 @@ class _Play:
         layout = self.carrier.layout
         chosen = cohort(self.config, len(self.shards), state.round, self.entropy)
         vector, collected, _ = server.play(
-            state.round, layout, state.vector, chosen, lambda: self._train(chosen, state)
+            state.round,
+            layout,
+            state.vector,
+            chosen,
+            lambda: self._train(chosen, state),
+            weights=(1.0,) * len(chosen) if self.config.private else None,
         )
         plan = RoundPlan("full", layout.names, layout.names, state.round / self.config.rounds)
         part_of = dict.fromkeys(layout.names, "full")
@@ -342,13 +299,22 @@ class _Play:
         return outcomes
 
     def _update(self, client: int, round: int, vector: Vector) -> Update | None:
-        """The client's update, clipped at client level; None where it is not finite, as if it had dropped out."""
+        """The client's update, clipped at client level; None where it is not finite, as if it had dropped out.
+
+        Where clients share the noise who answers is seen, so it is zero then, with its noise.
+        """
         if not bool(np.isfinite(vector).all()):
             self.refused["not finite"] += 1
             logger.warning("round %d: an update is not finite and is left out", round)
-            return None
-        if self.config.private:
-            vector = clip_update(vector, self.config.privacy.max_grad_norm).vector
+            if not self.config.distributed:
+                return None
+            vector = np.zeros_like(vector)
+        clip, guarantee = self.config.privacy.max_grad_norm, self.noise.guarantee
+        if guarantee is not None and guarantee.shares is not None:
+            stream = self.entropy.stream("noise share", client, round)
+            vector = guarantee.shares.update(vector, clip, stream)
+        elif self.config.private:
+            vector = clip_update(vector, clip).vector
         return Update(client, round, vector, 1.0 if self.weights is None else float(self.weights[client]))
 
     def _score(self, evaluate: Evaluate, vector: Vector) -> dict[str, float]:
@@ -371,11 +337,16 @@ class _Play:
             file.write(json.dumps(line) + "\n")
         logger.info("round %d of %d: %s", state.round, self.config.rounds, line["metrics"])
 
+    @property
+    def _accountant(self) -> Accountant | None:
+        """The one asked for; integer noise composes by RDP only."""
+        return None if self.config.discrete else self.config.privacy.accountant
+
     def _epsilon(self, run: str) -> float | str | None:
         if self.ledger is None:
             return None
-        p = self.config.privacy
-        spent = self.ledger.epsilon(p.delta, unit="client", accountant=p.accountant, run=run)
+        delta, accountant = self.config.privacy.delta, self._accountant
+        spent = self.ledger.epsilon(delta, unit="client", accountant=accountant, run=run)
         return "infinity" if math.isinf(spent) else spent
 
     # ------------------------------------------------------------------------------------------ end
@@ -393,7 +364,6 @@ class _Play:
         save_file({n: t.numpy() for n, t in tensors.items()}, folder / "model.safetensors")
         view = None if self.ledger is None else self.ledger.run_view(run)
         if view is not None:
-            p = self.config.privacy
-            text = view.statement(p.delta, p.accountant).to_json()
+            text = view.statement(self.config.privacy.delta, self._accountant).to_json()
             (folder / "privacy.json").write_text(text, encoding="utf-8")
         return Result(folder, metrics, state.round, stopped, view)

@@ -32,6 +32,7 @@ STEPS = (
         "rounds",
         "grouping",
         "noising",
+        "mechanisms",
         "parts",
         "sessions",
     },

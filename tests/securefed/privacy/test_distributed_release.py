@@ -185,3 +185,25 @@ def test_rounds_of_several_sizes_together_keep_to_the_target(kind: str) -> None:
     assert 0.98 * 4.0 < spent <= 4.0
     with pytest.raises(PrivacyError, match="too few"):
         replace(design, bits=6).mechanisms(1.0)
+
+
+def test_a_wide_ring_asks_for_no_noise_beyond_the_samplers() -> None:
+    wide = replace(design_of(), bits=32, vectors=250, sample_rate=0.1)
+    mechanism = wide.mechanisms(2.0)[D]
+    assert mechanism.sampler().draw(3, SystemEntropy().stream("x")).shape == (3,)
+    assert mechanism.noise_multiplier == pytest.approx(2.0, rel=1e-6)
+
+
+def test_the_noise_of_steps_counts_the_busiest_record_at_its_sample_rate() -> None:
+    steps = replace(
+        design_of("skellam", (300,) * 12),
+        vectors=50,
+        sample_rate=0.2,
+        exposures=((300,) * 12, (300,) * 5),
+    )
+    noise = steps.noise_for(2.0, 1e-4)
+    event = steps.mechanisms(noise)[300].event(12, 0.2)
+    assert event.sample_rate == 0.2
+    assert 0.98 * 2.0 < epsilon_of([event], 1e-4) <= 2.0
+    seldom = replace(steps, exposures=((300,) * 5,)).noise_for(2.0, 1e-4)
+    assert seldom < noise < steps.noise_for(1.0, 1e-4)

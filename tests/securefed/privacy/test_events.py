@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securefed.errors import PrivacyError
-from securefed.privacy.events import NonPrivate, SampledGaussian, from_json, merge, repeat, to_json
+from securefed.privacy.accounting import epsilon_of
+from securefed.privacy.budget import Budget, fits
+from securefed.privacy.events import (
+    CentralGaussian,
+    NonPrivate,
+    SampledGaussian,
+    SharedGaussian,
+    from_json,
+    merge,
+    repeat,
+    to_json,
+)
+from securefed.privacy.words import CENTRAL, SHARED, describe, held_against
 
 gaussians = st.builds(
     SampledGaussian,
@@ -92,3 +104,28 @@ def test_merging_adds_equal_mechanisms_and_keeps_exposure() -> None:
     ]
     assert merge(events) == (NonPrivate(), SampledGaussian(1.0, 0.1, 5))
     assert repeat(SampledGaussian(1, 0.1, 2), 3) == SampledGaussian(1, 0.1, 6)
+
+
+def test_whose_noise_it_was_changes_the_words_and_not_the_number() -> None:
+    own, shared, central = (kind(1.2, 0.1, 7) for kind in (SampledGaussian, SharedGaussian, CentralGaussian))
+    assert len({own, shared, central}) == 3
+    assert {type(from_json(to_json(e))) for e in (own, shared, central)} == {
+        SampledGaussian,
+        SharedGaussian,
+        CentralGaussian,
+    }
+    assert len({epsilon_of([e], 1e-5, a) for e in (own, shared, central) for a in ("pld",)}) == 1
+    assert [held_against([e]) for e in (own, shared, central)] == [None, SHARED, CENTRAL]
+    assert held_against([shared, central]) == CENTRAL, "the weaker one"
+    assert "shares" in describe(shared)
+    assert "by the server" in describe(central)
+    mixed = merge([own, shared, central, shared])
+    assert [e.steps for e in mixed if isinstance(e, SharedGaussian)] == [14]
+    assert epsilon_of(mixed, 1e-5) == pytest.approx(epsilon_of([repeat(own, 4)], 1e-5), rel=1e-3)
+
+
+def test_a_budget_adds_equal_noise_up_whoever_added_it() -> None:
+    budget = Budget(epsilon=epsilon_of([SampledGaussian(1.2, 0.1, 10)], 1e-5), delta=1e-5)
+    before = [SharedGaussian(1.2, 0.1, 6), CentralGaussian(1.2, 0.1, 3)]
+    assert fits(before, SharedGaussian(1.2, 0.1, 1), budget.epsilon, budget)
+    assert not fits(before, SharedGaussian(1.2, 0.1, 2), budget.epsilon, budget)

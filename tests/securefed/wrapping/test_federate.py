@@ -13,6 +13,7 @@ from torch import nn
 
 import securefed as sf
 from securefed.cli import main
+from securefed.config import Component
 from securefed.errors import (
     BudgetExceeded,
     CheckpointError,
@@ -22,7 +23,10 @@ from securefed.errors import (
     ProtocolError,
 )
 from securefed.privacy.accounting import epsilon_of
-from securefed.privacy.events import SampledGaussian
+from securefed.privacy.events import SampledGaussian, SkellamSum
+from securefed.privacy.words import DISTRIBUTED, SHARED
+from securefed.protect.masking import Masking
+from securefed.types import SERVER
 from tests.entropy import SeededEntropy
 
 CLIENTS = 20
@@ -260,4 +264,93 @@ def test_robust_rules_and_server_optimizers_are_the_same_as_everywhere(tmp_path:
 )
 def test_what_cannot_hold_is_refused(tmp_path: Path, changes: Any, kind: Any, words: str) -> None:
     with pytest.raises(kind, match=words):
+        federate(tmp_path, **changes)
+
+
+# ------------------------------------------------------------------------------- noise that clients share
+
+MASKED: dict[str, Any] = {"noise": "skellam", "protection": Component("masking", {"bits": 24})}
+
+
+def without_noise(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """What was released before it is applied, of every round."""
+    found: list[np.ndarray] = []
+    from securefed.privacy.distributed_release import DistributedRelease
+
+    honest = DistributedRelease.release
+
+    def watched(self: DistributedRelease, *arguments: Any) -> Any:
+        found.append(honest(self, *arguments))
+        return found[-1]
+
+    monkeypatch.setattr(DistributedRelease, "release", watched)
+    return found
+
+
+def test_clients_share_the_noise_of_any_code_under_masking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = without_noise(monkeypatch)
+    result = federate(tmp_path, model=weights(600), shards=[0.0] * CLIENTS, **MASKED)
+    assert result.ledger is not None
+    events = result.ledger.events(client=SERVER)
+    assert {type(event) for event in events} == {SkellamSum}
+    statement = result.ledger.statement(1e-3)
+    assert (statement.unit, statement.adversary, statement.accountant) == ("client", DISTRIBUTED, "rdp")
+    survivors, corrupt = Masking(bits=24).noise_floor(CLIENTS)
+    claimed = (CLIENTS / (survivors - corrupt)) ** 0.5 / CLIENTS
+    assert np.std(np.concatenate(found)) == pytest.approx(claimed, rel=0.12)  # 1,800 draws: 1.7 % each way
+    stored = json.loads((tmp_path / "out" / "privacy.json").read_text())
+    assert stored["adversary"] == DISTRIBUTED
+
+
+def test_code_that_gives_no_number_sends_zero_and_its_noise(tmp_path: Path) -> None:
+    """Who takes part is seen, so its silence would tell."""
+
+    def wild(model: Any, shard: float, round: int) -> None:
+        model["w"] += np.nan if shard > 1 else 0.0
+
+    federate(tmp_path, train=wild, shards=[2.0] + [0.0] * (CLIENTS - 1), rounds=1, **MASKED)
+    line = json.loads((tmp_path / "out" / "metrics.jsonl").read_text())
+    assert (line["survivors"], line["refused"]) == (CLIENTS, 0)
+
+
+def test_shared_noise_resumes_with_its_account(tmp_path: Path) -> None:
+    calls = 0
+
+    def dies(model: Any, shard: float, round: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == CLIENTS + 3:
+            raise KeyboardInterrupt
+        model["w"] += shard
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(tmp_path, train=dies, **MASKED)
+    result = federate(tmp_path, resume=True, **MASKED)
+    assert result.ledger is not None
+    assert result.rounds == 3
+    assert len(result.ledger.events(client=SERVER)) == 4, "the attempt that died stays charged"
+
+
+def test_shares_are_encrypted_under_ckks(tmp_path: Path) -> None:
+    pytest.importorskip("tenseal", reason="the extra ckks is not installed")
+    protection = Component("ckks", {"min_survivors": 16, "value_range": 16.0})
+    result = federate(tmp_path, rounds=1, noise="gaussian", protection=protection)
+    assert result.ledger is not None
+    assert result.ledger.statement(1e-3).adversary == SHARED
+    assert np.all(np.isfinite(list(result.metrics.values())))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"noise": "skellam"}, 'use protection = "masking"'),
+        ({"noise": "gaussian", "protection": "masking"}, 'use protection = "ckks"'),
+        ({"noise": "laplace"}, "privacy.noise"),
+        ({"noise": "skellam", "protection": "masking", "unit": "none", "noise_multiplier": None}, "set privacy.unit"),
+    ],
+)  # fmt: skip
+def test_shared_noise_that_protects_nobody_is_refused(tmp_path: Path, changes: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
         federate(tmp_path, **changes)
