@@ -204,6 +204,8 @@ class ClientSession:
                 "the client's session",
                 f'this client speaks "{self._name}", not "{t.protection}"',
             )
+        if t.fault:
+            return "terms", "the server's own terms", t.fault
         if offer.layout != bytes.fromhex(self._layout):
             return "layout", "the client's session", "the server's numbers are of another layout"
         if round >= t.rounds:

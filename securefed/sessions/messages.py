@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,6 +124,23 @@ class Terms:
     noise_multiplier: float = 0.0
     epsilon: float | None = None
     delta: float | None = None
+
+    @property
+    def fault(self) -> str:
+        """Why these terms cannot hold, whatever a client does; "" where they can."""
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
+            return f"noise_multiplier={self.noise_multiplier} is not a number of 0 or more"
+        if self.epsilon is None:
+            return ""
+        if not self.epsilon > 0 or self.delta is None or not 0 < self.delta < 1:
+            return (
+                f"epsilon={self.epsilon} at delta={self.delta}: epsilon lies above 0, delta between 0 and 1"
+            )
+        if self.noise_multiplier == 0 and math.isfinite(self.epsilon):
+            return (
+                "noise_multiplier=0 adds no noise, so no finite epsilon holds; raise it, or claim no epsilon"
+            )
+        return "" if self.rounds >= 1 else "a run has at least one round"
 
     def write(self, w: Writer) -> None:
         w.text(self.protection).u32(self.rounds).u32(self.min_cohort).f64(self.noise_multiplier)

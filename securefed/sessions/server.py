@@ -13,7 +13,7 @@ import numpy as np
 
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.crypto.identity import Identity, Roster
-from securefed.errors import ProtocolError
+from securefed.errors import PrivacyError, ProtocolError
 from securefed.layout import vector_digest
 from securefed.privacy.heads import Witness, heads_digest
 from securefed.sessions.joining import joined
@@ -48,6 +48,10 @@ class ServerSession:
         layout: names what the coordinates are (`Layout.digest`, hex).
         secret_weights: each client's weight travels inside the sum; else all weigh 1.
         witness: heads of the clients' ledgers seen so far; store `witness.to_json()` with the run's state.
+
+    Raises:
+        PrivacyError: terms that cannot hold, such as a finite epsilon without noise.
+        ProtocolError: another key than the roster's, or a protection that sessions do not carry.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class ServerSession:
             raise ProtocolError("the server of the roster has another key than this identity")
         if terms.protection != protection.name:
             raise ProtocolError(f'the terms say "{terms.protection}", the protection is "{protection.name}"')
+        if terms.fault:
+            raise PrivacyError(f"terms: {terms.fault}")
         self.run, self.size, self.terms = run, size, terms
         self.witness = witness or Witness()
         self.refusals: dict[int, Refusal] = {}

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securefed.crypto.identity import Identity
-from securefed.errors import ProtocolError
+from securefed.errors import PrivacyError, ProtocolError
 from securefed.privacy.heads import Witness
 from securefed.privacy.policy import Policy, load_policy
 from securefed.protect.ckks import CKKS
@@ -157,13 +157,29 @@ def test_a_refusal_that_somebody_else_wrote_is_not_one(limited: Callable[[str], 
 
 def test_no_job_lowers_the_policy_by_saying_nothing(limited: Callable[[str], Policy]) -> None:
     """Terms without an epsilon or noise are terms without privacy."""
-    for terms in (
-        Terms("masking", 10, 4),
-        Terms("masking", 10, 4, epsilon=1.0, delta=1e-5),
-    ):
-        cast = Cast(terms=terms, policies={4: limited("max_epsilon = 2.0")})
-        cast.play(0)
-        assert "without noise" in cast.server.refusals[4].reason
+    cast = Cast(terms=Terms("masking", 10, 4), policies={4: limited("max_epsilon = 2.0")})
+    cast.play(0)
+    assert "without noise" in cast.server.refusals[4].reason
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"noise_multiplier": 0.0}, "no finite epsilon"),
+        ({"epsilon": 0.0}, "epsilon lies above 0"),
+        ({"delta": None}, "delta between"),
+        ({"delta": 1.0}, "delta between"),
+        ({"noise_multiplier": -1.0}, "0 or more"),
+    ],
+)
+def test_terms_that_cannot_hold_are_refused_on_both_sides(terms: dict[str, Any], words: str) -> None:
+    with pytest.raises(PrivacyError, match=words):
+        Cast(terms=replace(TERMS, **terms))
+    cast = Cast()
+    cast.server.terms = replace(TERMS, **terms)  # a server that offers them all the same
+    assert cast.play(0).abort is not None
+    assert {r.key for r in cast.server.refusals.values()} == {"terms"}
+    assert words in cast.server.refusals[0].reason
 
 
 def test_a_server_cannot_talk_a_client_into_another_protection() -> None:
