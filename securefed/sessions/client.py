@@ -258,7 +258,7 @@ class ClientSession:
         suspects = {
             k: why
             for k, a in sorted(answers.items())
-            if (why := self.witness.judge(k, a.head, offer.since.get(k, 0), a.links)) is not None
+            if (why := self.witness.judge(k, a.head, a.start, a.links)) is not None
         }
         self._round = self._protection.client(base, self.client, self._entropy)
         self._begun = sealed.digest

@@ -205,10 +205,12 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A client's word on an offer: its ledger's head and links (None: it keeps none), or its refusal."""
+    """A client's word on an offer: its ledger's head and the links after the first `start` (None: it keeps no
+    ledger), or its refusal."""
 
     offer: bytes
     head: Head | None = None
+    start: int = 0
     links: tuple[bytes, ...] = field(default=(), repr=False)
     refusal: tuple[str, str, str] | None = None
 
@@ -220,7 +222,8 @@ class Answer:
             return w.finish()
         w.u8(self.head is not None)
         if self.head is not None:
-            w.u64(self.head.count).raw(self.head.digest).u32(len(self.links)).raw(b"".join(self.links))
+            w.u64(self.head.count).raw(self.head.digest).u64(self.start)
+            w.u32(len(self.links)).raw(b"".join(self.links))
         return w.finish()
 
     @classmethod
@@ -233,11 +236,12 @@ class Answer:
             return cls(offer, refusal=(texts[0], texts[1], texts[2]))
         head: Head | None = None
         links: tuple[bytes, ...] = ()
+        start = 0
         if r.u8():
-            head = Head(r.u64(), r.raw(DIGEST))
+            head, start = Head(r.u64(), r.raw(DIGEST)), r.u64()
             links = tuple(r.raw(DIGEST) for _ in range(r.count(MOST_LINKS, DIGEST)))
         r.finish()
-        return cls(offer, head, links)
+        return cls(offer, head, start, links)
 
 
 @dataclass(frozen=True, slots=True)
