@@ -12,6 +12,7 @@ import asyncio
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from frames import read_frame, write_frame
@@ -23,7 +24,7 @@ from securefed.privacy.policy import load_policy
 from securefed.sessions import Reply, Work
 
 
-def train(learner: Learner, work: Work, folder: Path, hold: int) -> object:
+def train(learner: Learner, work: Work, folder: Path, hold: int) -> Any:
     """The update of one round; kept in this client's own folder too, for whoever checks the sum."""
     if work.round == hold:
         threading.Event().wait()

@@ -59,7 +59,7 @@ def main(root: Path, clients: int = 6, kill: int | None = None, server_args: Seq
     for line in server.stdout:
         if "waits for" not in line:
             print(line, end="", flush=True)
-        elif line.strip() == f"round 1: mask waits for {kill}":
+        elif kill is not None and line.strip() == f"round 1: mask waits for {kill}":
             parties[kill].kill()
             print(f"        client {kill} killed while the others wait for its masked vector", flush=True)
     for client, party in parties.items():

@@ -112,7 +112,7 @@ def note(folder: Path, round: int, session: sf.ServerSession, output: Output, sc
         (folder / f"refusal-{round:04d}-{client}.bin").write_bytes(refusal.evidence)
         print(f"round {round}: client {client} refused: {refusal.reason}", flush=True)
     (folder / "heads.json").write_text(json.dumps(session.witness.to_json()))
-    told = f"sum of {len(facts['survivors'])} clients" if result is not None else f"aborted, {output.abort}"
+    told = f"sum of {len(result.survivors)} clients" if result is not None else f"aborted, {output.abort}"
     print(f"round {round}: {told}; accuracy {score:.3f}", flush=True)
 
 

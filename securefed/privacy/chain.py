@@ -92,9 +92,7 @@ def read_head(connection: sqlite3.Connection) -> Head:
 
 def read_links(connection: sqlite3.Connection, since: int) -> tuple[bytes, ...]:
     """The links after the first `since`, in order."""
-    rows = connection.execute(
-        "SELECT link FROM chain WHERE id > ? ORDER BY id LIMIT ?", (since, MOST_LINKS + 1)
-    )
+    rows = connection.execute("SELECT link FROM chain WHERE id > ? ORDER BY id", (since,))
     return tuple(bytes(link) for (link,) in rows)
 
 

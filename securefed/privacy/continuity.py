@@ -30,19 +30,15 @@ class Continuity:
         with self._store.reading() as connection:
             return chain.read_head(connection)
 
-    def proof(self, since: int) -> tuple[Head, tuple[bytes, ...]]:
-        """The newest head and the links after the first `since`: they lead there from the head of that time.
+    def proof(self, since: int) -> tuple[Head, int, tuple[bytes, ...]]:
+        """(newest head, start, links after the first `start`): they lead there from the head of that time.
 
-        Raises:
-            PrivacyError: more links than one proof may hold.
+        `start` is `since`, but for a ledger with more entries after it than one proof may hold: then it is later.
         """
         with self._store.reading() as connection:
-            links = chain.read_links(connection, since)
-            if len(links) > chain.MOST_LINKS:
-                raise PrivacyError(
-                    f"the ledger has more than {chain.MOST_LINKS} entries since the one that was asked for; ask from a later head"
-                )
-            return chain.read_head(connection), links
+            head = chain.read_head(connection)
+            start = max(since, head.count - chain.MOST_LINKS)
+            return head, start, chain.read_links(connection, start)
 
     def check(self, seen: Head | None = None) -> None:
         """Recomputes the hash chain over all records; with a head, also that it is one of this ledger's past.

@@ -28,16 +28,16 @@ class Witness:
         """From which entry on this client has to show its links."""
         return self.seen[client].count if client in self.seen else 0
 
-    def judge(self, client: int, head: Head | None, since: int, links: Sequence[bytes]) -> str | None:
+    def judge(self, client: int, head: Head | None, start: int, links: Sequence[bytes]) -> str | None:
         """Keeps a client's new head, or says why it cannot be its old ledger grown on.
 
         Args:
             head: what the client shows now; None where it keeps no ledger.
-            since, links: its proof, the links after its first `since`. Where that begins after the head
+            start, links: its proof, the links after its first `start`. Where that begins after the head
                 that was seen here (a round was missed), nothing can be said.
         """
         old = self.seen.get(client)
-        if old is None or (head is not None and old.count < since <= head.count):
+        if old is None or (head is not None and old.count < start <= head.count):
             if head is not None:
                 self.seen[client] = head
             return None
@@ -45,7 +45,7 @@ class Witness:
             return f"client {client} kept a privacy ledger with {old.count} entries and shows none now"
         if head.count < old.count:
             return f"client {client}'s privacy ledger was cut short: {old.count} entries were seen, it shows {head.count}"
-        if follow(old, links[old.count - since :]) != head:
+        if follow(old, links[old.count - start :]) != head:
             return (
                 f"client {client}'s privacy ledger was rolled back or rewritten: its {head.count} entries do not go on "
                 f"from the {old.count} that were seen"

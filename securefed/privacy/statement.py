@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from securefed.privacy.events import Accountant, Unit, covers
 from securefed.privacy.exposure import exposures, site_cases, worst
+from securefed.privacy.plain_words import ACCOUNTANTS, amplification, reading, trust_model, tuning
 from securefed.privacy.records import RunRow, find_runs, find_shards
 from securefed.privacy.site import Exposure
 from securefed.privacy.words import describe, held_against, relation_of
@@ -49,6 +50,8 @@ class Statement:
         unfinished: reservations without an end (crashed attempts), charged in full.
         site_epsilon: over all `site_runs` runs of this site on this data set.
         caveats: true remarks on this very run. not_covered: what no number here speaks about.
+        trust: who must be honest. amplification: whether secret sampling is counted. tuning: whether the
+            choice of hyper-parameters is.
     """
 
     run: str
@@ -70,16 +73,24 @@ class Statement:
     site_runs: int
     caveats: tuple[str, ...]
     not_covered: tuple[str, ...]
+    trust: str
+    amplification: str
+    tuning: str
 
     def text(self) -> str:
         """The statement for a person, a few lines."""
         lines = [
             f"Differential privacy of run {self.run} on data set {self.dataset}",
             f"  epsilon = {_number(self.epsilon)} at delta = {self.delta:g}, by {self.accountant.upper()} (an upper bound)",
+            f"  that is: {reading(self.epsilon, self.delta, self.unit)}",
             f"  unit: {_UNIT_WORDS[self.unit]} ({self.unit} level); neighbours: {self.relation}",
             f"  holds {self.adversary}",
+            f"  trust: {self.trust}",
             f"  for whom: {self.holds_for}",
             f"  mechanism: {self.mechanism}",
+            f"  amplification by sampling: {self.amplification}",
+            f"  search for hyper-parameters: {self.tuning}",
+            f"  accountant: {ACCOUNTANTS[self.accountant]}",
             f"  steps: {self.steps_reserved} reserved and charged, {self.steps_settled} settled, "
             f"{self.unfinished} reservation(s) unfinished",
             f"  all {self.site_runs} run(s) of this site on this data set: epsilon = {_number(self.site_epsilon)}",
@@ -138,6 +149,9 @@ def make_statement(
             [key.records for key in shards.values()],
         ),
         not_covered=(*_other_unit(connection, row), *_overlap(row, clients), *_NOT_COVERED),
+        trust=trust_model(row.unit, clients, bool(local), worst_off),
+        amplification=amplification(row.unit, clients, bool(local), worst_off),
+        tuning=tuning(worst_off),
     )
 
 

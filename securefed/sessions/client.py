@@ -204,6 +204,8 @@ class ClientSession:
                 "the client's session",
                 f'this client speaks "{self._name}", not "{t.protection}"',
             )
+        if t.fault:
+            return "terms", "the server's own terms", t.fault
         if offer.layout != bytes.fromhex(self._layout):
             return "layout", "the client's session", "the server's numbers are of another layout"
         if round >= t.rounds:
@@ -256,7 +258,7 @@ class ClientSession:
         suspects = {
             k: why
             for k, a in sorted(answers.items())
-            if (why := self.witness.judge(k, a.head, offer.since.get(k, 0), a.links)) is not None
+            if (why := self.witness.judge(k, a.head, a.start, a.links)) is not None
         }
         self._round = self._protection.client(base, self.client, self._entropy)
         self._begun = sealed.digest

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,23 @@ class Terms:
     epsilon: float | None = None
     delta: float | None = None
 
+    @property
+    def fault(self) -> str:
+        """Why these terms cannot hold, whatever a client does; "" where they can."""
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
+            return f"noise_multiplier={self.noise_multiplier} is not a number of 0 or more"
+        if self.epsilon is None:
+            return ""
+        if not self.epsilon > 0 or self.delta is None or not 0 < self.delta < 1:
+            return (
+                f"epsilon={self.epsilon} at delta={self.delta}: epsilon lies above 0, delta between 0 and 1"
+            )
+        if self.noise_multiplier == 0 and math.isfinite(self.epsilon):
+            return (
+                "noise_multiplier=0 adds no noise, so no finite epsilon holds; raise it, or claim no epsilon"
+            )
+        return "" if self.rounds >= 1 else "a run has at least one round"
+
     def write(self, w: Writer) -> None:
         w.text(self.protection).u32(self.rounds).u32(self.min_cohort).f64(self.noise_multiplier)
         for value in (self.epsilon, self.delta):
@@ -187,10 +205,12 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A client's word on an offer: its ledger's head and links (None: it keeps none), or its refusal."""
+    """A client's word on an offer: its ledger's head and the links after the first `start` (None: it keeps no
+    ledger), or its refusal."""
 
     offer: bytes
     head: Head | None = None
+    start: int = 0
     links: tuple[bytes, ...] = field(default=(), repr=False)
     refusal: tuple[str, str, str] | None = None
 
@@ -202,7 +222,8 @@ class Answer:
             return w.finish()
         w.u8(self.head is not None)
         if self.head is not None:
-            w.u64(self.head.count).raw(self.head.digest).u32(len(self.links)).raw(b"".join(self.links))
+            w.u64(self.head.count).raw(self.head.digest).u64(self.start)
+            w.u32(len(self.links)).raw(b"".join(self.links))
         return w.finish()
 
     @classmethod
@@ -215,11 +236,12 @@ class Answer:
             return cls(offer, refusal=(texts[0], texts[1], texts[2]))
         head: Head | None = None
         links: tuple[bytes, ...] = ()
+        start = 0
         if r.u8():
-            head = Head(r.u64(), r.raw(DIGEST))
+            head, start = Head(r.u64(), r.raw(DIGEST)), r.u64()
             links = tuple(r.raw(DIGEST) for _ in range(r.count(MOST_LINKS, DIGEST)))
         r.finish()
-        return cls(offer, head, links)
+        return cls(offer, head, start, links)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.crypto.identity import Identity, Roster
-from securefed.errors import ProtocolError
+from securefed.errors import PrivacyError, ProtocolError
 from securefed.layout import vector_digest
 from securefed.privacy.heads import Witness, heads_digest
 from securefed.sessions.joining import joined
@@ -48,6 +48,10 @@ class ServerSession:
         layout: names what the coordinates are (`Layout.digest`, hex).
         secret_weights: each client's weight travels inside the sum; else all weigh 1.
         witness: heads of the clients' ledgers seen so far; store `witness.to_json()` with the run's state.
+
+    Raises:
+        PrivacyError: terms that cannot hold, such as a finite epsilon without noise.
+        ProtocolError: another key than the roster's, or a protection that sessions do not carry.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class ServerSession:
             raise ProtocolError("the server of the roster has another key than this identity")
         if terms.protection != protection.name:
             raise ProtocolError(f'the terms say "{terms.protection}", the protection is "{protection.name}"')
+        if terms.fault:
+            raise PrivacyError(f"terms: {terms.fault}")
         self.run, self.size, self.terms = run, size, terms
         self.witness = witness or Witness()
         self.refusals: dict[int, Refusal] = {}
@@ -79,6 +85,7 @@ class ServerSession:
         self._answers: dict[int, tuple[bytes, Answer]] = {}
         self._asked: set[int] = set()
         self._refused: dict[int, str] = {}
+        self._out: dict[int, str] = {}
         self._lost: set[int] = set()
         self._round: RoundSession | None = None
         self._cohort: tuple[int, ...] = ()
@@ -126,7 +133,8 @@ class ServerSession:
             )
         asked = sorted(set(clients) & self._roster.clients.keys())
         self._last, self._open, self._round = round, True, None
-        self._asked, self._lost, self._answers, self._refused = set(asked), set(), {}, {}
+        self._asked, self._lost, self._answers = set(asked), set(), {}
+        self._refused, self._out = {}, {}
         self._model, self.refusals = np.array(model, np.float32), {}
         since = {k: self.witness.since(k) for k in asked}
         body = Offer(self.terms, bytes.fromhex(self._layout), since, self._model).encode()
@@ -190,12 +198,19 @@ class ServerSession:
         self._asked.discard(client)
         if answer.refusal is not None:
             self.refusals[client] = Refusal(client, self._last, *answer.refusal, evidence=sealed.payload)
-            self._refused[client] = "refused: {2} ({1}, {0})".format(*answer.refusal)
-        elif why := self.witness.judge(client, answer.head, self.witness.since(client), answer.links):
-            self._refused[client] = why
+            self._out[client] = "refused: {2} ({1}, {0})".format(*answer.refusal)
+        elif why := self._judge(client, answer):
+            self._out[client] = why
         else:
             self._answers[client] = sealed.payload, answer
         return Output()
+
+    def _judge(self, client: int, answer: Answer) -> str | None:
+        """Why this client's ledger cannot be the one it showed before, None where it can."""
+        since = self.witness.since(client)
+        if since and answer.head is not None and answer.start > since:
+            return f"client {client} does not show its privacy ledger's links since entry {since}"
+        return self.witness.judge(client, answer.head, answer.start, answer.links)
 
     def _go_on(self, output: Output) -> Output:
         """Ends every step that nobody is waited for in any longer."""
@@ -210,7 +225,9 @@ class ServerSession:
         """The cohort is who has said yes; its protocol starts."""
         cohort = self._cohort = tuple(sorted(self._answers.keys() - self._lost))
         if len(cohort) < max(1, self.terms.min_cohort):
-            why = "; ".join(f"client {k}: {reason}" for k, reason in sorted(self._refused.items())[:5])
+            why = "; ".join(
+                f"client {k}: {reason}" for k, reason in sorted({**self._refused, **self._out}.items())[:5]
+            )
             return self._end(
                 f"{len(cohort)} clients take part, the terms promise {self.terms.min_cohort}"
                 + (f" ({why})" if why else "")
@@ -243,7 +260,8 @@ class ServerSession:
             return self._end(output.abort, send)
         if output.result is None:
             return Output(send=send)
-        refused = {**self._refused, **output.result.refused}
+        bad = {k: why for k, why in self._refused.items() if k not in output.result.survivors}
+        refused = {**bad, **output.result.refused, **self._out}
         ended = self._end("", send)
         return replace(ended, result=replace(output.result, refused=refused), abort=None)
 

@@ -70,6 +70,10 @@ def _planned(m: Mapping[str, Any]) -> list[tuple[str, str | Sequence[str]]]:
     ]
 
 
+_LATER = (("Trust", "trust"), ("Amplification", "amplification"), ("Search for settings", "tuning"))
+"""Lines that statements of older folders lack."""
+
+
 def _statement(s: Mapping[str, Any]) -> list[tuple[str, str | Sequence[str]]]:
     delta = numbers.small(s["delta"])
     unfinished = (
@@ -85,6 +89,7 @@ def _statement(s: Mapping[str, Any]) -> list[tuple[str, str | Sequence[str]]]:
         ("Hides", f"one {'record' if s['unit'] == 'example' else 'client'}; neighbours: {s['relation']}"),
         ("From whom", str(s["adversary"])),
         ("For whom", str(s["holds_for"])),
+        *((name, str(s[key])) for name, key in _LATER if key in s),
         ("Mechanism", str(s["mechanism"])),
         (
             "Steps",

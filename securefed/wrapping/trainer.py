@@ -69,7 +69,7 @@ class PrivateTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
     `bf16` is right.
 
     Raises:
-        PrivacyError: several devices, `fp16`, or what `make_private` refuses.
+        PrivacyError: several devices, `fp16`, a sampling strategy of its own, or what `make_private` refuses.
     """
 
     def __init__(
@@ -240,6 +240,12 @@ def _check_arguments(args: TrainingArguments) -> None:
     if args.world_size > 1 or args.n_gpu > 1:
         raise PrivacyError(
             "PrivateTrainer works in one process on one device; set CUDA_VISIBLE_DEVICES to one"
+        )
+    sampling = getattr(args, "train_sampling_strategy", "random")
+    if sampling != "random":
+        raise PrivacyError(
+            f'train_sampling_strategy="{sampling}" orders the records, and the account counts batches that are drawn at '
+            'random; leave it at "random"'
         )
     if getattr(args, "gradient_checkpointing", False):
         chosen = dict(args.gradient_checkpointing_kwargs or {})

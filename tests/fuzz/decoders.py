@@ -9,7 +9,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["securefed.protect", "securefed.crypto"]):
+with atheris.instrument_imports(include=["securefed.protect", "securefed.crypto", "securefed.sessions"]):
     from securefed.crypto.encoding import Reader
     from securefed.crypto.entropy import SystemEntropy
     from securefed.crypto.packing import unpack
@@ -26,6 +26,7 @@ with atheris.instrument_imports(include=["securefed.protect", "securefed.crypto"
         open_envelope,
     )
     from securefed.protect.plain import Plain
+    from securefed.sessions.messages import Answer, Begin, Offer, unseal
     from securefed.types import RoundParameters
 
 import numpy as np
@@ -57,6 +58,10 @@ READERS = (
     lambda data: unpack(data, len(data) * 8 // 20, 20),
     lambda data: combine({1: data[:33], 2: data[33:66]}, 2),
     lambda data: Reader(data).text(64),
+    lambda data: unseal(data),
+    lambda data: Offer.decode(data, 4),
+    lambda data: Answer.decode(data),
+    lambda data: Begin.decode(data),
     _sessions,
 )
 

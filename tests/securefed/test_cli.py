@@ -21,6 +21,7 @@ import pytest
 from securefed.cli import COMMANDS, main
 from securefed.errors import ConfigError, SecureFedError
 from securefed.privacy.events import SampledGaussian
+from securefed.privacy.export import check_export
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
 from securefed.tracking.folder import FolderTracker
@@ -385,6 +386,17 @@ def test_epsilon_as_json_at_any_delta_with_one_client(
     tree = json.loads(capsys.readouterr().out)
     assert (tree["delta"], tree["unit"], tree["client"]["client"]) == (1e-6, "example", 0)
     assert 0 < tree["client"]["epsilon"] < tree["epsilon"]
+
+
+def test_epsilon_writes_the_ledger_for_an_auditor(
+    private_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["epsilon", str(private_folder), "--export", str(tmp_path / "audit.json")]) == 0
+    with Ledger.site() as ledger:
+        assert check_export(tmp_path / "audit.json") == ledger.head()
+    capsys.readouterr()
+    nowhere = str(tmp_path / "nowhere" / "audit.json")
+    assert "cannot write" in refused(capsys, "epsilon", str(private_folder), "--export", nowhere)
 
 
 def test_a_client_that_has_spent_nothing_is_no_epsilon_of_zero(

@@ -56,10 +56,11 @@ def test_a_head_is_text_and_back(ledger: Ledger) -> None:
 def test_the_links_since_a_head_lead_to_the_newest(ledger: Ledger) -> None:
     before = ledger.head()
     ledger.reserve(run="run", client=1, round=1, event=EVENT)
-    head, links = ledger.proof(before.count)
+    head, start, links = ledger.proof(before.count)
+    assert start == before.count
     assert len(links) == 1
     assert follow(before, links) == head == ledger.head()
-    assert follow(EMPTY, ledger.proof(0)[1]) == head
+    assert follow(EMPTY, ledger.proof(0)[2]) == head
     ledger.check(before)
 
 
@@ -95,7 +96,7 @@ def test_a_ledger_cut_short_with_care_is_noticed_by_whoever_saw_its_head(
     ledger.check()  # by itself it looks whole: without a head that others kept nobody could tell
     with pytest.raises(PrivacyError, match="rolled back or rewritten: it had 5 entries"):
         ledger.check(seen)
-    assert follow(seen, ledger.proof(seen.count)[1]) != ledger.head()
+    assert follow(seen, ledger.proof(seen.count)[2]) != ledger.head()
 
 
 @pytest.mark.parametrize(
@@ -136,3 +137,9 @@ def test_a_ledger_of_the_first_version_gets_its_chain_and_keeps_its_charges(ledg
     assert ledger.epsilon(1e-5, run="run") == spent
     ledger.reserve(run="run", client=1, round=1, event=EVENT)
     ledger.check()
+
+
+def test_a_proof_is_bounded_and_says_where_it_begins(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("securefed.privacy.chain.MOST_LINKS", 2)
+    head, start, links = ledger.proof(0)
+    assert (head.count, start, len(links)) == (5, 3, 2)

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,20 @@ def test_a_ledger_cut_and_spent_again_is_named(cast: Cast) -> None:
     output = cast.play(2)
     assert output.result is not None
     assert "client 3's privacy ledger was rolled back or rewritten" in output.result.refused[3]
+
+
+def test_a_client_that_shows_too_few_links_is_named(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(cast, 0)
+    plain = Ledger.proof
+
+    def fewer(self: Ledger, since: int) -> Any:
+        head, start, links = plain(self, since)
+        return (head, start + 1, links[1:]) if self is cast.ledgers[3] else (head, start, links)
+
+    monkeypatch.setattr(Ledger, "proof", fewer)
+    output = cast.play(1)
+    assert output.result is not None
+    assert "client 3 does not show its privacy ledger's links since entry 1" in output.result.refused[3]
 
 
 def test_a_ledger_that_is_gone_is_named(cast: Cast) -> None:

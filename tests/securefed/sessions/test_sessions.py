@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securefed.crypto.identity import Identity
-from securefed.errors import ProtocolError
+from securefed.errors import PrivacyError, ProtocolError
+from securefed.privacy.chain import Head
 from securefed.privacy.heads import Witness
 from securefed.privacy.policy import Policy, load_policy
 from securefed.protect.ckks import CKKS
@@ -21,7 +22,7 @@ from securefed.protect.grouped import Grouped
 from securefed.protect.masking import Masking
 from securefed.protect.plain import Plain
 from securefed.sessions import Refusal, ServerSession, Terms
-from securefed.sessions.messages import Kind, Offer, check_answer, seal, unseal
+from securefed.sessions.messages import Answer, Begin, Kind, Offer, check_answer, seal, unseal
 from tests.entropy import SeededEntropy
 from tests.securefed.sessions.playing import TERMS, Cast, D, make_roster
 
@@ -157,13 +158,29 @@ def test_a_refusal_that_somebody_else_wrote_is_not_one(limited: Callable[[str], 
 
 def test_no_job_lowers_the_policy_by_saying_nothing(limited: Callable[[str], Policy]) -> None:
     """Terms without an epsilon or noise are terms without privacy."""
-    for terms in (
-        Terms("masking", 10, 4),
-        Terms("masking", 10, 4, epsilon=1.0, delta=1e-5),
-    ):
-        cast = Cast(terms=terms, policies={4: limited("max_epsilon = 2.0")})
-        cast.play(0)
-        assert "without noise" in cast.server.refusals[4].reason
+    cast = Cast(terms=Terms("masking", 10, 4), policies={4: limited("max_epsilon = 2.0")})
+    cast.play(0)
+    assert "without noise" in cast.server.refusals[4].reason
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"noise_multiplier": 0.0}, "no finite epsilon"),
+        ({"epsilon": 0.0}, "epsilon lies above 0"),
+        ({"delta": None}, "delta between"),
+        ({"delta": 1.0}, "delta between"),
+        ({"noise_multiplier": -1.0}, "0 or more"),
+    ],
+)
+def test_terms_that_cannot_hold_are_refused_on_both_sides(terms: dict[str, Any], words: str) -> None:
+    with pytest.raises(PrivacyError, match=words):
+        Cast(terms=replace(TERMS, **terms))
+    cast = Cast()
+    cast.server.terms = replace(TERMS, **terms)  # a server that offers them all the same
+    assert cast.play(0).abort is not None
+    assert {r.key for r in cast.server.refusals.values()} == {"terms"}
+    assert words in cast.server.refusals[0].reason
 
 
 def test_a_server_cannot_talk_a_client_into_another_protection() -> None:
@@ -246,8 +263,6 @@ def test_a_server_that_leaves_a_client_out_or_promises_more_is_caught() -> None:
         answers[message.receiver] = cast.clients[message.receiver].receive(message.payload).send[0]
     client, server = cast.clients[0], cast.server
     for cohort, words in (((1, 2, 3, 4), "missing"), ((0, 0, 1, 2, 3), "twice"), ((0, 1, 2), "promise 4")):
-        from securefed.sessions.messages import Begin
-
         body = Begin(server._offered, False, [answers[k] for k in cohort]).encode()
         with pytest.raises(ProtocolError, match=words):
             client.receive(server._seal(Kind.BEGIN, body))
@@ -258,13 +273,30 @@ def test_a_stranger_or_an_impostor_changes_nothing() -> None:
     cast.server.begin(0, np.zeros(D, np.float32), range(6))
     stranger = Identity.generate(SeededEntropy(5))
     offer = cast.server._offered
-    from securefed.sessions.messages import Answer
-
     forged = seal(Kind.ANSWER, 2, 0, cast.server._tag, Answer(offer).encode(), stranger)
     assert cast.server.receive(9, forged).send == ()
     assert cast.server.receive(2, forged).send == ()
     assert 2 in cast.server.awaited
     assert "signature" in cast.server._refused[2]
+
+
+def test_who_was_left_out_stays_so_whatever_it_sends_and_a_good_message_outweighs_garbage(
+    limited: Callable[[str], Policy],
+) -> None:
+    cast = Cast(policies={4: limited("max_rounds = 1")})
+    tag = cast.server._tag
+
+    def trouble(message: Any) -> bool:
+        if message.receiver == -1 and cast.server.step == "mask":
+            cast.server.receive(4, seal(Kind.INPUT, 4, 0, tag, bytes(32), cast.identities[4]))
+            cast.server.receive(0, b"garbage")
+        return False
+
+    cast.lose = trouble
+    output = cast.play(0)
+    assert output.result is not None
+    assert set(output.result.refused) == {4}
+    assert "max_rounds" in output.result.refused[4]
 
 
 def test_terms_that_are_not_the_protections_are_refused_at_once() -> None:
@@ -307,3 +339,34 @@ def test_the_end_of_the_run_is_told_with_the_model() -> None:
     assert cast.clients[0].closed
     assert isinstance(cast.server.witness, Witness)
     assert Refusal(0, 0, "", "", "").evidence == b""
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=300), st.integers(0, 3))
+def test_garbage_is_refused_by_every_reader_and_nothing_else_happens(data: bytes, which: int) -> None:
+    read: tuple[Callable[[bytes], Any], ...] = (
+        unseal,
+        lambda d: Offer.decode(d, D),
+        Answer.decode,
+        Begin.decode,
+    )
+    try:
+        read[which](data)
+    except ProtocolError:
+        return
+    assert which != 0  # without a signature of 64 bytes nothing is a message
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(b"\1" * 32),
+        Answer(b"\1" * 32, Head(7, b"\2" * 32), 5, (b"\3" * 32, b"\4" * 32)),
+        Answer(b"\1" * 32, refusal=("max_epsilon", "policy.toml:2", "too much")),
+    ],
+)
+def test_an_answer_is_its_bytes_and_back(answer: Answer) -> None:
+    assert Answer.decode(answer.encode()) == answer
+    for at in range(len(answer.encode())):
+        with pytest.raises(ProtocolError):
+            Answer.decode(answer.encode()[:at])
