@@ -2,7 +2,7 @@
 
 Each is in or out by a fair coin that the auditor keeps. Whoever sees what a mechanism released projects it on the
 canaries' directions, guesses the coins from that, and a DP claim bounds how many guesses can be right.
-Gradient-space canaries: Nasr et al. 2023 (arXiv 2302.07956), section 4; the bound from one run: Steinke, Nasr
+Gradient-space canaries: Nasr et al. 2023 (arXiv 2302.07956); the bound from one run: Steinke, Nasr
 and Jagielski 2023 (arXiv 2305.08846), Theorem 5.2.
 
 Adversary: sees everything released, knows all records and clients but the coins. A bound found so speaks of
@@ -133,7 +133,7 @@ class DPAudit:
     Attributes:
         claimed: epsilon of the claim, at delta. bound: with `confidence`, the mechanism's epsilon is not below it.
         ceiling: the bound if every guess had been right; a claim at or above it cannot be refuted.
-        m: canaries. guesses: how many coins were guessed (r). correct: how many of them rightly.
+        m: canaries (or runs, where each has one). guesses: how many coins were guessed (r). correct: how many of them rightly.
         delta: of claim and bound. confidence: that the bound holds.
         assumes: "gaussian" where the bound holds for Gaussian mechanisms only.
     """
@@ -165,7 +165,7 @@ class DPAudit:
         return (
             f"{self.verdict}: claimed epsilon {self.claimed:.2f}, bound {self.bound:.2f}, ceiling {self.ceiling:.2f} at "
             f"delta {self.delta:g} ({self.confidence:.1%} confidence{noise}): {said}. {self.correct} of {self.guesses} "
-            f"guesses right, {self.m} canaries"
+            f"guesses right, m = {self.m}"
         )
 
 

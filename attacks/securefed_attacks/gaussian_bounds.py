@@ -1,7 +1,7 @@
 """Bounds from one run for mechanisms that claim Gaussian noise: tighter than (epsilon, delta) knows how to be.
 
-A Gaussian mechanism of sensitivity 1 and deviation 1 / mu is mu-GDP (Dong, Roth and Su 2022, arXiv 1905.02383,
-Definition 4): no test of one coin beats the trade-off curve of N(0, 1) against N(mu, 1). An audit of that whole
+A Gaussian mechanism of sensitivity 1 and deviation 1 / mu is mu-GDP (Dong, Roth and Su 2022, arXiv 1905.02383):
+no test of one coin beats the trade-off curve of N(0, 1) against N(mu, 1). An audit of that whole
 curve refutes more than one of a single point of it: Mahloujifar, Melis and Chaudhuri 2024 (arXiv 2410.22235),
 "Auditing f-Differential Privacy in One Run". Valid for compositions of Gaussian mechanisms at sample rate 1, which are
 mu-GDP exactly; a sampled Gaussian is not GDP, and a bound from here does not speak of it.
@@ -20,7 +20,7 @@ MOST_MU = 10.0
 
 
 def gaussian_delta(mu: float, epsilon: float) -> float:
-    """The smallest delta at which a mu-GDP mechanism is (epsilon, delta)-DP (Dong et al. 2022, Corollary 1)."""
+    """The smallest delta at which a mu-GDP mechanism is (epsilon, delta)-DP (Dong et al. 2022)."""
     if mu <= 0:
         return 0.0
     return float(

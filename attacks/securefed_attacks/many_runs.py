@@ -1,8 +1,7 @@
 """A bound on epsilon from many independent runs with one canary, half of them with it and half without.
 
 The oldest audit and the tightest, at the price of the runs: no canary disturbs another, and delta costs nothing
-but itself. Jagielski, Ullman and Oprea 2020 (arXiv 2006.07709), section 4; Nasr et al. 2021 (arXiv 2101.04535),
-section 4.
+but itself. Jagielski, Ullman and Oprea 2020 (arXiv 2006.07709); Nasr et al. 2021 (arXiv 2101.04535).
 """
 
 from __future__ import annotations

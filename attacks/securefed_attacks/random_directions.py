@@ -1,7 +1,7 @@
 """An estimate of epsilon from random directions: what to expect of a mechanism, never a bound on it.
 
 Andrew, Kairouz, Oh, Oprea, McMahan and Suriyakumar 2024, "One-shot Empirical Privacy Estimation for Federated
-Learning" (arXiv 2302.03098), Algorithm 1. A random direction that nobody sent has a cosine of about N(0, 1/d) with
+Learning" (arXiv 2302.03098). A random direction that nobody sent has a cosine of about N(0, 1/d) with
 whatever was released; those that were sent have a larger one. Normal distributions are fitted to both, and
 the epsilon between the two is the estimate: exact in the limit for one Gaussian release of many coordinates,
 a number without confidence for everything else. So it has no verdict and fails no claim.

@@ -1,6 +1,6 @@
 """How far SmolLM2 exposes secrets among mails it is fine-tuned on, with and without example-level DP.
 
-Secrets of one format stand among 160 mails, each 1, 4 or 16 times (Carlini et al. 2019, section 6.1, plots exposure over
+Secrets of one format stand among 160 mails, each 1, 4 or 16 times (Carlini et al. 2019 plot exposure over
 insertions). Their losses are ranked among 1,000 secrets that were not shown: before training, after training,
 and after training under DP at epsilon 8 for one record; a secret that is there 16 times is 16 records, and
 nothing is promised for those at that epsilon.
