@@ -26,6 +26,7 @@ from securefed.privacy.distributed_release import Design
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
 from securefed.registry import ALGORITHMS, make, make_protection
+from securefed.root import set_aside
 from securefed.training.client import ClientRunner, Guarantee
 from securefed.training.limits import under_policy
 from securefed.types import SERVER
@@ -42,6 +43,8 @@ class Assembly:
     dataset: Dataset
     shards: tuple[Shard, ...]
     model: TaskModel = field(repr=False)
+    root: Examples | None = field(default=None, repr=False)
+    """The server's own records, which no client holds; None where it has none."""
 
     @property
     def identity(self) -> dict[str, str]:
@@ -69,7 +72,7 @@ def assemble(config: Config) -> Assembly:
     from securefed.models import check_available, load_model
 
     check_available(config.model)  # a wrong name or device is told before data is read
-    dataset = load_dataset(config.data, task=config.model.task)
+    dataset, root = set_aside(config, load_dataset(config.data, task=config.model.task))
     shards = tuple(make_shards(dataset, config.data))
     check_against_shards(config, [len(s.train) for s in shards])
     shards = poisoned(config, dataset, shards)
@@ -90,7 +93,7 @@ def assemble(config: Config) -> Assembly:
     )  # records and model must fit, before a folder is made
     algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
     algorithm.plan(config, model.part_of, 0)  # refuses head rounds that cannot be
-    return Assembly(config, dataset, shards, model)
+    return Assembly(config, dataset, shards, model, root)
 
 
 def cohort(config: Config, clients: int, round: int, entropy: Entropy) -> tuple[int, ...]:

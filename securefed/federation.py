@@ -57,6 +57,7 @@ from securefed.privacy.server_mechanism import ServerMechanism, server_mechanism
 from securefed.protect.masking.protection import OpenMasking
 from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
+from securefed.root import Root
 from securefed.rounds import Rounds
 from securefed.tracking.tracker import Tracker
 from securefed.training.client import ClientJob, ClientOutcome
@@ -238,6 +239,8 @@ class Federation:
         self.server = Rounds(run_id, self.protection, self.rule, self.mechanism, entropy, config.seed)
         self._saved = -math.inf
         self.liars = Liars.of(config, len(assembly.shards))
+        held = assembly.root
+        self.root = None if held is None else Root(config, self.model, held, len(assembly.shards))
 
     def _make_mechanism(self) -> ServerMechanism | DistributedRelease | None:
         if self.config.privacy.unit != "client":
@@ -416,6 +419,7 @@ class Federation:
             train,
             weights=self._public_weights(chosen),
             space=self._adapter_space(state, shared),
+            root=None if self.root is None else self.root.update(state.round, state.vector, plan, shared),
         )
         self.liars.remember(found[0], shared.digest)
         return found

@@ -22,6 +22,8 @@ from securefed.training.client import ClientOutcome
 from securefed.types import Aggregator, Collected, Protection, RoundContext, RoundParameters, Vector
 
 if TYPE_CHECKING:
+    import torch
+
     from securefed.factors import AdapterSpace
 
 Train = Callable[[], list[ClientOutcome]]
@@ -56,6 +58,7 @@ class Rounds:
         *,
         weights: tuple[float, ...] | None = None,
         space: AdapterSpace | None = None,
+        root: torch.Tensor | None = None,
     ) -> tuple[Vector, Collected, list[ClientOutcome]]:
         """The aggregate over `shared`, what the server held, and the clients' answers.
 
@@ -64,6 +67,7 @@ class Rounds:
             chosen: the cohort, ascending; may be empty under client-level DP.
             weights: the cohort's weights where they are public constants.
             space: how a rule may read updates of adapters.
+            root: the server's own update over `shared`, for rules that compare with one.
 
         Raises:
             BudgetExceeded: every client (or the server's own mechanism) refused to spend more. Under a mechanism of
@@ -87,6 +91,7 @@ class Rounds:
             clients=row_ids(collected),
             weights=row_weights(collected, public=weights is not None),
             layout_digest=shared.digest,
+            root_update=root,
             generator=round_generator(self.seed, round),
             space=space,
         )

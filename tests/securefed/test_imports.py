@@ -23,7 +23,7 @@ STEPS = (
     {"layout", "crypto"},
     {"privacy", "protect", "data", "models", "rows", "gram", "factors", "aggregation"},
     {"training", "algorithms", "tracking"},
-    {"assembly", "evaluation", "checkpoint", "chronicle", "engine", "rounds", "grouping"},
+    {"assembly", "evaluation", "checkpoint", "chronicle", "engine", "rounds", "grouping", "root"},
     {"federation", "sums"},
     {"wrapping"},
     {"commands", "doctor", "cli", "__main__", "__init__"},
