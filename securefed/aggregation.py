@@ -59,7 +59,7 @@ class Mean:
                 f"mean: row {bad[0]} of n={rows.n} holds a NaN or an infinity; refuse that client"
             )
         weights = torch.tensor(public or (1.0,) * rows.n, dtype=torch.float64)
-        return combine(weights, rows) / float(weights.sum())
+        return combine(weights / weights.sum(), rows)
 
 
 def round_generator(seed: int, round: int) -> torch.Generator:

@@ -22,6 +22,7 @@ from securefed.errors import ConfigError
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
 from securefed.registry import ALGORITHMS, make
+from securefed.root import set_aside
 from securefed.training.client import ClientRunner, Guarantee
 from securefed.types import SERVER
 
@@ -37,6 +38,8 @@ class Assembly:
     dataset: Dataset
     shards: tuple[Shard, ...]
     model: TaskModel = field(repr=False)
+    root: Examples | None = field(default=None, repr=False)
+    """The server's own records, which no client holds; None where it has none."""
 
     @property
     def identity(self) -> dict[str, str]:
@@ -97,7 +100,7 @@ def assemble(config: Config, parts: Parts | None = None) -> Assembly:
 
     check_available(config.model)  # a wrong name or device is told before data is read
     parts = parts or Fresh()
-    dataset = parts.dataset(config)
+    dataset, root = set_aside(config, parts.dataset(config))
     shards = tuple(make_shards(dataset, config.data))
     check_against_shards(config, [len(s.train) for s in shards])
     shards = poisoned(config, dataset, shards)
@@ -111,7 +114,7 @@ def assemble(config: Config, parts: Parts | None = None) -> Assembly:
     )  # records and model must fit, before a folder is made
     algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
     algorithm.plan(config, model.part_of, 0)  # refuses head rounds that cannot be
-    return Assembly(config, dataset, shards, model)
+    return Assembly(config, dataset, shards, model, root)
 
 
 def cohort(config: Config, clients: int, round: int, entropy: Entropy) -> tuple[int, ...]:

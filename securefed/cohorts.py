@@ -35,6 +35,7 @@ class Cohorts:
             outcomes = self.parts.engine.train([self._job(state, plan, client) for client in chosen])
             return self.parts.liars.lie(outcomes, state.round, shared.digest)
 
+        root = self.parts.root
         found = self.parts.server.play(
             state.round,
             shared,
@@ -43,6 +44,7 @@ class Cohorts:
             train,
             weights=self._public_weights(chosen),
             space=self._adapter_space(state, shared),
+            root=None if root is None else root.update(state.round, state.vector, plan, shared),
         )
         self.parts.liars.remember(found[0], shared.digest)
         return found

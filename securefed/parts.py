@@ -18,6 +18,7 @@ from securefed.privacy.ledger import Ledger
 from securefed.privacy.step_release import StepRelease
 from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
+from securefed.root import Root
 from securefed.rounds import Rounds
 from securefed.types import SERVER
 
@@ -65,6 +66,8 @@ class Parts:
             ledger=self.ledger,
         )
         self.liars = Liars.of(config, len(assembly.shards))
+        held = assembly.root
+        self.root = None if held is None else Root(config, self.model, held, len(assembly.shards))
 
     def _make_engine(self) -> Engine:
         workers = self.config.engine.workers

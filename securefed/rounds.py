@@ -26,6 +26,8 @@ from securefed.training.client import ClientOutcome
 from securefed.types import Aggregator, Collected, Protection, RoundContext, RoundParameters, Update, Vector
 
 if TYPE_CHECKING:
+    import torch
+
     from securefed.factors import AdapterSpace
     from securefed.privacy.chain import Head
     from securefed.privacy.ledger import Ledger
@@ -68,6 +70,7 @@ class Rounds:
         *,
         weights: tuple[float, ...] | None = None,
         space: AdapterSpace | None = None,
+        root: torch.Tensor | None = None,
     ) -> tuple[Vector, Collected, list[ClientOutcome]]:
         """The aggregate over `shared`, what the server held, and the clients' answers.
 
@@ -76,6 +79,7 @@ class Rounds:
             chosen: the cohort, ascending; may be empty under client-level DP.
             weights: the cohort's weights where they are public constants.
             space: how a rule may read updates of adapters.
+            root: the server's own update over `shared`, for rules that compare with one.
 
         Raises:
             BudgetExceeded: every client (or the server's own mechanism) refused to spend more, or so many that a
@@ -86,7 +90,7 @@ class Rounds:
         """
         if self.ledger is not None and self._seen is not None:
             self.ledger.check_grown(self._seen)
-        played = self._play(round, shared, model, chosen, train, weights, space)
+        played = self._play(round, shared, model, chosen, train, weights, space, root)
         if self.ledger is not None:
             self._seen = self.ledger.head()
         return played
@@ -100,6 +104,7 @@ class Rounds:
         train: Train,
         weights: tuple[float, ...] | None,
         space: AdapterSpace | None,
+        root: torch.Tensor | None,
     ) -> tuple[Vector, Collected, list[ClientOutcome]]:
         if self.mechanism is not None and (stored := self.mechanism.stored(round)) is not None:
             return stored, nobody(shared.size), []
@@ -121,6 +126,7 @@ class Rounds:
             clients=row_ids(collected),
             weights=row_weights(collected, public=weights is not None),
             layout_digest=shared.digest,
+            root_update=root,
             generator=round_generator(self.seed, round),
             space=space,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -76,6 +76,7 @@ class MatrixRows(RowSource):
             raise ValueError(
                 f"updates are a matrix (n, d), found shape {tuple(matrix.shape)}; flatten each one first"
             )
+        _check_tensor("updates", matrix)
         self._matrix = matrix.detach()
         n, d = matrix.shape
         self._describe(n, d, matrix.dtype, matrix.device)
@@ -88,6 +89,8 @@ class VectorRows(RowSource):
     """The rows in a list of vectors (d,)."""
 
     def __init__(self, vectors: Sequence[torch.Tensor]) -> None:
+        for i, vector in enumerate(vectors):
+            _check_tensor(f"row {i}", vector)
         self._vectors = [v.detach() for v in vectors]
         if not self._vectors:
             raise ValueError("there must be at least one row and one column, found n=0")
@@ -137,6 +140,7 @@ class FileRows(RowSource):
         files: list[BinaryIO] = []
         first: torch.Tensor | None = None
         for i, row in enumerate(rows):
+            _check_tensor(f"row {i}", row)
             first = row if first is None else first
             if row.ndim != 1 or row.shape != first.shape or row.dtype != first.dtype:
                 raise ValueError(
@@ -216,15 +220,29 @@ def as_rows(rows: Rows) -> RowSource:
     """The rows as a source. An iterator is read once, to unnamed files, with one row in memory.
 
     Raises:
-        ValueError: not a matrix, ragged rows, no rows, or numbers that are not float32 or float64.
+        ValueError: not a matrix, ragged rows, no rows, or numbers that are not float32 or float64 in a dense tensor.
     """
     if isinstance(rows, RowSource):
         return rows
     if isinstance(rows, torch.Tensor):
         return MatrixRows(rows)
-    if isinstance(rows, Sequence):
+    if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
         return VectorRows(rows)
-    return FileRows.spool(rows)
+    if isinstance(rows, Iterable) and not isinstance(rows, str | bytes | Mapping | Set):
+        return FileRows.spool(rows)
+    raise ValueError(
+        "updates are a matrix (n, d), a list of vectors, an iterator over them or a RowSource, "
+        f"found {type(rows).__name__}; convert with torch.from_numpy or list(...)"
+    )
+
+
+def _check_tensor(what: str, found: object) -> None:
+    """Raises ValueError unless it is a dense tensor that holds numbers."""
+    if not isinstance(found, torch.Tensor):
+        raise ValueError(f"{what} must be a tensor, found {type(found).__name__}; use torch.as_tensor")
+    if found.layout != torch.strided or found.is_meta:
+        kind = "a meta tensor, which holds no numbers" if found.is_meta else f"{found.layout}"
+        raise ValueError(f"{what} must be a dense tensor, found {kind}; use .to_dense()")
 
 
 def bad_rows(source: RowSource) -> list[int]:
@@ -261,6 +279,8 @@ def combine(weights: torch.Tensor, source: RowSource) -> torch.Tensor:
         return out
     part = source if len(used) == source.n else source.take(used)
     factor = weights[..., used].to(dtype=source.dtype, device=source.device)
+    if not bool(torch.isfinite(factor).all()):  # float32 rows of 1e-42 may need weights beyond float32
+        factor = weights[..., used].to(dtype=torch.float64, device=source.device)
     for columns, block in part.blocks():
-        out[..., columns] = factor @ block
+        out[..., columns] = factor @ block.to(factor.dtype)
     return out

@@ -323,7 +323,8 @@ class Aggregator(Protocol):
 class View:
     """Exactly what one adversary saw of one round, built from the transcript (DESIGN decision 2).
 
-    `updates` is empty where the protection hid them; `total` is the sum the server decoded.
+    `updates` is empty where the protection hid them; `total` is the sum the server decoded; `groups` are
+    the sums of groups, where the protection reveals those (`securefed.views` makes a view of a round).
     """
 
     adversary: Adversary
@@ -336,3 +337,4 @@ class View:
     updates: Mapping[int, Vector] = field(default_factory=dict, repr=False)
     total: NDArray[np.float64] | None = field(default=None, repr=False)
     weight: float = 0.0
+    groups: Mapping[int, GroupSum] | None = field(default=None, repr=False)

@@ -100,6 +100,11 @@ class Byzantine(ABC):
             return honest.new_empty(0, honest.shape[1])
         self.check(len(honest), f)
         rows = self.craft(Seen(honest.detach(), f, own, previous, generator)).to(honest.dtype)
+        if self.finite and not bool(rows.sum().isfinite()) and not bool(rows.isfinite().all()):
+            raise ValueError(
+                f"{self.name}: what f={f} liars would send leaves the range of {honest.dtype}; "
+                "lower its strength, or give rows in float64"
+            )
         return rows.expand(f, honest.shape[1]).clone()
 
 
@@ -145,6 +150,9 @@ def _check_rows(name: str, honest: torch.Tensor, f: int, generator: torch.Genera
     if not isinstance(honest, torch.Tensor) or honest.ndim != 2 or not honest.is_floating_point():
         found = f"{honest.dtype} {tuple(honest.shape)}" if isinstance(honest, torch.Tensor) else type(honest)
         raise ValueError(f"{name}: the honest updates are a floating matrix (h, d), found {found}")
+    if honest.layout != torch.strided or honest.is_meta:
+        kind = "a meta tensor" if honest.is_meta else str(honest.layout)
+        raise ValueError(f"{name}: the honest updates are a dense matrix, found {kind}; use .to_dense()")
     h, d = honest.shape
     if h == 0 or d == 0:
         raise ValueError(f"{name}: needs h >= 1 honest rows of d >= 1 numbers, got h={h}, d={d}, f={f}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from securefed.types import Collected
+from securefed.types import Collected, View
 
 IDENTIFIED = 1e-6
 """How far from 1 the resolution of a client may be that the equations determine."""
@@ -38,11 +38,11 @@ class Regression:
     equations: int
 
 
-def regress(seen: Sequence[Collected]) -> Regression:
+def regress(seen: Sequence[Collected | View]) -> Regression:
     """Solves the group sums of all rounds for the clients' updates, taken as the same in each round.
 
     Args:
-        seen: what the server held after each round, with its group sums.
+        seen: what the server held after each round, with its group sums; or its views of the rounds.
 
     Raises:
         ValueError: no group sums at all.

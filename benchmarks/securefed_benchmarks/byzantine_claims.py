@@ -161,6 +161,12 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), QUANTILE[len(values)] * statistics.stdev(values) / len(values) ** 0.5
 
 
+def shown(values: list[float]) -> str:
+    """Mean ± half the interval's width; of one value, the value."""
+    mean, half = interval(values)
+    return f"{mean:.1f}" if len(values) < 2 else f"{mean:.1f} ± {half:.1f}"
+
+
 def load(path: Path) -> list[dict[str, Any]]:
     """The finished runs on record; a line cut short by a kill is left out."""
     found = []
@@ -190,8 +196,7 @@ def _cell(runs: list[dict[str, Any]], setting: str, rule: str, attack: str, metr
         return "-"
     parts = []
     for metric in metrics:
-        mean, half = interval([100 * r[metric] for r in mine])
-        parts.append(f"{mean:.1f} ± {half:.1f}")
+        parts.append(shown([100 * r[metric] for r in mine]))
     return " / ".join(parts)
 
 

@@ -160,7 +160,7 @@ def play(rule_name: str, attack_name: str, seed: int) -> dict[str, Any]:
     layout, generator = b.model.layout, torch.Generator().manual_seed(seed)
     make = ATTACKS[attack_name]
     for round in range(ROUNDS):
-        honest = updates(vector, seed, round, N - F)
+        honest = updates(vector, seed, round, N if attack_name == "none" else N - F)
         base = torch.from_numpy(vector.copy())
         sent = honest
         if attack_name.startswith("gauge"):

@@ -58,10 +58,12 @@ class GeometricMedian(GramRule):
     def solve(self, gram: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         squared = _told_apart(gram)
         distances = squared.sqrt()
-        row = int((distances @ weights).argmin())
+        sums = distances @ weights
+        row = int(sums.argmin())
         pull, strength = _pull(squared, distances[row], weights, row)
         if strength <= weights[distances[row] == 0].sum():
-            return torch.eye(len(gram), dtype=torch.float64)[row]
+            tied = (sums <= sums[row] * (1 + 1e-12)).double()  # all of them medians, and so is their mean
+            return tied / tied.sum()
         return self._descend(squared, _off_the_row(squared, distances[row], weights, row, pull), weights)
 
     def _descend(self, squared: torch.Tensor, point: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

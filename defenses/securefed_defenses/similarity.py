@@ -112,6 +112,8 @@ class FLTrust(GramRule):
 
     root_update: torch.Tensor | None = field(default=None, compare=False, repr=False)
     name: ClassVar[str] = "fl_trust"
+    reads_root: ClassVar[bool] = True
+    """So that a job holds records for it (`server.root_records`)."""
     about: ClassVar[About] = "origin"
 
     @property

@@ -133,6 +133,7 @@ def _check_training(c: Config) -> None:
     )
     _require(0 <= s.average < 1, f"server.average must be in [0, 1), found {s.average}")
     _require(s.tau > 0, f"server.tau must be above 0, found {s.tau}")
+    _require(s.root_records >= 0, f"server.root_records must be 0 (none) or more, found {s.root_records}")
 
 
 def _check_privacy(c: Config) -> None:
@@ -239,6 +240,7 @@ def _check_pairs(c: Config) -> None:
         'use protection = "plain", or privacy.unit = "example"',
     )
     check_noise(c)
+    _check_root(c)
     _require(
         not getattr(protection, "partial", False) or (rule.needs == "sum" and c.privacy.unit != "client"),
         f"protection {c.protection.name} with these options shows updates in part, aggregator {c.aggregator.name} or "
@@ -252,6 +254,29 @@ def _check_pairs(c: Config) -> None:
     _require(
         not (c.privacy.unit == "client" and rule.needs != "sum" and protection.reveals != "group sums"),
         f'client-level noise is scaled for a sum; the sensitivity of {c.aggregator.name} is not proved, use aggregator = "mean"',
+    )
+
+
+def _check_root(c: Config) -> None:
+    """A rule that compares with the server's own update needs records for it, and no other reads them."""
+    from securefed.registry import make_aggregator
+
+    rule, k = make_aggregator(c.aggregator), c.server.root_records
+    reads = any(getattr(part, "reads_root", False) for part in (rule, getattr(rule, "rule", None)))
+    _require(
+        k > 0 or not reads,
+        f"aggregator {c.aggregator.name} compares with an update of the server's own; set server.root_records to "
+        "how many training records it holds (100, say)",
+    )
+    _require(
+        k == 0 or reads,
+        f"server.root_records={k}, but aggregator {c.aggregator.name} reads no update of the server's own; "
+        'leave it out, or use aggregator = "fl_trust"',
+    )
+    _require(
+        k == 0 or c.privacy.unit == "none",
+        f"server.root_records={k} are trained on without noise, outside privacy.unit = {c.privacy.unit}'s guarantee; "
+        "use another aggregator, or no privacy",
     )
 
 

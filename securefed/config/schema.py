@@ -168,6 +168,8 @@ class ServerConfig:
     `average`: weight of the past in an exponential average of the rounds' models, which is then what is
     measured and saved; 0 hands out the last one. `head_joint_factor`: on the head's learning rate in
     rounds that train an adapter too, where a head that has been trained needs to follow only.
+    `root_records`: training records that the server holds itself and no client does, for rules that compare
+    with an update of its own (`fl_trust`).
     """
 
     optimizer: ServerOptimizerName = "fedavg"
@@ -181,6 +183,7 @@ class ServerConfig:
     head_momentum: float = 0.9
     head_joint_factor: float = 1.0
     average: float = 0.0
+    root_records: int = 0
 
 
 @dataclass(frozen=True)

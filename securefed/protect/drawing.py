@@ -5,7 +5,7 @@ tossing (Blum 1981). Groups are a hash of the roster, the run and all nonces, so
 makes them uniform. What can still be ground: whoever opens last sees the groups before all others and may
 refuse. Then nobody has groups and the run does not begin; each refused ceremony is one more draw for those who
 refuse, by name. The run's name and the roster are bound by every commitment, so choosing them gains nothing.
-Over a network each of the two messages must be signed; here the parties are of one process.
+`ceremony.py` carries the two messages, signed.
 """
 
 from __future__ import annotations

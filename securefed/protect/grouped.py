@@ -17,13 +17,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from securefed.errors import ProtocolError
+from securefed.protect.ceremony import Terms, held_in_process
 from securefed.protect.drawing import (
-    NONCE,
     Groups,
-    commitment,
     cut,
     group_sizes,
-    joint_seed,
     partition_rank,
     thin_group_probability,
 )
@@ -156,12 +154,10 @@ class Grouped(Masking):
     def open(  # type: ignore[override]  # its sessions are groups of masking's, not one of them
         self, run: str, clients: Sequence[int], entropy: Entropy
     ) -> OpenGrouped:
-        """Identities first, then the ceremony that draws the groups; all in this process."""
+        """Identities first, then the signed ceremony that draws the groups; all in this process."""
         masking = super().open(run, clients, entropy)
-        roster = masking.roster.digest
-        nonces = {k: entropy.stream("group nonce", run, k).bytes(NONCE) for k in clients}
-        promised = {k: commitment(nonce, k, run, roster) for k, nonce in nonces.items()}
-        return OpenGrouped(self, masking, cut(clients, self.size, joint_seed(run, roster, promised, nonces)))
+        terms = Terms(run, masking.roster, self.size)
+        return OpenGrouped(self, masking, held_in_process(terms, masking.parties, entropy))
 
 
 @dataclass(frozen=True, eq=False)

@@ -317,3 +317,16 @@ def test_every_registered_rule_meets_every_attack_or_refuses_in_words() -> None:
             part = AGGREGATORS[rule](**options, on_nonfinite="drop")
             if bool(torch.isfinite(liars).all()) or "f" in options or rule == "median":
                 assert torch.isfinite(part(torch.cat([rows, liars]))).all()
+
+
+def test_lies_that_leave_the_range_of_the_dtype_are_refused_with_the_way_out() -> None:
+    rows = torch.full((4, 3), 3e38)
+    with pytest.raises(ValueError, match="sign_flip: what f=1 liars would send leaves the range of torch"):
+        BYZANTINE["sign_flip"](scale=5.0)(rows, 1)
+    assert torch.isfinite(BYZANTINE["sign_flip"](scale=5.0)(rows.double(), 1)).all()
+
+
+@pytest.mark.parametrize("rows", [torch.eye(3).to_sparse(), torch.ones(3, 3, device="meta")])
+def test_rows_that_are_not_dense_are_refused(rows: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="dense matrix"):
+        BYZANTINE["ipm"]()(rows, 1)

@@ -393,3 +393,22 @@ def test_the_geometric_median_converges_wherever_liars_put_their_rows(
             for excess in (0.1, 1e-2, 1e-3, 1e-4, 1e-6, -1e-6):
                 GeometricMedian(max_iter=20)(near_the_median(seed, excess, d).to(dtype))
     assert not caplog.records  # it would say that it ran out of steps
+
+
+def test_of_several_medians_the_one_in_their_midst_is_taken_whatever_the_order() -> None:
+    pair = torch.tensor([[0.0, 0.0], [2.0, 4.0]])
+    four = torch.tensor([[0.0], [1.0], [3.0], [50.0]])
+    for rows, middle in ((pair, [1.0, 2.0]), (four, [2.0])):
+        for order in (rows, rows.flip(0)):
+            assert GeometricMedian()(order).tolist() == pytest.approx(middle)
+
+
+@pytest.mark.parametrize("rule", [Mean(), Median(), GeometricMedian(), TrimmedMean(f=1)])
+def test_rows_near_the_largest_float_do_not_overflow(rule: Any) -> None:
+    same = torch.full((9, 4), 3.4e38)
+    torch.testing.assert_close(rule(same), same[0])
+
+
+def test_trust_in_rows_that_are_nearly_zero_does_not_overflow() -> None:
+    rows = 1e-42 * torch.ones(5, 3)
+    torch.testing.assert_close(FLTrust(root_update=torch.ones(3))(rows), torch.ones(3), rtol=1e-3, atol=0)

@@ -21,7 +21,7 @@ PACKAGES = {
 STEPS = (
     {"errors", "types", "paths", "hub"},
     {"layout", "crypto"},
-    {"privacy", "protect", "data", "models", "rows", "gram", "factors", "aggregation"},
+    {"privacy", "protect", "data", "models", "rows", "gram", "factors", "views", "aggregation"},
     {"training", "algorithms", "tracking"},
     {
         "assembly",
@@ -30,6 +30,7 @@ STEPS = (
         "chronicle",
         "engine",
         "rounds",
+        "root",
         "grouping",
         "noising",
         "mechanisms",

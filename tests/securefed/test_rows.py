@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,3 +148,36 @@ def _environment() -> dict[str, str]:
     import os
 
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (None, "found NoneType"),
+        ("abc", "found str"),
+        ({0: torch.ones(3)}, "found dict"),
+        ({1.0, 2.0}, "found set"),
+        ([[1.0, 2.0]], "row 0 must be a tensor, found list"),
+        ([torch.ones(2), None], "row 1 must be a tensor, found NoneType"),
+        (np.ones((3, 2), np.float32), "row 0 must be a tensor, found ndarray"),
+        (torch.eye(3).to_sparse(), "dense tensor, found torch.sparse_coo"),
+        (torch.ones(3, 2, device="meta"), "dense tensor, found a meta tensor"),
+        (torch.ones(3, 0), "n=3, d=0"),
+        (torch.ones(0, 3), "n=0, d=3"),
+    ],
+)
+def test_what_a_stranger_may_give_is_refused_in_one_line(given: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as refused:
+        as_rows(given)
+    assert "\n" not in str(refused.value)
+
+
+def test_rows_may_come_from_anything_that_yields_them_in_order() -> None:
+    by_client = {7: torch.ones(3), 2: torch.zeros(3)}
+    assert torch.equal(as_rows(by_client.values()).matrix(), torch.stack(list(by_client.values())))  # type: ignore[arg-type]  # dict views are no Sequence
+
+
+def test_weights_beyond_float32_still_combine_rows_that_are_small_enough() -> None:
+    rows = torch.full((2, 3), 1e-42)
+    found = combine(torch.tensor([1e42, 1e42], dtype=torch.float64), as_rows(rows))
+    torch.testing.assert_close(found, torch.full((3,), 2.0), rtol=1e-3, atol=0)  # 1e-42 has three digits
