@@ -187,7 +187,7 @@ def _plain_convolutions(wanted: bool) -> Iterator[None]:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's switch also sets one for GPUs that are not there
-        with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]  # torch's stub
+        with torch.backends.mkldnn.flags(enabled=False):
             yield
 
 
