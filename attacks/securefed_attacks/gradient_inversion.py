@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 Progress = Callable[[int, float], None]
+Distance = Literal["auto", "tensors", "cosine", "squared"]
 STEPS_DOWN = (3 / 8, 5 / 8, 7 / 8)
 """Shares of the iterations after which the rate falls to a tenth, as in the published implementation."""
 FEW_PIXELS = 4096
@@ -56,22 +57,23 @@ class GradientInversion:
         iterations: of the restart that goes on. restarts: beginnings; the best after a tenth of the iterations goes on.
         optimizer: "adam" on signs, or "lbfgs" (smooth activations only).
         distance: "cosine" of the whole gradient, as published; the average over "tensors" of their own cosines, so that
-            the last layer does not drown the first (own; far better with smooth activations); or "squared".
-        rate: Adam's first rate. total_variation: its weight. seconds: wall-clock budget, None for none.
+            the last layer does not drown the first (own; far better with smooth activations, worse with ReLU); "squared";
+            or "auto": "cosine" where the model has a ReLU, and else "tensors".
+        rate: Adam's first rate. total_variation: its weight; None for 1e-2 with "cosine", else 2e-4. seconds: wall-clock budget, None for none.
         seed: of the beginnings.
     """
 
     iterations: int = 2000
     restarts: int = 1
     optimizer: Literal["adam", "lbfgs"] = "adam"
-    distance: Literal["tensors", "cosine", "squared"] = "tensors"
+    distance: Distance = "auto"
     rate: float = 0.1
-    total_variation: float = 1e-2
+    total_variation: float | None = None
     seconds: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.restarts) < 1 or self.rate <= 0 or self.total_variation < 0:
+        if min(self.iterations, self.restarts) < 1 or self.rate <= 0 or (self.total_variation or 0) < 0:
             raise ValueError(
                 "gradient inversion needs iterations, restarts >= 1, rate > 0 and total_variation >= 0; got "
                 f"{self.iterations}, {self.restarts}, {self.rate}, {self.total_variation}"
@@ -99,7 +101,7 @@ class GradientInversion:
         Raises:
             ValueError: gradients that do not fit the model, that are not finite or all zero.
         """
-        match = _Match(model, gradient, labels, self.distance)
+        match = _Match(model, gradient, labels, self._distance(model))
         began = time.monotonic()
         deadline = math.inf if self.seconds is None else began + self.seconds
         generator = torch.Generator().manual_seed(self.seed)
@@ -116,6 +118,16 @@ class GradientInversion:
             image, loss, count = run(match, starts[0], self.iterations, low, high, deadline, progress)
         return Inverted(image, loss, done + count, time.monotonic() - began, count == self.iterations)
 
+    def _distance(self, model: nn.Module) -> Distance:
+        if self.distance != "auto":
+            return self.distance
+        return "cosine" if any(isinstance(m, nn.ReLU) for m in model.modules()) else "tensors"
+
+    def _smoothing(self, distance: Distance) -> float:
+        if self.total_variation is not None:
+            return self.total_variation
+        return 1e-2 if distance == "cosine" else 2e-4
+
     def _adam(
         self,
         match: _Match,
@@ -126,7 +138,11 @@ class GradientInversion:
         deadline: float,
         progress: Progress | None,
     ) -> tuple[torch.Tensor, float, int]:
-        floor, ceiling = torch.as_tensor(low), torch.as_tensor(high)
+        floor, ceiling, smoothing = (
+            torch.as_tensor(low),
+            torch.as_tensor(high),
+            self._smoothing(match.distance),
+        )
         x = start.clone().requires_grad_()
         step = torch.optim.Adam([x], self.rate)
         fall = torch.optim.lr_scheduler.MultiStepLR(step, [int(s * iterations) for s in STEPS_DOWN])
@@ -140,7 +156,7 @@ class GradientInversion:
                 progress(i, value)
             if time.monotonic() > deadline:
                 return kept, best, i
-            x.grad = slope.add_(variation_slope(x.detach()), alpha=self.total_variation).sign_()
+            x.grad = slope.add_(variation_slope(x.detach()), alpha=smoothing).sign_()
             step.step()
             fall.step()
             with torch.no_grad():
@@ -161,11 +177,12 @@ class GradientInversion:
         x = start.clone().requires_grad_()
         step = torch.optim.LBFGS([x], max_iter=1, history_size=50, line_search_fn="strong_wolfe")
         best, kept, every = math.inf, start, max(1, iterations // 100)
+        smoothing = self._smoothing(match.distance)
 
         def closure() -> torch.Tensor:
             loss, slope = match(x)
-            x.grad = slope.add_(variation_slope(x.detach()), alpha=self.total_variation)
-            return loss.detach() + self.total_variation * variation(x.detach())
+            x.grad = slope.add_(variation_slope(x.detach()), alpha=smoothing)
+            return loss.detach() + smoothing * variation(x.detach())
 
         for i in range(iterations):
             if time.monotonic() > deadline:
@@ -195,7 +212,7 @@ class _Match:
     """How far the gradient at x is from the one seen, and the slope of that in x."""
 
     def __init__(
-        self, model: nn.Module, gradient: Sequence[torch.Tensor], labels: torch.Tensor, distance: str
+        self, model: nn.Module, gradient: Sequence[torch.Tensor], labels: torch.Tensor, distance: Distance
     ) -> None:
         self.model, self.labels, self.distance = model, labels, distance
         self.parameters = [p for p in model.parameters() if p.requires_grad]

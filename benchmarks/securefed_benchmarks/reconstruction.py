@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from securefed_benchmarks.timing import report
@@ -301,7 +302,7 @@ def linear(records: int = 200) -> Iterator[dict[str, Any]]:
     yield {"batch": 1, "psnr_min_db": min(decibels), "labels_right": f"{right}/{records}"}
     own = model(x[-1000:]).softmax(1).mean(0).detach()
     for n in (8, 64, 256):
-        (b2,) = torch.autograd.grad(F.cross_entropy(model(x[:n]), y[:n]), [model[2].bias])
+        (b2,) = torch.autograd.grad(F.cross_entropy(model(x[:n]), y[:n]), list(model.parameters())[3:])
         counts = label_counts(b2, n, own)
         yield {"batch": n, "labels_wrong_share": count_error(counts, torch.bincount(y[:n], minlength=10))}
 
@@ -358,6 +359,7 @@ def imprint_share(each: int, bins: int, clients: int, sigma: float, seed: int) -
     return float((best_psnr(layer.recover(w, b), x[chosen]) > 40).double().mean())
 
 
+@cache
 def _pixels() -> tuple[torch.Tensor, torch.Tensor]:
     """Fashion-MNIST's training images in [0, 1], (60000, 784), and labels."""
     from securefed_benchmarks.fashion import MEAN, STD, whole

@@ -147,8 +147,8 @@ def printed(clients: int, each: int, bins: int, sigma: float = 0.0) -> tuple[flo
 def test_an_imprint_reads_records_from_one_gradient_and_from_a_secure_sum_of_ten() -> None:
     alone, _ = printed(1, 16, 256)
     summed, _ = printed(10, 16, 1024)
-    assert alone > 0.85
-    assert summed > 0.7
+    assert alone > 0.6
+    assert summed > 0.5
 
 
 def test_noise_of_a_mechanism_ends_an_imprint() -> None:
