@@ -9,6 +9,7 @@ Seconds are CPU seconds of the attack alone, on one thread; computing the gradie
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -299,7 +300,12 @@ def linear(records: int = 200) -> Iterator[dict[str, Any]]:
         w, b, _, b2 = torch.autograd.grad(loss, list(model.parameters()))
         decibels.append(psnr(invert_linear(w, b), x[i]))
         right += label_of_one(b2) == int(y[i])
-    yield {"batch": 1, "psnr_min_db": min(decibels), "labels_right": f"{right}/{records}"}
+    worst = min(decibels)
+    yield {
+        "batch": 1,
+        "psnr_min_db": worst if math.isfinite(worst) else "exact",
+        "labels_right": f"{right}/{records}",
+    }
     own = model(x[-1000:]).softmax(1).mean(0).detach()
     for n in (8, 64, 256):
         (b2,) = torch.autograd.grad(F.cross_entropy(model(x[:n]), y[:n]), list(model.parameters())[3:])

@@ -64,7 +64,7 @@ def test_adamw_ends_the_exact_test_and_not_the_ranking(require_model: Require) -
 def test_linear_inversion_and_labels_on_fashion_mnist(require_dataset: Require) -> None:
     require_dataset("fashion-mnist")
     first, *batches = reconstruction.linear(50)
-    assert first["psnr_min_db"] > 100
+    assert first["psnr_min_db"] == "exact" or first["psnr_min_db"] > 100
     assert first["labels_right"] == "50/50"
     assert all(row["labels_wrong_share"] <= 1 / row["batch"] for row in batches)
 
