@@ -10,7 +10,6 @@ left, no client stands beside another, and the score has nothing to compare.
 
 from __future__ import annotations
 
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -1,6 +1,6 @@
 """What an update gives away: texts by span, images and labels by division, imprint; the published claims, measured.
 
-    python -m securefed_benchmarks.reconstruction                 # all, about three minutes on one core
+    python -m securefed_benchmarks.reconstruction                 # all, a few minutes on one core
     python -m securefed_benchmarks.reconstruction minilm imprint
 
 Seconds are CPU seconds of the attack alone, on one thread; computing the gradient is the client's work.
