@@ -11,6 +11,7 @@ tensor([[-4.]])
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from securefed_attacks.adaptive import Optimal as Optimal
@@ -25,14 +26,23 @@ from securefed_attacks.byzantine import Inf as Inf
 from securefed_attacks.byzantine import Mimic as Mimic
 from securefed_attacks.byzantine import NaN as NaN
 from securefed_attacks.byzantine import SignFlip as SignFlip
+from securefed_attacks.embedding_rows import embedding_tokens as embedding_tokens
 from securefed_attacks.fang import FangKrum as FangKrum
 from securefed_attacks.fang import FangTrimmedMean as FangTrimmedMean
+from securefed_attacks.gradient_inversion import GradientInversion as GradientInversion
+from securefed_attacks.imprint import Imprint as Imprint
+from securefed_attacks.labels import label_counts as label_counts
+from securefed_attacks.labels import label_of_one as label_of_one
+from securefed_attacks.linear_inversion import invert_linear as invert_linear
 from securefed_attacks.min_max import MinMax as MinMax
 from securefed_attacks.min_max import MinSum as MinSum
 from securefed_attacks.poison import BadNets as BadNets
 from securefed_attacks.poison import LabelFlip as LabelFlip
 from securefed_attacks.poison import Poison as Poison
 from securefed_attacks.rop import ROP as ROP
+from securefed_attacks.span_order import order_tokens as order_tokens
+from securefed_attacks.span_tokens import token_bag as token_bag
+from securefed_attacks.transformer_reader import open_reader as open_reader
 
 BYZANTINE: dict[str, type[Any]] = {
     "sign_flip": SignFlip,
@@ -55,12 +65,27 @@ BYZANTINE: dict[str, type[Any]] = {
 POISONS: dict[str, type[Any]] = {"label_flip": LabelFlip, "badnets": BadNets}
 """Name -> change of a liar's own records before it trains."""
 
+RECONSTRUCTIONS: dict[str, Callable[..., Any]] = {
+    "span_tokens": token_bag,
+    "span_order": order_tokens,
+    "embedding_rows": embedding_tokens,
+    "linear_inversion": invert_linear,
+    "label_of_one": label_of_one,
+    "label_counts": label_counts,
+    "imprint": Imprint,
+    "gradient_inversion": GradientInversion,
+}
+"""Name -> what turns an update back into records, tokens or labels; each says what it must be given."""
+
 __all__ = [
     "BYZANTINE",
     "POISONS",
+    "RECONSTRUCTIONS",
     *sorted(c.__name__ for c in [*BYZANTINE.values(), *POISONS.values()]),
     "Byzantine",
     "Knowledge",
     "Line",
     "Poison",
+    *sorted(f.__name__ for f in RECONSTRUCTIONS.values()),
+    "open_reader",
 ]

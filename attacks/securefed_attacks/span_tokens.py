@@ -18,7 +18,7 @@ import torch
 from securefed_attacks.span import SpanFinding, span_basis, span_check, span_distance, steepest_ranks
 from securefed_attacks.transformer_reader import Observed, Reader
 
-SWEPT = (0, 1, 2)
+SWEPT = (0, 1)
 """Positions over which the rank is swept; others are judged at the rank that these agree on."""
 EMPTY = 3
 """Positions without a token after which no text is expected to go on."""

@@ -57,9 +57,12 @@ OUTER = {
 PEER = "benchmarks/securefed_benchmarks/make_private_step.py"
 """Measures `make_private` beside the loop that these libraries' own users write."""
 
+CAPTURED = "benchmarks/securefed_benchmarks/reconstruction.py"
+"""Attacks adapters as PEFT's own users send them."""
+
 ONE_FILE = {
     "opacus": {"securefed/training/dp.py", "securefed/privacy/opacus_accountants.py", PEER},
-    "peft": {"securefed/models/adapters.py", PEER},
+    "peft": {"securefed/models/adapters.py", PEER, CAPTURED},
     "tenseal": {"securefed/protect/ckks/scheme.py", "benchmarks/securefed_benchmarks/ckks_vs_nvflare.py"},
     "flwr": {"securefed/engine/flower.py"},
 }
