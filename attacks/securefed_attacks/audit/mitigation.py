@@ -28,5 +28,5 @@ class Trial:
     enough: bool
 
 
-def mitigate(*args):
+def mitigate(*args: object) -> list[Trial]:
     return []
