@@ -15,7 +15,7 @@ from securefed_attacks.audit.columns import SEES
 from securefed_attacks.audit.pictures import epsilon_picture, roc_picture, token_picture
 from securefed_attacks.audit.reconstruction import Guess, Reconstruction
 from securefed_attacks.audit.report import AuditReport
-from securefed_attacks.audit.verdict import MEANS, VERDICTS, strongest
+from securefed_attacks.audit.verdict import MEANS, VERDICTS, Verdict, strongest
 
 STYLE = """
 :root{--fail:#b42318;--leaks:#b54708;--weak:#475467;--none:#0072b2}
@@ -25,7 +25,7 @@ STYLE = """
 .v0{--tone:var(--fail)}.v1{--tone:var(--leaks)}.v2{--tone:var(--weak)}.v3{--tone:var(--none)}
 .pill{display:inline-block;color:var(--tone);border:1px solid currentColor;border-radius:1rem;padding:.02rem .6rem;font-size:.75rem;font-weight:600;white-space:nowrap}
 .findings{list-style:none;padding:0;margin:.8rem 0}.findings li{display:grid;grid-template-columns:9.2rem 1fr;gap:.1rem .9rem;padding:.5rem 0;border-bottom:1px solid var(--line);align-items:baseline}
-.findings small{color:var(--soft)}
+.findings small{color:var(--soft)}.findings .pill{justify-self:start}
 .picture{width:100%;height:auto;max-width:38rem;display:block;margin:.5rem 0;font:12px system-ui,sans-serif}
 .picture text{fill:var(--soft)}.grid{stroke:var(--line)}.chance{stroke:var(--soft);stroke-dasharray:5 4}.asked{stroke:var(--warn);stroke-dasharray:2 3}
 .unseen{fill:var(--soft);opacity:.12}.hit{fill:var(--accent)}.miss{fill:none;stroke:var(--line)}svg .track{fill:var(--line)}.claim{stroke:var(--second);stroke-width:2.5}
@@ -89,8 +89,8 @@ def _cards(report: AuditReport) -> Iterator[tuple[str, str]]:
     yield numbers.clock(report.seconds), "the audit took"
 
 
-def _pill(verdict: str) -> str:
-    return f'<span class="pill v{VERDICTS.index(verdict)}">{escape(verdict)}</span>'  # type: ignore[arg-type]
+def _pill(verdict: Verdict) -> str:
+    return f'<span class="pill v{VERDICTS.index(verdict)}">{escape(verdict)}</span>'
 
 
 def _findings(report: AuditReport) -> str:
