@@ -40,8 +40,10 @@ OPTIONS = (
     "--label-column",
     "--member-column",
 )
-RECIPE = ("optimizer", "steps", "learning_rate", "batch_size", "momentum", "observed", "max_grad_norm")
-RECIPE += ("noise_multiplier", "lora_alpha", "max_length", "delta")
+RECIPE = (
+    *("optimizer", "steps", "learning_rate", "batch_size", "momentum", "observed", "max_grad_norm"),
+    *("noise_multiplier", "lora_alpha", "max_length", "delta"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -60,11 +60,15 @@ class Bar:
     own: bool = False
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """The whole document. It loads nothing: style and pictures are inside, there is no script."""
+def page(title: str, body: Iterable[str], style: str = "") -> str:
+    """The whole document. It loads nothing: style and pictures are inside, there is no script.
+
+    Args:
+        style: rules of this page alone, after those of all pages.
+    """
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head>\n'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}{style}</style></head>\n'
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
 

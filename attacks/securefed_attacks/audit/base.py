@@ -86,16 +86,39 @@ def _from_name(
 ) -> Target | NoTarget:
     from securefed.models.zoo import SMALL_NETS
 
+    sidecar = captured.after.sidecar or captured.before.sidecar
     if name in SMALL_NETS:
-        raise AuditError(
-            f"base {name} is a small net without stored weights; give the module itself as base="
-        )
+        return _small_net(name, sidecar, captured, candidates)
     if candidates is not None and candidates.texts is None:
         raise AuditError(f"base {name} reads texts and the candidates are tensors; give their texts")
-    sidecar = captured.after.sidecar or captured.before.sidecar
     if sidecar.get("model", {}).get("task") == "classification":
         return _from_sidecar(name, sidecar, captured, candidates, recipe)
     return _from_transformers(name, captured, candidates, recipe)
+
+
+def _small_net(name: str, sidecar: Any, captured: Captured, candidates: Candidates | None) -> Target:
+    from securefed.models import load_model
+
+    if not sidecar.get("image_shape"):
+        raise AuditError(
+            f"base {name} is a small net without stored weights; give the module itself as base="
+        )
+    if candidates is not None and candidates.inputs is None:
+        raise AuditError(f"base {name} reads images and the candidates are texts")
+    shape = tuple(int(v) for v in sidecar["image_shape"])
+    config = dataclasses.replace(_config(sidecar), name=name, device="cpu")
+    model = load_model(config, classes=int(sidecar["classes"]), image_shape=(shape[0], shape[1], shape[2]))
+    inputs = torch.empty(0) if candidates is None else candidates.inputs
+    labels = None if candidates is None else candidates.labels
+    return Target(model.module, "classifier", Encoded(labels=labels), scales={}, inputs=inputs)
+
+
+def _config(sidecar: Any) -> ModelConfig:
+    known = {f.name for f in dataclasses.fields(ModelConfig)}
+    stored: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in sidecar["model"].items() if k in known
+    }
+    return ModelConfig(**stored)
 
 
 def _from_sidecar(
@@ -104,11 +127,7 @@ def _from_sidecar(
     """Our own classifier: frozen backbone and head as a task model builds them, factors put in by the target."""
     from securefed.models import load_model
 
-    known = {f.name for f in dataclasses.fields(ModelConfig)}
-    stored: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in sidecar["model"].items() if k in known
-    }
-    config = ModelConfig(**{**stored, "name": name, "adapter": "head", "dropout": 0.0, "device": "cpu"})
+    config = dataclasses.replace(_config(sidecar), name=name, adapter="head", dropout=0.0, device="cpu")
     length = min(recipe.max_length, int(sidecar["max_length"]))
     model = load_model(config, classes=int(sidecar["classes"]), max_length=length)
     texts = ("",) if candidates is None else candidates.texts

@@ -210,11 +210,12 @@ def _finding(
             f"members and non-members differ without the model (AUC {shift.auc}); a shift can hide an effect as well as make one",
         )
     best = max(results, key=lambda r: r.auc.value)
+    weak = ", above chance, yet below the bound of a leak" if best.auc.low > 0.5 else ""
     return Finding(
         "NO EVIDENCE",
         "membership",
         view,
-        f"best attack {best.attack}, AUC {best.auc}; a true positive rate of {detectable:.3f} at {rate:.3g} false positives would have been seen",
+        f"best attack {best.attack}, AUC {best.auc}{weak}; a true positive rate of {detectable:.3f} at {rate:.3g} false positives would have been seen",
     )
 
 

@@ -18,6 +18,8 @@ from securefed_attacks.epsilon_bounds import (
 SHARES = 8
 """Numbers of guesses that `one_run_epsilon_of_scores` tries."""
 CONFIDENCE = 0.95
+MOST_RECORDS = 20_000
+"""Beyond so many records with coins no need is counted: at usual deltas more of them show no more."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Epsilon:
     Attributes:
         bound: the best lower bound over attacks and views, which share the confidence; None without coins.
         ceiling: what the audit could have shown at best; None without coins. needed: records with coins
-            that could refute the claim; None where no million could. by: attack and view of the bound.
+            that could refute the claim; None where 20,000 could not. by: attack and view of the bound.
     """
 
     claimed: float | None
@@ -67,10 +69,10 @@ def covered(view: str, recipe: Recipe) -> bool:
 def _needed(claimed: float | None, delta: float, tests: int) -> int | None:
     if claimed is None:
         return None
-    try:
-        return canaries_needed(claimed, delta, 1 - (1 - CONFIDENCE) / tests, SHARES)
-    except ValueError:
+    level = 1 - (1 - CONFIDENCE) / tests
+    if one_run_ceiling(MOST_RECORDS, delta, level, SHARES) <= claimed:
         return None
+    return canaries_needed(claimed, delta, level, SHARES)
 
 
 def judge(found: Epsilon) -> list[Finding]:
@@ -79,7 +81,7 @@ def judge(found: Epsilon) -> list[Finding]:
         return []
     claim = f"epsilon {found.claimed:g} at delta {found.delta:g}"
     more = (
-        f"at least {found.needed} of them" if found.needed else "and no million of them refute such a claim"
+        f"at least {found.needed} of them" if found.needed else f"and {MOST_RECORDS:,} of them would not do"
     )
     if found.bound is None or found.ceiling is None:
         return [

@@ -47,7 +47,7 @@ def expose(target: Target, captured: Captured, recipe: Recipe, tokens: int | Non
     rank = (
         int(captured.before.tensors[f"{readers[0]}.lora_A"].shape[0])
         if low
-        else int(target._own[target._weight(readers[0])].shape[-1])
+        else int(target.own[target.weight_of(readers[0])].shape[-1])
     )
     lacks = [
         what
@@ -117,7 +117,7 @@ def token_readers(target: Target, names: Sequence[str]) -> tuple[str, ...]:
     if target.body is None or target.tokenizer is None:
         return ()
     modules = dict.fromkeys(_module(n) for n in names if _module(n))
-    found = {m: _submodule(target, m) for m in modules}
+    found = {m: submodule(target, m) for m in modules}
     layers = {m: layer for m, layer in found.items() if layer is not None}
     if not layers:
         return ()
@@ -140,11 +140,11 @@ def _module(name: str) -> str:
     return ""
 
 
-def _submodule(target: Target, module: str) -> nn.Module | None:
+def submodule(target: Target, module: str) -> nn.Module | None:
     own = target.resolve(f"{module}.weight")
     if own is None:
         return None
-    layer = target._parent(own)
+    layer = target.parent(own)
     linear = isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
     return layer if linear else None
 
@@ -155,9 +155,7 @@ def _inputs(body: nn.Module, layers: dict[str, nn.Module]) -> dict[str, torch.Te
     last = max(3, _vocabulary(body) - 1)
     ids = torch.tensor([[1, 2 % last, 3 % last], [2 % last, 1, 3 % last]])
     handles = [
-        layer.register_forward_pre_hook(
-            lambda _, x, name=name: seen.setdefault(name, x[0].detach().clone())  # type: ignore[misc]
-        )
+        layer.register_forward_pre_hook(lambda _, x, name=name: seen.setdefault(name, x[0].detach().clone()))
         for name, layer in layers.items()
     ]
     call: Any = body

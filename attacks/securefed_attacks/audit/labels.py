@@ -91,7 +91,7 @@ def _mean_prediction(
 ) -> NDArray[np.float64]:
     weights = target.effective(state)
     found = [
-        target._forward(weights, target._batch([int(r) for r in block]))[0].double().softmax(1).sum(0)
+        target.forward(weights, target.batch([int(r) for r in block]))[0].double().softmax(1).sum(0)
         for block in np.array_split(np.asarray(rows), max(1, len(rows) // 32))
     ]
     mean: NDArray[np.float64] = (torch.stack(found).sum(0) / len(rows)).numpy()

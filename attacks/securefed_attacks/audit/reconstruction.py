@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from securefed_attacks.audit.clock import Clock
-from securefed_attacks.audit.exposure import Exposure, _submodule, distinct_tokens, first_matrices
+from securefed_attacks.audit.exposure import Exposure, distinct_tokens, first_matrices, submodule
 from securefed_attacks.audit.states import Tensors
 from securefed_attacks.audit.target import Target
 from securefed_attacks.audit.verdict import Finding
@@ -132,7 +132,7 @@ def _at(
     vocabulary: torch.Tensor,
     position: int | None,
 ) -> dict[str, Any]:
-    layer = _submodule(target, exposure.readers[0])
+    layer = submodule(target, exposure.readers[0])
     assert layer is not None
     assert target.body is not None
     inputs = first_inputs(target.body, layer, vocabulary, position)
@@ -154,7 +154,7 @@ def _vocabulary(target: Target) -> int:
 
 
 def _has_positions(target: Target, exposure: Exposure) -> bool:
-    layer = _submodule(target, exposure.readers[0])
+    layer = submodule(target, exposure.readers[0])
     assert layer is not None
     assert target.body is not None
     token = torch.tensor([min(5, _vocabulary(target) - 1)])

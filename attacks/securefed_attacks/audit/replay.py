@@ -48,7 +48,10 @@ class Replay:
         for batch in _batches(rows, recipe, np.random.default_rng([seed, 0xA0D1])):
             optimizer.zero_grad()
             weights = self.target.effective({**self.before, **leaves})
-            self.target.losses(weights, self.target._batch(batch)).mean().backward()
+            loss = self.target.losses(weights, self.target.batch(batch)).mean()
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            for leaf, gradient in zip(leaves.values(), gradients, strict=True):
+                leaf.grad = gradient
             optimizer.step()
         return {n: leaf.detach() - self.before[n] for n, leaf in leaves.items()}
 

@@ -14,11 +14,30 @@ from securefed_attacks.audit.columns import Column
 from securefed_attacks.audit.epsilon import Epsilon
 from securefed_attacks.audit.exposure import Exposure
 from securefed_attacks.audit.labels import Labels
-from securefed_attacks.audit.mitigation import Trial
 from securefed_attacks.audit.reconstruction import Reconstruction
 from securefed_attacks.audit.verdict import MEANS, Finding, Verdict, at_least, strongest
 
 VERSION = 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One change, tried.
+
+    Attributes:
+        name: what was changed. view: on which view. leak_before, leak_after: what the finding measured.
+        measure: what that is. loss_before, loss_after: mean loss of non-members with the update applied,
+            unchanged and changed: what it costs. enough: the finding is gone.
+    """
+
+    name: str
+    view: str
+    measure: str
+    leak_before: float
+    leak_after: float
+    loss_before: float | None
+    loss_after: float | None
+    enough: bool
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from securefed_attacks.audit.clock import Clock, Progress
 from securefed_attacks.audit.columns import columns
 from securefed_attacks.audit.epsilon import bound_epsilon
 from securefed_attacks.audit.epsilon import judge as judge_epsilon
+from securefed_attacks.audit.folder import is_run, open_run
 from securefed_attacks.audit.mitigation import mitigate
 from securefed_attacks.audit.recipe import Recipe
 from securefed_attacks.audit.reconstruction import judge as judge_reconstruction
@@ -55,6 +57,7 @@ def audit(
     progress: Progress | None = None,
     seed: int = 0,
     show_text: bool = False,
+    sample: int = 1000,
     text_column: str = "text",
     label_column: str = "label",
     member_column: str = "member",
@@ -65,7 +68,7 @@ def audit(
     lists of them, one pair a round of the same client.
 
     Args:
-        before, after: the two states. base: the model (a module), a zoo name or a folder; an adapter's own
+        before, after: the two states; or a run's folder and None. base: the model (a module), a zoo name or a folder; an adapter's own
             base by default. tokenizer: of a module that reads tokens.
         recipe: how the update was made (`Recipe`, or a mapping of its fields). Nothing is assumed in its place.
         candidates: a CSV or JSONL file, texts, or (inputs, labels); is_member: one boolean a record, or the file's column.
@@ -73,6 +76,7 @@ def audit(
         others: other clients' states after the same round, for the sum.
         fpr: smallest false positive rate that the verdict must judge. shadows: models for LiRA; 0 for none.
         time_budget_s: what does not fit is left out by name. show_text: print the members' tokens on the page.
+        sample: of a run's folder, how many records are asked, half of them members.
 
     Raises:
         AuditError: input that cannot be audited: shapes that differ, NaN, quantized weights, another model's base.
@@ -85,9 +89,17 @@ def audit(
     rows = read_candidates(
         candidates, is_member, text=text_column, label=label_column, member=member_column, coins=coins
     )
+    note = ""
+    if after is None and is_run(before):
+        run = open_run(Path(before), sample, seed)
+        before, after = list(run.states[:-1]), list(run.states[1:])
+        base, made = base or run.base, made if recipe else run.recipe
+        if rows is None:
+            rows, note = run.candidates, run.sampled
+        claimed_epsilon = run.claimed if claimed_epsilon is None else claimed_epsilon
     rounds = _rounds(before, after, others, made, seed)
     target = open_target(base, rounds[0][0], rows, made, tokenizer)
-    given = Given(made, rows, rounds, target, clock, claimed_epsilon, fpr, shadows, seed, show_text)
+    given = Given(made, rows, rounds, target, clock, claimed_epsilon, fpr, shadows, seed, show_text, note)
     return report(given)
 
 
@@ -104,7 +116,7 @@ def _check(claimed: float | None, fpr: float, shadows: int, budget: float | None
 
 def _rounds(before: Any, after: Any, others: Sequence[Any], recipe: Recipe, seed: int) -> Rounds:
     if before is None or after is None:
-        raise AuditError("two states are needed, before= and after= the round")
+        raise AuditError("two states are needed, before and after the round; or the folder of a run, alone")
     olds, news = _listed(before), _listed(after)
     if len(olds) != len(news):
         raise AuditError(f"one state before and one after each round: found {len(olds)} and {len(news)}")
@@ -134,7 +146,7 @@ def report(given: Given) -> AuditReport:
     labels = read_labels(given)
     measured, found = ask_membership(given)
     claim = bound_epsilon(found.results if found else (), given.rows, given.claimed, given.recipe)
-    trials = mitigate(given, exposure, rebuilt, found)
+    trials = mitigate(given, rebuilt, found)
     findings = [
         *judge_reconstruction(rebuilt),
         *(found.findings if found else ()),

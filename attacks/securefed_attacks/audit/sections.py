@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Given:
     shadows: int = 16
     seed: int = 0
     show_text: bool = False
+    sampled: str = ""
 
     @property
     def members(self) -> Sequence[int]:
@@ -103,6 +104,21 @@ def rebuild(given: Given, exposure: Exposure | None) -> list[Reconstruction]:
     if not given.members:
         return []
     return reconstruction.compare(given.target, looked, control, given.members, given.others)
+
+
+def rebuild_one(given: Given, update: Tensors) -> Reconstruction | None:
+    """The same attack on one changed update, beside the baseline; None where no token can be looked for in it."""
+    captured = given.rounds[0][0]
+    assert isinstance(given.target, Target)
+    tokens = len(distinct_tokens(given.target, given.members))
+    exposure = expose(given.target, replace(captured, names=tuple(sorted(update))), given.recipe, tokens)
+    if not exposure.readers:
+        return None
+    length = max(len((given.target.encoded.tokens or ())[i]) for i in given.members)
+    looked, _ = reconstruction.look(
+        given.target, exposure, captured.before.tensors, {"changed": update}, length, given.clock
+    )
+    return next(iter(reconstruction.compare(given.target, looked, None, given.members, given.others)), None)
 
 
 def _wrong_update(given: Given, captured: Captured) -> Tensors | None:
@@ -210,7 +226,8 @@ def facts(given: Given) -> Mapping[str, str]:
         "Rounds": str(len(given.rounds)) if len(given.rounds) > 1 else "",
         "Candidates": ""
         if given.rows is None
-        else f"{len(given.rows)}: {len(given.members)} members, {len(given.others)} non-members",
+        else f"{len(given.rows)}: {len(given.members)} members, {len(given.others)} non-members"
+        + (f"; {given.sampled}" if given.sampled else ""),
         "Recipe": _recipe(recipe),
         "Captured as": recipe.observed,
     }

@@ -53,6 +53,8 @@ def read_state(given: Any, name: str, *, lora_alpha: float | None = None) -> Sta
     Raises:
         AuditError: nothing there, unreadable, quantized weights, or LoRA without a known scale.
     """
+    if isinstance(given, State):
+        return given
     if isinstance(given, torch.nn.Module):
         given = given.state_dict()
     if isinstance(given, Mapping):

@@ -40,7 +40,7 @@ class Target:
     """A module, how it is called, and the candidates as it reads them.
 
     Attributes:
-        module: in evaluation mode. kind: how it is called. encoded: the candidates, images standing for any tensor.
+        module: in evaluation mode. own: its tensors by its own names. kind: how it is called. encoded: the candidates, images standing for any tensor.
         tokenizer: of text models. body: the model that reads token ids, for the span attack; None without tokens.
     """
 
@@ -59,7 +59,7 @@ class Target:
         self.tokenizer, self.body, self.inputs = tokenizer, body, inputs
         self.scales = dict(scales)
         module.requires_grad_(False)
-        self._own: dict[str, torch.Tensor] = {
+        self.own: dict[str, torch.Tensor] = {
             **dict(module.named_parameters(remove_duplicate=False)),
             **dict(module.named_buffers(remove_duplicate=False)),
         }
@@ -74,14 +74,14 @@ class Target:
         """The module's own name of a state's tensor: equal, or the one that ends or begins like it."""
         if name not in self._found:
             shorter = name.partition(".")[2]
-            ends = [o for o in self._own if o.endswith(f".{name}")]
+            ends = [o for o in self.own if o.endswith(f".{name}")]
             self._found[name] = (
                 name
-                if name in self._own
+                if name in self.own
                 else ends[0]
                 if len(ends) == 1
                 else shorter
-                if shorter in self._own
+                if shorter in self.own
                 else ""
             )
         return self._found[name] or None
@@ -89,7 +89,7 @@ class Target:
     def check(self, state: Tensors) -> None:
         """Raises AuditError where the state is not one of this base model."""
         for module in lora_modules(state):
-            self._weight(module)
+            self.weight_of(module)
             if module not in self.scales:
                 raise AuditError(
                     f"{module} has LoRA factors of unknown scale; name recipe.lora_alpha, or give the PEFT folder"
@@ -98,13 +98,18 @@ class Target:
             if name.endswith((".lora_A", ".lora_B")):
                 continue
             own = self.resolve(name)
-            if own is None or self._own[own].shape != value.shape:
-                found = "no such tensor" if own is None else f"shape {tuple(self._own[own].shape)}"
+            if own is None or self.own[own].shape != value.shape:
+                found = "no such tensor" if own is None else f"shape {tuple(self.own[own].shape)}"
                 raise AuditError(
                     f"the state has {name} of shape {tuple(value.shape)}, the base model {found}; name the base it was trained from"
                 )
 
-    def _weight(self, module: str) -> str:
+    def weight_of(self, module: str) -> str:
+        """The module's own name of a layer's weight.
+
+        Raises:
+            AuditError: the base model has no such layer.
+        """
         own = self.resolve(f"{module}.weight")
         if own is None:
             raise AuditError(
@@ -120,19 +125,21 @@ class Target:
             if not n.endswith((".lora_A", ".lora_B")) and self.resolve(n)
         }
         for module in lora_modules(state):
-            name = self._weight(module)
+            name = self.weight_of(module)
             product = self.scales[module] * state[f"{module}.lora_B"] @ state[f"{module}.lora_A"]
-            weight = found.get(name, self._own[name])
-            transposed = type(self._parent(name)).__name__ == "Conv1D"  # GPT-2's weights are (in, out)
+            weight = found.get(name, self.own[name])
+            transposed = type(self.parent(name)).__name__ == "Conv1D"  # GPT-2's weights are (in, out)
             found[name] = weight + (product.T if transposed else product)
         return found
 
-    def _parent(self, parameter: str) -> nn.Module:
+    def parent(self, parameter: str) -> nn.Module:
+        """The layer that a parameter, by the module's own name, belongs to."""
         return self.module.get_submodule(parameter.rpartition(".")[0])
 
     # --------------------------------------------------------------------------------------------- records
 
-    def _batch(self, rows: Sequence[int] | NDArray[np.int64]) -> Batch:
+    def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """These candidates as the module reads them."""
         if self.inputs is not None:
             labels = self.encoded.labels
             index = np.asarray(rows, np.int64)
@@ -141,7 +148,7 @@ class Target:
             )
         return collate(self.encoded, rows)
 
-    def _forward(self, weights: Tensors, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, weights: Tensors, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits, labels), aligned; for language models (b, t - 1, v) and (b, t - 1)."""
         assert batch.labels is not None
         if self.kind == "classifier":
@@ -155,7 +162,7 @@ class Target:
 
     def losses(self, weights: Tensors, batch: Batch) -> torch.Tensor:
         """Each record's loss (b,), differentiable; language models: the mean over its predicted tokens."""
-        logits, labels = self._forward(weights, batch)
+        logits, labels = self.forward(weights, batch)
         if self.kind != "causal-lm":
             return F.cross_entropy(logits, labels, reduction="none")
         each = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORE)
@@ -171,12 +178,12 @@ class Target:
         loss, sure = np.zeros(len(self)), np.zeros(len(self))
         for start in range(0, len(order), BLOCK):
             block = order[start : start + BLOCK]
-            batch = self._batch(block)
+            batch = self.batch(block)
             if self.kind == "causal-lm":
                 loss[block] = self.losses(weights, batch).double().numpy()
                 sure[block] = -loss[block]
                 continue
-            logits, labels = self._forward(weights, batch)
+            logits, labels = self.forward(weights, batch)
             loss[block] = F.cross_entropy(logits.double(), labels, reduction="none").numpy()
             sure[block] = confidence(logits, labels)
         return Scores(loss[asked], sure[asked])
@@ -197,7 +204,7 @@ class Target:
     ) -> dict[str, torch.Tensor]:
         """The gradient of the records' mean loss for these tensors at a state."""
         leaves = {n: state[n].detach().clone().requires_grad_() for n in names}
-        loss = self.losses(self.effective({**state, **leaves}), self._batch(rows)).mean()
+        loss = self.losses(self.effective({**state, **leaves}), self.batch(rows)).mean()
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         return {n: torch.zeros_like(state[n]) if g is None else g for n, g in zip(leaves, found, strict=True)}
 

@@ -17,7 +17,7 @@ MEANS = {
     "FAIL": "The claimed epsilon is refuted: what was seen is not possible under it.",
     "LEAKS": "A record was reconstructed beyond its controls, or members are recognized far beyond chance.",
     "UNDERPOWERED": "What was handed over cannot carry a verdict; what is missing is named.",
-    "NO EVIDENCE": "These attacks found nothing. That is no proof: stronger ones may.",
+    "NO EVIDENCE": "These attacks found nothing beyond the bounds of a leak. That is no proof: stronger ones may.",
 }
 
 
@@ -55,4 +55,4 @@ def at_least(verdict: Verdict, bound: str) -> bool:
     word = bound.upper().replace("-", " ").replace("_", " ")
     if word not in VERDICTS:
         raise AuditError(f"no verdict {bound!r}; one of {', '.join(VERDICTS)}")
-    return VERDICTS.index(verdict) <= VERDICTS.index(word)  # type: ignore[arg-type]  # checked above
+    return VERDICTS.index(verdict) <= VERDICTS.index(word)

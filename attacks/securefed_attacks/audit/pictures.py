@@ -1,0 +1,154 @@
+"""The audit's pictures, written as SVG by hand: they follow the page's light or dark ground and weigh little."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from securefed.tracking.plots import CLASSES
+from securefed_attacks.statistics import Roc
+
+WIDTH, HEIGHT = 560, 400
+LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 46
+MOST_POINTS = 400
+"""Steps of a drawn curve; more cannot be told apart at this size."""
+
+
+def roc_picture(curves: Sequence[tuple[str, Roc]], rates: Sequence[float]) -> str:
+    """ROC curves on two logarithmic axes, the rates that the verdict asks for, and what the sample resolves."""
+    if not curves:
+        return ""
+    fewest = min(c.nonmembers for _, c in curves)
+    low = 10.0 ** math.floor(math.log10(min(1 / fewest, *rates, 0.01)))
+    draw = [_grid(low), _line(low, low, 1, 1, low, "chance")]
+    resolved = _x(1 / fewest, low)
+    if 1 / fewest > low * 1.05:
+        draw.append(
+            f'<rect x="{LEFT}" y="{TOP}" width="{resolved - LEFT:.1f}" height="{HEIGHT - TOP - BOTTOM}" class="unseen"/>'
+        )
+    draw += [
+        f'<line x1="{_x(r, low):.1f}" x2="{_x(r, low):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" class="asked"/>'
+        for r in rates
+    ]
+    draw += [_curve(curve, low, CLASSES[k % len(CLASSES)], name) for k, (name, curve) in enumerate(curves)]
+    described = "True positive rate over false positive rate, both logarithmic: " + ", ".join(
+        n for n, _ in curves
+    )
+    return _svg(WIDTH, HEIGHT, described, draw)
+
+
+def _x(rate: float, low: float) -> float:
+    share = 1 - math.log(max(rate, low)) / math.log(low)
+    return LEFT + share * (WIDTH - LEFT - RIGHT)
+
+
+def _y(rate: float, low: float) -> float:
+    share = 1 - math.log(max(rate, low)) / math.log(low)
+    return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+
+def _grid(low: float) -> str:
+    parts = []
+    for power in range(round(math.log10(low)), 1):
+        rate = 10.0**power
+        x, y, name = _x(rate, low), _y(rate, low), _percent(rate)
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" class="grid"/>')
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        anchor = "end" if power == 0 else "middle"
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="{anchor}">{name}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(
+        f'<text x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">false positive rate</text>'
+        f'<text transform="translate(13 {(TOP + HEIGHT - BOTTOM) / 2:.0f}) rotate(-90)" text-anchor="middle">true positive rate</text>'
+    )
+    return "".join(parts)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, low: float, kind: str) -> str:
+    return (
+        f'<line x1="{_x(x1, low):.1f}" y1="{_y(y1, low):.1f}" '
+        f'x2="{_x(x2, low):.1f}" y2="{_y(y2, low):.1f}" class="{kind}"/>'
+    )
+
+
+def _curve(curve: Roc, low: float, colour: str, name: str) -> str:
+    """Horizontal, then up: between two thresholds no other rates can be had."""
+    keep = np.unique(np.linspace(0, len(curve.fpr) - 1, MOST_POINTS).astype(int))
+    points = []
+    before = float(curve.tpr[0])
+    for fpr, tpr in zip(curve.fpr[keep], curve.tpr[keep], strict=True):
+        points += [(_x(fpr, low), _y(before, low)), (_x(fpr, low), _y(tpr, low))]
+        before = float(tpr)
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"><title>{escape(name)}</title></polyline>'
+
+
+def token_picture(rows: Sequence[tuple[int, Sequence[bool]]], title: str, most: int = 14) -> str:
+    """A line a record, a block a token: filled where it was named. The words themselves are not in it."""
+    shown = rows[:most]
+    if not shown:
+        return ""
+    widest = min(64, max(len(hits) for _, hits in shown))
+    size, gap, side = 9, 2, 44
+    width, height = side + max(widest, 12) * (size + gap), 6 + len(shown) * (size + gap + 3)
+    draw = []
+    for k, (row, hits) in enumerate(shown):
+        y = 4 + k * (size + gap + 3)
+        draw.append(f'<text x="{side - 8}" y="{y + size - 1}" text-anchor="end">{row + 1}</text>')
+        draw += [
+            f'<rect x="{side + i * (size + gap)}" y="{y}" width="{size}" height="{size}" rx="1.5" class="{"hit" if hit else "miss"}"/>'
+            for i, hit in enumerate(hits[:widest])
+        ]
+    named = sum(sum(h) for _, h in rows)
+    described = (
+        f"{title}: {named} of {sum(len(h) for _, h in rows)} tokens of the members' records were named"
+    )
+    return _svg(width, height, described, draw, natural=True)
+
+
+def epsilon_picture(claimed: float | None, bound: float | None, ceiling: float | None) -> str:
+    """Where the bound lies between zero, the claim, and what could have been shown."""
+    known = [v for v in (claimed, bound, ceiling) if v is not None and math.isfinite(v)]
+    if not known or bound is None:
+        return ""
+    high = 1.15 * max(*known, 1e-9)
+    width, y = WIDTH, 46
+
+    def at(value: float) -> float:
+        return 12 + value / high * (width - 40)
+
+    draw = [
+        f'<rect x="{at(0):.1f}" y="{y}" width="{at(ceiling or 0) - at(0):.1f}" height="12" rx="3" class="track"/>'
+    ]
+    draw.append(
+        f'<rect x="{at(0):.1f}" y="{y}" width="{max(2.0, at(bound) - at(0)):.1f}" height="12" rx="3" class="hit"/>'
+    )
+    draw.append(_tick(at(bound), y + 12, f"refuted below {bound:.2f}", 18))
+    if ceiling is not None:
+        draw.append(_tick(at(ceiling), y + 12, f"ceiling {ceiling:.2f}", 36))
+    if claimed is not None:
+        x = at(claimed)
+        draw.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 14}" y2="{y + 18}" class="claim"/>')
+        draw.append(_tick(x, y - 34, f"claimed {claimed:g}", 14))
+    return _svg(width, 104, "Epsilon: claimed, refuted, and what could have been refuted", draw)
+
+
+def _tick(x: float, y: float, text: str, down: int) -> str:
+    anchor = "start" if x < 90 else "end" if x > WIDTH - 110 else "middle"
+    return f'<text x="{x:.1f}" y="{y + down}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(width: float, height: float, described: str, parts: Sequence[str], natural: bool = False) -> str:
+    size = f' style="max-width:{width:.0f}px"' if natural else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="picture" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+        f'aria-label="{escape(described)}"{size}>{"".join(parts)}</svg>'
+    )
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:g} %"
