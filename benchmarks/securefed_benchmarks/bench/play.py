@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +25,10 @@ from securefed.federation import run
 from securefed.paths import cache_dir, policy_path
 from securefed.tracking.files import read_json, read_rounds
 from securefed_benchmarks.bench.measures import Measured, Played, make_measure
+from securefed_benchmarks.bench.outcome import Outcome
 from securefed_benchmarks.bench.resident import Resident
 
 SCORES = ("accuracy", "balanced_accuracy", "f1", "loss", "perplexity", "attack_success")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a cell gave: scores by name, curves as points."""
-
-    scores: dict[str, float]
-    curves: dict[str, list[list[float]]]
-    seconds: float
-    cpu_seconds: float
 
 
 def play(job: Mapping[str, Any], measures: Sequence[str], resident: Resident) -> Outcome:

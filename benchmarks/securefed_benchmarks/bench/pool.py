@@ -23,10 +23,13 @@ from typing import Any
 
 from securefed.errors import SecureFedError
 from securefed_benchmarks.bench.grid import Cell
-from securefed_benchmarks.bench.play import Outcome
+from securefed_benchmarks.bench.outcome import Outcome
 
 _CONTEXT = multiprocessing.get_context("spawn")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+READY = "ready"
+START_S = 900.0
+"""A worker that has not loaded its libraries after this long never will."""
 PAUSE_S = 0.5
 """How long to wait for an answer before the clock and Ctrl-C are looked at again."""
 
@@ -47,6 +50,7 @@ class _Worker:
     process: BaseProcess
     pipe: Connection
     cell: Cell | None = None
+    ready: bool = False
     began: float = 0.0
     started: float = 0.0
 
@@ -109,22 +113,26 @@ class Pool:
         ready = wait([w.pipe for w in busy], PAUSE_S)
         for worker in busy:
             if worker.pipe in ready:
-                yield self._receive(worker)
-            elif time.monotonic() - worker.began > self.timeout_s:
+                yield from self._receive(worker)
+            elif time.monotonic() - worker.began > (self.timeout_s if worker.ready else START_S):
                 yield worker.answer(
                     None, f"given up after {self.timeout_s:g} s; raise timeout_s in the suite"
                 )
                 self._drop(worker)
 
-    def _receive(self, worker: _Worker) -> Answer:
+    def _receive(self, worker: _Worker) -> Iterator[Answer]:
         try:
-            outcome, error = worker.pipe.recv()
+            message = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
             worker.process.join()
             found = worker.answer(None, _death(worker.process.exitcode))
             self._drop(worker)
-            return found
-        return worker.answer(outcome, error)
+            yield found
+            return
+        if message == READY:  # its libraries are loaded, and its cell's clock begins
+            worker.ready, worker.began = True, time.monotonic()
+        else:
+            yield worker.answer(*message)
 
     def _start(self) -> _Worker:
         ours, theirs = _CONTEXT.Pipe()
@@ -188,6 +196,7 @@ def serve(pipe: Connection, act: Callable[[Any, Any], Any]) -> None:
     """Answers cells until the pipe closes, and ends when the bench is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the bench decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    pipe.send(READY)
     while True:
         try:
             job, measures = pipe.recv()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from securefed.errors import ConfigError
-from securefed_benchmarks.bench.play import Outcome
+from securefed_benchmarks.bench.outcome import Outcome
 from securefed_benchmarks.bench.pool import serve
 from securefed_benchmarks.bench.store import Row
 

@@ -158,6 +158,18 @@ def test_seeds_are_a_count_a_list_or_a_range(given: object, wanted: list[int]) -
     assert seed_list(given, "here") == wanted
 
 
+def test_the_suite_in_the_catalogue_is_one(tmp_path: Path) -> None:
+    import re
+
+    text = (Path(__file__).parents[3] / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    path = tmp_path / "suite.toml"
+    path.write_text(block[1].replace(', "my_module:Attack"', ""), encoding="utf-8")
+    cells, _ = expand(load_suite(path), Only({}))
+    assert {c.labels["attack"] for c in cells} == {"none", "sign_flip", "ipm(tau=10.0)"}
+
+
 @pytest.mark.parametrize("given", [0, "", "x", [1, 1], [-1], True, [1.5], "4-2"])
 def test_seeds_that_are_none_are_refused(given: object) -> None:
     with pytest.raises(ConfigError, match="seeds"):
