@@ -45,14 +45,6 @@ SERVER = {"optimizer": "fedavgm", "momentum": 0.9}
 TOGETHER = {"algorithm": "fedsgd", "train": STEP, "server": {**SERVER, "learning_rate": RATE}}
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "central: the server adds the noise": (TOGETHER, {"privacy.noise": "central"}),
-    "fedsgd, Skellam noise under masking, all 12 survive": (
-        TOGETHER,
-        {"privacy.noise": "skellam", "protection": {"name": "masking", "min_survivors": 12}},
-    ),
-    "fedsgd, the same with masking's own floor of survivors": (
-        TOGETHER,
-        {"privacy.noise": "skellam", "protection": "masking"},
-    ),
     "fedavg, each client adds all the noise": (
         {
             "weights": "size",
@@ -60,6 +52,14 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "server": {**SERVER, "learning_rate": 1.0},
         },
         {},
+    ),
+    "fedsgd, Skellam noise under masking, all 12 survive": (
+        TOGETHER,
+        {"privacy.noise": "skellam", "protection": {"name": "masking", "min_survivors": 12}},
+    ),
+    "fedsgd, the same with masking's own floor of survivors": (
+        TOGETHER,
+        {"privacy.noise": "skellam", "protection": "masking"},
     ),
 }
 

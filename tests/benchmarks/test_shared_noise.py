@@ -63,4 +63,4 @@ def test_the_three_ways_differ_in_whose_noise_it_is_and_in_nothing_else() -> Non
     assert len({(c.train.steps, c.train.label_smoothing) for c in configs.values()}) == 1
     rates = {c.server.learning_rate * (1.0 if c.fedsgd else c.train.learning_rate) for c in configs.values()}
     assert rates == {RATE}
-    assert [c.fedsgd for c in configs.values()] == [True, True, True, False]
+    assert [c.fedsgd for c in configs.values()] == [True, False, True, True]
