@@ -35,7 +35,7 @@ from securefed.training.local import LocalWork, train_locally
 from securefed.training.metrics import predict
 from securefed.types import RoundContext, Vector
 from securefed_attacks import BYZANTINE
-from securefed_benchmarks.byzantine_claims import interval, load
+from securefed_benchmarks.byzantine_claims import load, shown
 from securefed_defenses import AGGREGATORS, NNM, GeometricMedian, MultiKrum, Pipeline
 
 if TYPE_CHECKING:
@@ -186,10 +186,8 @@ def table(runs: list[dict[str, Any]]) -> str:
         cells = []
         for attack in ATTACKS:
             mine = [r for r in runs if (r["rule"], r["attack"]) == (rule, attack)]
-            parts = (
-                [interval([100 * r[metric] for r in mine]) for metric in ("final", "best")] if mine else []
-            )
-            cells.append(" / ".join(f"{mean:.1f} ± {half:.1f}" for mean, half in parts) or "-")
+            parts = [shown([100 * r[metric] for r in mine]) for metric in ("final", "best") if mine]
+            cells.append(" / ".join(parts) or "-")
         lines.append(f"| {rule} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -61,7 +61,7 @@ class GeometricMedian(GramRule):
         sums = distances @ weights
         row = int(sums.argmin())
         pull, strength = _pull(squared, distances[row], weights, row)
-        if strength <= weights[distances[row] == 0].sum():
+        if strength <= weights[distances[row] == 0].sum() * (1 + 1e-9):  # equality is a median too
             tied = (sums <= sums[row] * (1 + 1e-12)).double()  # all of them medians, and so is their mean
             return tied / tied.sum()
         return self._descend(squared, _off_the_row(squared, distances[row], weights, row, pull), weights)
