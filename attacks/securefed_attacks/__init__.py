@@ -27,6 +27,11 @@ from securefed_attacks.byzantine import NaN as NaN
 from securefed_attacks.byzantine import SignFlip as SignFlip
 from securefed_attacks.fang import FangKrum as FangKrum
 from securefed_attacks.fang import FangTrimmedMean as FangTrimmedMean
+from securefed_attacks.membership import CalibratedLoss as CalibratedLoss
+from securefed_attacks.membership import LiRAOffline as LiRAOffline
+from securefed_attacks.membership import LiRAOnline as LiRAOnline
+from securefed_attacks.membership import Loss as Loss
+from securefed_attacks.membership import UpdateCosine as UpdateCosine
 from securefed_attacks.min_max import MinMax as MinMax
 from securefed_attacks.min_max import MinSum as MinSum
 from securefed_attacks.poison import BadNets as BadNets
@@ -55,10 +60,20 @@ BYZANTINE: dict[str, type[Any]] = {
 POISONS: dict[str, type[Any]] = {"label_flip": LabelFlip, "badnets": BadNets}
 """Name -> change of a liar's own records before it trains."""
 
+MEMBERSHIP: dict[str, type[Any]] = {
+    "loss": Loss,
+    "calibrated_loss": CalibratedLoss,
+    "update_cosine": UpdateCosine,
+    "lira_offline": LiRAOffline,
+    "lira_online": LiRAOnline,
+}
+"""Name -> attack on membership: `Evidence` of n records -> scores (n,)."""
+
 __all__ = [
     "BYZANTINE",
+    "MEMBERSHIP",
     "POISONS",
-    *sorted(c.__name__ for c in [*BYZANTINE.values(), *POISONS.values()]),
+    *sorted(c.__name__ for c in [*BYZANTINE.values(), *MEMBERSHIP.values(), *POISONS.values()]),
     "Byzantine",
     "Knowledge",
     "Line",
