@@ -41,6 +41,7 @@ OUTER: dict[str, tuple[str, str]] = {
     "pre_aggregator": ("securefed_defenses", "PRE_AGGREGATORS"),
     "attack": ("securefed_attacks", "BYZANTINE"),
     "poison": ("securefed_attacks", "POISONS"),
+    "membership": ("securefed_attacks", "MEMBERSHIP"),
 }
 """Where a kind of component may also be found: package and the name of its dict."""
 

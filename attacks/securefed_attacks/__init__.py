@@ -34,6 +34,11 @@ from securefed_attacks.imprint import Imprint as Imprint
 from securefed_attacks.labels import label_counts as label_counts
 from securefed_attacks.labels import label_of_one as label_of_one
 from securefed_attacks.linear_inversion import invert_linear as invert_linear
+from securefed_attacks.membership import CalibratedLoss as CalibratedLoss
+from securefed_attacks.membership import LiRAOffline as LiRAOffline
+from securefed_attacks.membership import LiRAOnline as LiRAOnline
+from securefed_attacks.membership import Loss as Loss
+from securefed_attacks.membership import UpdateCosine as UpdateCosine
 from securefed_attacks.min_max import MinMax as MinMax
 from securefed_attacks.min_max import MinSum as MinSum
 from securefed_attacks.poison import BadNets as BadNets
@@ -77,11 +82,21 @@ RECONSTRUCTIONS: dict[str, Callable[..., Any]] = {
 }
 """Name -> what turns an update back into records, tokens or labels; each says what it must be given."""
 
+MEMBERSHIP: dict[str, type[Any]] = {
+    "loss": Loss,
+    "calibrated_loss": CalibratedLoss,
+    "update_cosine": UpdateCosine,
+    "lira_offline": LiRAOffline,
+    "lira_online": LiRAOnline,
+}
+"""Name -> attack on membership: `Evidence` of n records -> scores (n,)."""
+
 __all__ = [
     "BYZANTINE",
+    "MEMBERSHIP",
     "POISONS",
     "RECONSTRUCTIONS",
-    *sorted(c.__name__ for c in [*BYZANTINE.values(), *POISONS.values()]),
+    *sorted(c.__name__ for c in [*BYZANTINE.values(), *MEMBERSHIP.values(), *POISONS.values()]),
     "Byzantine",
     "Knowledge",
     "Line",

@@ -152,7 +152,7 @@ def _from_sidecar(
 def _from_transformers(
     name: str, captured: Captured, candidates: Candidates | None, recipe: Recipe
 ) -> Target | NoTarget:
-    from securefed.models.backbone import load_backbone
+    from securefed.models.backbone import load_backbone, positions
     from securefed.models.text import load_encoder
     from securefed.models.zoo import find_model
 
@@ -167,10 +167,12 @@ def _from_transformers(
             task,
             dtype="float32",
             dropout=0.0,
-            max_length=recipe.max_length,
+            max_length=1,  # plain attention, and records are cut to the model's positions below
             device=torch.device("cpu"),
         )
-    vocabulary = module.get_input_embeddings().weight.shape[0]
+    vocabulary, longest = module.get_input_embeddings().weight.shape[0], positions(module.config)
+    if longest is not None and recipe.max_length > longest:
+        recipe = dataclasses.replace(recipe, max_length=longest)
     tokenizer = load_encoder(source.folder, task, vocabulary=vocabulary, longest=None).tokenizer
     encoded = (
         Encoded(tokens=())

@@ -25,8 +25,7 @@ from securefed_attacks.statistics import auc_interval
 from securefed_attacks.update_cosine import update_cosine
 
 NOISES = (0.01, 0.1, 1.0)
-"""Noise over the update's own norm, smallest first: deviation of the whole noise vector's coordinates is this
-times the norm, so that 1 is what central DP adds at noise multiplier 1 to a single update."""
+"""Deviation of each coordinate's noise over the clipping norm (the recipe's, or the update's own), smallest first."""
 ASKED: tuple[MembershipAttack, ...] = (Loss(), CalibratedLoss(), UpdateCosine())
 
 
@@ -59,11 +58,13 @@ def _changes(
     rest = {n: u for n, u in first.update.items() if not n.startswith(tuple(f"{r}." for r in readers))}
     if readers and rest:
         yield "leave the first layer's projections out", rest
+    norm = min(given.recipe.max_grad_norm or first.norm, first.norm)
+    clipped = {n: u * (norm / first.norm) for n, u in first.update.items()}
     for noise in NOISES:
         generator = torch.Generator().manual_seed(given.seed + 7)
         yield (
-            f"clip, and noise of {noise:g} times the clipping norm",
-            with_noise(first.update, noise * first.norm, generator),
+            f"clip to norm {norm:.3g}, and noise of {noise:g} times that",
+            with_noise(clipped, noise * norm, generator),
         )
 
 

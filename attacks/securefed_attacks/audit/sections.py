@@ -28,6 +28,8 @@ from securefed_attacks.audit.verdict import Finding
 
 Rounds = list[tuple[Captured, list[Column]]]
 WRONG = "a wrong update"
+CLEAR_AUC = 0.6
+"""An AUC surely above this is worth a warning even where the verdict, which asks about few false alarms, is not LEAKS."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +205,13 @@ def missing(given: Given) -> tuple[str, ...]:
 def warnings(given: Given, found: Belonging | None) -> tuple[str, ...]:
     """What makes the numbers mean something else than they seem to."""
     told = []
+    above = [] if found is None else [r for r in found.results if r.auc.low > CLEAR_AUC and not r.leaks]
+    if above and found is not None and not any(r.leaks for r in found.results):
+        best = max(above, key=lambda r: r.auc.value)
+        told.append(
+            f"members and non-members are told apart on the whole ({best.attack}, {best.view}: AUC {best.auc}), "
+            "though no single member with few false alarms: more records may show a leak"
+        )
     if found is not None and found.shift is not None:
         if found.shift.shifted:
             told.append(

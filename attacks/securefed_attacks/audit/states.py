@@ -64,7 +64,12 @@ def read_state(given: Any, name: str, *, lora_alpha: float | None = None) -> Sta
         return _from_folder(path, name, lora_alpha)
     if not path.is_file():
         raise AuditError(f"{name}: nothing at {path}; give a folder, a .safetensors file or a torch file")
-    return _state(_read_file(path, name), name, {}, lora_alpha, str(path))
+    return _state(_read_file(path, name), name, {}, lora_alpha, _shown(path))
+
+
+def _shown(path: Path) -> str:
+    """The last two parts: no home folder in a report."""
+    return "/".join(path.parts[-2:]) if len(path.parts) > 1 else str(path)
 
 
 def _from_folder(path: Path, name: str, lora_alpha: float | None) -> State:
@@ -84,7 +89,7 @@ def _from_folder(path: Path, name: str, lora_alpha: float | None) -> State:
         _refuse_quantized_config(_json(path / "config.json") or {}, name)
     if (path / "head.safetensors").is_file():
         tensors |= _read_file(path / "head.safetensors", name)
-    found = _state(tensors, name, settings or {}, lora_alpha, str(path))
+    found = _state(tensors, name, settings or {}, lora_alpha, _shown(path))
     sidecar = _json(path / "securefed.json") or {}
     return State(found.tensors, found.scales, found.task, found.base, found.source, sidecar)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,7 @@ def noise(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(n, 32, generator=generator), torch.randint(0, 4, (n,), generator=generator)
 
 
+@functools.cache
 def memorized(members: int = 40, others: int = 200, steps: int = 400) -> Scene:
     """Members learned by heart, with non-members of the same distribution."""
     x, y = noise(members + others, 0)
@@ -72,6 +74,7 @@ def memorized(members: int = 40, others: int = 200, steps: int = 400) -> Scene:
     return Scene(model, before, after, x, y, np.arange(members + others) < members)
 
 
+@functools.cache
 def unrelated(members: int = 40, others: int = 200) -> Scene:
     """Trained on records that are not among the candidates: whatever is found is a false alarm."""
     x, y = noise(members + others, 0)

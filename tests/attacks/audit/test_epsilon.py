@@ -59,7 +59,12 @@ def test_true_claims_fail_in_fewer_than_one_of_twenty_audits() -> None:
 
 def test_a_view_before_the_noise_does_not_speak_for_the_claim() -> None:
     recipe = Recipe(max_grad_norm=1.0, noise_multiplier=1.0)
-    assert [covered(v, recipe) for v in ("raw update", "clipped", "noised", "final model")] == [False, False, True, False]
+    assert [covered(v, recipe) for v in ("raw update", "clipped", "noised", "final model")] == [
+        False,
+        False,
+        True,
+        False,
+    ]
     assert covered("raw update", Recipe())
 
 
@@ -70,7 +75,14 @@ def test_a_model_that_learned_by_heart_refutes_epsilon_one_end_to_end() -> None:
     chosen = torch.from_numpy(np.flatnonzero(coins))
     after = scenes.train(model, x[chosen], y[chosen], 700)
     report = audit(
-        model.state_dict(), after, base=model, candidates=(x, y), is_member=coins, coins=True, claimed_epsilon=1.0, shadows=0
+        model.state_dict(),
+        after,
+        base=model,
+        candidates=(x, y),
+        is_member=coins,
+        coins=True,
+        claimed_epsilon=1.0,
+        shadows=0,
     )
     assert report.verdict == "FAIL"
     assert report.is_at_least("LEAKS")

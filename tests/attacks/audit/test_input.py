@@ -69,8 +69,10 @@ def test_a_base_model_that_does_not_exist_is_an_error() -> None:
 def test_a_base_that_the_states_do_not_belong_to_is_refused(scene: scenes.Scene) -> None:
     with pytest.raises(AuditError, match="name the base it was trained from"):
         audit(scene.before, scene.after, **scene.given(base=torch.nn.Linear(3, 3)))
+    wrong = torch.nn.Sequential(
+        torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.ReLU(), torch.nn.Linear(64, 4)
+    )
     with pytest.raises(AuditError, match=r"the base model shape \(64, 16\)"):
-        wrong = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.ReLU(), torch.nn.Linear(64, 4))
         audit(scene.before, scene.after, **scene.given(base=wrong))
 
 
@@ -122,7 +124,13 @@ def test_a_recipe_that_cannot_be_is_refused(recipe: dict[str, Any], words: str) 
 
 @pytest.mark.parametrize(
     "more",
-    [{"fpr": 0.0}, {"claimed_epsilon": -1.0}, {"claimed_epsilon": float("nan")}, {"shadows": 3}, {"time_budget_s": 0}],
+    [
+        {"fpr": 0.0},
+        {"claimed_epsilon": -1.0},
+        {"claimed_epsilon": float("nan")},
+        {"shadows": 3},
+        {"time_budget_s": 0},
+    ],
 )
 def test_a_question_that_cannot_be_answered_is_refused(more: dict[str, Any]) -> None:
     with pytest.raises(AuditError):
@@ -152,7 +160,7 @@ def test_a_torch_file_that_would_run_code_is_not_opened(tmp_path: Path) -> None:
             return (Path(tmp_path / "ran").touch, ())
 
     torch.save({"w": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(AuditError, match="cannot read evil.pt"):
+    with pytest.raises(AuditError, match=r"cannot read evil\.pt"):
         read_state(tmp_path / "evil.pt", "after")
     assert not (tmp_path / "ran").exists()
 

@@ -79,7 +79,11 @@ def test_records_in_both_groups_are_counted() -> None:
 
 @pytest.mark.parametrize(
     ("members", "others", "audits"),
-    [(100, 100, 60), pytest.param(100, 100, 1000, marks=pytest.mark.slow), pytest.param(50, 400, 1000, marks=pytest.mark.slow)],
+    [
+        (100, 100, 60),
+        pytest.param(100, 100, 1000, marks=pytest.mark.slow),
+        pytest.param(50, 400, 1000, marks=pytest.mark.slow),
+    ],
 )
 def test_scores_of_chance_are_called_a_leak_in_fewer_than_one_of_twenty_audits(
     members: int, others: int, audits: int
@@ -107,7 +111,10 @@ def test_the_smallest_detectable_rate_is_the_one_from_which_judge_says_leaks() -
     detectable = smallest_detectable(members, others, 0.01, 1)
     assert detectable is not None
     rows = Candidates(inputs=torch.zeros(260, 1), member=np.arange(260) < members)
-    for hits, said in ((round(detectable * members), "LEAKS"), (round(detectable * members) - 1, "NO EVIDENCE")):
+    for hits, said in (
+        (round(detectable * members), "LEAKS"),
+        (round(detectable * members) - 1, "NO EVIDENCE"),
+    ):
         loss = np.linspace(0, 1, 260)
         loss[:hits] = -5 + np.linspace(0, 1, hits)
         loss[hits:members] = 2 + np.linspace(0, 1, members - hits)

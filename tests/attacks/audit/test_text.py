@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,11 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tiny.tiny_llama(folder / "base")
     torch.manual_seed(0)
     settings = LoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=12, target_modules=["q_proj", "k_proj", "v_proj"], lora_dropout=0.0
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=12,
+        target_modules=["q_proj", "k_proj", "v_proj"],
+        lora_dropout=0.0,
     )
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager"), settings)
     for name, parameter in model.named_parameters():
@@ -50,7 +55,12 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def audited(folder: Path, **more: Any) -> AuditReport:
-    given = {"recipe": RECIPE, "shadows": 0, "base": str(folder / "base"), "candidates": folder / "records.jsonl"}
+    given = {
+        "recipe": RECIPE,
+        "shadows": 0,
+        "base": str(folder / "base"),
+        "candidates": folder / "records.jsonl",
+    }
     return audit(folder / "before", folder / "after", **{**given, **more})
 
 
@@ -70,9 +80,7 @@ def test_the_budget_predicts_and_the_attack_proves(report: AuditReport) -> None:
 
 
 def test_controls_do_not_find_them_and_noise_ends_it(report: AuditReport) -> None:
-    raw, noised = (
-        next(r for r in report.reconstruction if r.view == v) for v in ("raw update", "noised")
-    )
+    raw, noised = (next(r for r in report.reconstruction if r.view == v) for v in ("raw update", "noised"))
     assert raw.prior is not None
     assert raw.wrong is not None
     assert max(raw.prior.hits, raw.wrong.hits) <= raw.exact.hits / 2
@@ -97,7 +105,7 @@ def test_no_word_of_a_record_is_in_json_page_text_or_repr(report: AuditReport, t
     page = report.save(tmp_path / "a.html").read_text(encoding="utf-8")
     for text in (page, json.dumps(report.to_json()), report.text(), repr(report)):
         assert "plot" not in text
-        assert "thin" not in text
+        assert not re.search(r"\bthin\b", text)
     assert 'class="hit"' in page
 
 
