@@ -257,9 +257,9 @@ def test_the_jobs_that_ship_load() -> None:
     )
 )
 def test_an_override_that_was_printed_as_toml_is_read_back(value: Any) -> None:
-    from securefed.config.toml import _toml_value
+    from securefed.config.toml import toml_value
 
-    assert parse_value(_toml_value(value)) == value
+    assert parse_value(toml_value(value)) == value
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
