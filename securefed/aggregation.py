@@ -59,7 +59,14 @@ class Mean:
                 f"mean: row {bad[0]} of n={rows.n} holds a NaN or an infinity; refuse that client"
             )
         weights = torch.tensor(public or (1.0,) * rows.n, dtype=torch.float64)
-        return combine(weights / weights.sum(), rows)
+        found = combine(weights, rows) / float(
+            weights.sum()
+        )  # sums first: whole weights are exact in float32
+        if bool(torch.isfinite(found.sum())) or bool(torch.isfinite(found).all()):
+            return found
+        return combine(
+            weights / weights.sum(), rows
+        )  # the sum of large numbers overflowed, their mean does not
 
 
 def round_generator(seed: int, round: int) -> torch.Generator:

@@ -162,9 +162,11 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def shown(values: list[float]) -> str:
-    """Mean ± half the interval's width; of one value, the value."""
+    """Mean ± half the interval's width; fewer than three values one by one."""
+    if len(values) < 3:
+        return ", ".join(f"{v:.1f}" for v in values)
     mean, half = interval(values)
-    return f"{mean:.1f}" if len(values) < 2 else f"{mean:.1f} ± {half:.1f}"
+    return f"{mean:.1f} ± {half:.1f}"
 
 
 def load(path: Path) -> list[dict[str, Any]]:
