@@ -185,9 +185,11 @@ def _job(top: Mapping[str, Any], tree: Mapping[str, Any], where: str, path: Path
         base = to_tree(load_config(path.parent / base))
     job = merged(base, _table(tree, "job", where))
     try:
-        load_config(job)
+        config = load_config(job)
     except ConfigError as error:
         raise ConfigError(f"{where}: the job by itself cannot run: {error}") from None
+    if config.engine.workers:
+        raise ConfigError(f"{where}: cells are played side by side; leave engine.workers at 0 and say --jobs")
     return job
 
 

@@ -117,6 +117,11 @@ def test_a_job_that_cannot_run_is_refused_before_its_axes(tmp_path: Path) -> Non
         load_suite(write(tmp_path, job=JOB.replace("rounds = 2", "rounds = 0")))
 
 
+def test_a_pool_inside_the_pool_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="say --jobs"):
+        load_suite(write(tmp_path, job=JOB + "engine = { workers = 2 }\n"))
+
+
 def test_an_unknown_measure_or_one_that_cannot_judge_the_job_is_a_skipped_configuration(
     tmp_path: Path,
 ) -> None:
