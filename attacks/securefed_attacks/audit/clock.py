@@ -42,6 +42,13 @@ class Clock:
         if self.progress is not None:
             self.progress(self.spent, what)
 
+    def part(self, share: float) -> Clock:
+        """A clock that may use this share of what is left; what it leaves out is on the same list."""
+        budget = None if self.budget_s is None else self.spent + share * max(0.0, self.left)
+        part = Clock(budget, self.progress, self.now, self.left_out)
+        part.began = self.began
+        return part
+
     def allows(self, seconds: float, what: str) -> bool:
         """Whether something of about this length still fits; if not, it is put on the list."""
         if seconds <= self.left:

@@ -18,7 +18,7 @@ from securefed_attacks.audit.columns import Column
 from securefed_attacks.audit.recipe import Recipe
 from securefed_attacks.audit.replay import Replay
 from securefed_attacks.audit.states import Tensors
-from securefed_attacks.audit.target import Target
+from securefed_attacks.audit.target import Scores, Target
 from securefed_attacks.lira import halves
 from securefed_attacks.membership import Evidence
 from securefed_attacks.update_cosine import update_cosine
@@ -58,9 +58,13 @@ def measure(
     first, last = rounds[0][0], rounds[-1]
     made = [c for c in last[1] if c.update is not None]
     clock.tell("losses before the round")
+    began = time.monotonic()
     reference = target.score(first.before.tensors)
-    after = {}
+    each = time.monotonic() - began
+    after: dict[str, Scores] = {}
     for column in made:
+        if after and not clock.allows(each, f"membership, {column.name}"):
+            continue
         clock.tell(f"losses, {column.name}")
         after[column.name] = target.score(column.after(last[0].before.tensors))
     cosines, layers = _cosines(target, rounds, clock, not_made)
@@ -75,6 +79,7 @@ def measure(
             included=None if trained is None else trained[1],
         )
         for c in made
+        if c.name in after
     }
     seen = next((c for c in rounds[0][1] if c.update is not None and c.shows_update), None)
     by_round = cosines.get(seen.name) if seen is not None else None

@@ -143,8 +143,8 @@ def report(given: Given) -> AuditReport:
         return nothing_moved(given)
     exposure = expose_round(given)
     rebuilt = rebuild(given, exposure)
-    labels = read_labels(given)
     measured, found = ask_membership(given)
+    labels = read_labels(given)
     claim = bound_epsilon(found.results if found else (), given.rows, given.claimed, given.recipe)
     trials = mitigate(given, rebuilt, found)
     findings = [

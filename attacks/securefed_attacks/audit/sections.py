@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +29,10 @@ from securefed_attacks.audit.verdict import Finding
 
 Rounds = list[tuple[Captured, list[Column]]]
 WRONG = "a wrong update"
+LABEL_PROBE = 8
+"""Records that are timed before all non-members are asked for their mean prediction."""
+SPAN_SHARE = 0.4
+"""Of the time that is left, the part that looking for tokens may take: membership must not starve behind it."""
 CLEAR_AUC = 0.6
 """An AUC surely above this is worth a warning even where the verdict, which asks about few false alarms, is not LEAKS."""
 
@@ -100,7 +105,7 @@ def rebuild(given: Given, exposure: Exposure | None) -> list[Reconstruction]:
     tokens = given.target.encoded.tokens or ()
     length = max((len(tokens[i]) for i in rows), default=given.recipe.max_length)
     looked, _ = reconstruction.look(
-        given.target, exposure, captured.before.tensors, updates, length, given.clock
+        given.target, exposure, captured.before.tensors, updates, length, given.clock.part(SPAN_SHARE)
     )
     control: Looked | None = looked.pop(WRONG, None)
     if not given.members:
@@ -118,7 +123,12 @@ def rebuild_one(given: Given, update: Tensors) -> Reconstruction | None:
         return None
     length = max(len((given.target.encoded.tokens or ())[i]) for i in given.members)
     looked, _ = reconstruction.look(
-        given.target, exposure, captured.before.tensors, {"changed": update}, length, given.clock
+        given.target,
+        exposure,
+        captured.before.tensors,
+        {"changed": update},
+        length,
+        given.clock.part(SPAN_SHARE),
     )
     return next(iter(reconstruction.compare(given.target, looked, None, given.members, given.others)), None)
 
@@ -143,6 +153,14 @@ def read_labels(given: Given) -> Labels | None:
     if not given.has_loss or not isinstance(given.target, Target):
         return None
     captured = given.rounds[0][0]
+    if captured.lora and not any(n.endswith("bias") for n in captured.names):
+        return Labels(why_not="the last layer's bias is not in the update")
+    few = np.asarray(given.others[:LABEL_PROBE], np.int64)
+    began = time.monotonic()
+    given.target.score(captured.before.tensors, few)
+    each = (time.monotonic() - began) / max(1, len(few))
+    if not given.clock.allows(2 * each * len(given.others), "labels"):
+        return Labels(why_not="the time budget; see what was left out")
     return count_labels(
         given.target, captured, given.recipe, np.asarray(given.members), np.asarray(given.others)
     )

@@ -76,7 +76,10 @@ def test_an_audit_keeps_to_its_time_budget_and_names_what_it_left_out() -> None:
     assert any("LiRA" in what for what in report.left_out)
     assert any("gradients" in what for what in report.left_out)
     assert report.membership is not None
-    assert {r.attack for r in report.membership.results} == {"loss", "calibrated loss"}
+    assert {(r.view, r.attack) for r in report.membership.results} == {
+        ("raw update", "loss"),
+        ("raw update", "calibrated loss"),
+    }
     assert told[0] == "reading"
     assert told[-1] == "done"
 
@@ -88,6 +91,10 @@ def test_the_clock_counts_with_the_time_it_is_given() -> None:
     now[0] = 5.0
     assert not clock.allows(6.0, "b")
     assert clock.left_out == ["b: needs about 6 s, 5 s of the time budget were left"]
+    part = clock.part(0.4)
+    assert part.left == pytest.approx(2.0)
+    assert not part.allows(3.0, "d")
+    assert clock.left_out[-1].startswith("d: ")
     assert Clock(None, now=lambda: 0.0).allows(1e9, "c")
 
 

@@ -165,6 +165,40 @@ def test_losses_under_the_target_are_those_of_the_peft_model(captured: Path) -> 
     assert target.score(pair.after.tensors).loss[0] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("adapter", ["lora", "ffa"])
+def test_our_own_adapter_folders_are_read_with_their_head_and_score_as_the_task_model_does(
+    tmp_path: Path, adapter: Any
+) -> None:
+    from securefed.config import ModelConfig
+    from securefed.data.batch import collate
+    from securefed.models import load_model
+    from securefed_attacks.audit.base import open_target
+    from securefed_attacks.audit.candidates import read_candidates
+    from securefed_attacks.audit.captured import capture
+    from securefed_attacks.audit.recipe import Recipe
+    from securefed_attacks.audit.states import read_state
+    from securefed_attacks.audit.target import Target
+
+    base = tiny.tiny_bert(tmp_path / "base")
+    model = load_model(
+        ModelConfig(name=str(base), adapter=adapter, rank=2, head_layers=2, dropout=0.0),
+        classes=2,
+        max_length=16,
+    )
+    model.save_adapter(tmp_path / "before")
+    with torch.no_grad():
+        for parameter in model.parameters.values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    model.save_adapter(tmp_path / "after")
+    pair = capture(read_state(tmp_path / "before", "before"), read_state(tmp_path / "after", "after"))
+    records = read_candidates([{"text": t, "label": i % 2} for i, t in enumerate(tiny.TEXTS)])
+    target = open_target(str(base), pair, records, Recipe(max_length=16))
+    assert isinstance(target, Target)
+    encoded = model.encode(tiny.examples(6), 16)
+    expected = model.losses(collate(encoded, range(6))).detach().double().numpy()
+    assert target.score(pair.after.tensors).loss == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.model
 def test_a_minilm_adapter_of_one_text_leaks_and_says_where(
     require_model: Callable[[str], str], tmp_path: Path
