@@ -117,7 +117,8 @@ def test_the_outer_tables_are_what_their_catalogues_say() -> None:
     tables = {
         "attacks": set(securefed_attacks.BYZANTINE)
         | set(securefed_attacks.POISONS)
-        | set(securefed_attacks.RECONSTRUCTIONS),
+        | set(securefed_attacks.RECONSTRUCTIONS)
+        | set(securefed_attacks.MEMBERSHIP),
         "defenses": set(securefed_defenses.AGGREGATORS) | set(securefed_defenses.PRE_AGGREGATORS),
     }
     for folder, names in tables.items():

@@ -79,7 +79,7 @@ def _cards(report: AuditReport) -> Iterator[tuple[str, str]]:
         first = report.reconstruction[0]
         used = _used(first)
         yield f"{used.hits} of {first.tokens}", f"tokens of the members' records named, {first.view}"
-    if best is not None:
+    if best is not None and report.membership is not None and report.membership.detectable is not None:
         yield f"{best.auc.value:.3f}", f"AUC of {best.attack}, {best.view}; chance is 0.5"
         at = best.rates[0]
         yield f"{at.tpr.value:.1%}", f"of members recognized at {at.fpr:.0%} false positives by the same"
@@ -114,7 +114,7 @@ def _views(report: AuditReport) -> str:
             )
             continue
         best = report.membership.best(column.name) if report.membership else None
-        cells = [str(column.clients), *_tokens(rebuilt.get(column.name)), *_rates(best)]
+        cells = [str(column.clients), *_tokens(rebuilt.get(column.name)), *_rates(best, report.membership)]
         found = [f for f in report.findings if f.view == column.name]
         cell = "".join(f'<td class="n">{escape(c)}</td>' for c in cells)
         lines.append(f"<tr>{name}{cell}<td>{_pill(strongest(found)) if found else ''}</td></tr>")
@@ -140,9 +140,12 @@ def _tokens(r: Reconstruction | None) -> tuple[str, str]:
     return f"{used.hits} of {used.guesses}", "" if best is None else f"{best} of {used.guesses}"
 
 
-def _rates(best: Membership | None) -> tuple[str, str]:
-    if best is None:
+def _rates(best: Membership | None, found: Belonging | None) -> tuple[str, str]:
+    """Numbers that could have been a verdict; of fewer records they are in the table of attacks, with their intervals."""
+    if best is None or found is None:
         return "", ""
+    if found.detectable is None:
+        return "too few", "too few"
     at = next(a for a in best.rates if a.fpr == 0.01)
     return f"{best.auc.value:.3f}", f"{at.tpr.value:.1%}" if at.resolved else "too few"
 
