@@ -74,13 +74,13 @@ def test_workers_are_gone_when_the_caller_leaves_in_the_middle() -> None:
 def test_ctrl_c_once_lets_running_cells_end_and_twice_stops_at_once() -> None:
     from securefed_benchmarks.bench.command import Interrupt
 
-    interrupt = Interrupt()
+    before, interrupt = signal.getsignal(signal.SIGINT), Interrupt()
     with interrupt.caught():
         signal.raise_signal(signal.SIGINT)
         assert interrupt()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_answers_time_is_its_cells_own() -> None:
