@@ -1,5 +1,6 @@
 # Targets work on a fresh machine that has Python 3.11+, pip and make; `make` alone lists them.
 #   PYTHON=/path/to/python3.12   the interpreter .venv is made from
+#   WORKERS=2                    processes of the test suite, each with one thread of its own
 #   TORCH_INDEX=URL              an extra package index with CPU-only torch wheels: on Linux the default
 #                                index serves CUDA builds, which are gigabytes larger and work as well
 
@@ -20,6 +21,7 @@ LONG_BENCHES := byzantine_claims fedsgd_vs_local lora_claims own_paths_audit rec
 	skellam_vs_gaussian streaming
 BENCHES ?= $(filter-out $(LONG_BENCHES),$(patsubst benchmarks/securefed_benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/securefed_benchmarks/*.py)))
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -41,7 +43,7 @@ data: install  ## fetch the quickstart's sentences (once; 2.4 MiB)
 	$(BIN)/securefed data get sentiment
 
 test: dev data  ## the whole suite but the slow proofs
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: dev data  ## the proofs that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

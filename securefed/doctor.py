@@ -23,6 +23,7 @@ VERSIONS = {
     "scikit-learn": ("1.5", "1.9"),
     "safetensors": ("0.5", "0.8"),
     "cryptography": ("43", "50.0"),
+    "xxhash": ("3.5", "4.1"),
     "platformdirs": ("4.2", "4.14"),
     "rich": ("13.7", "15.0"),
     "matplotlib": ("3.9", "3.11"),
