@@ -29,9 +29,10 @@ from securefed.privacy.distributed import (
     Ring,
 )
 from securefed.privacy.events import DiscreteGaussianSum, Event, SkellamSum
+from securefed.privacy.journaled_release import JournaledRelease
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.moving_clip import MovingClip, count_deviation, without_bit
-from securefed.types import SERVER, Collected, GroupSum, RoundParameters, Vector
+from securefed.types import Collected, GroupSum, RoundParameters, Vector
 
 KINDS: Mapping[str, type[DistributedMechanism]] = {
     "skellam": DistributedSkellam,
@@ -225,7 +226,7 @@ class RunWords:
 
 
 @dataclass(frozen=True)
-class DistributedRelease:
+class DistributedRelease(JournaledRelease):
     """Reserves, journals and releases one noisy mean a round; the server holds nothing less noised.
 
     Attributes:
@@ -250,23 +251,12 @@ class DistributedRelease:
         """What a round spends, for every client, whether it is in the cohort or not."""
         return self.mechanisms[self.sizes[round]].event()
 
-    def stored(self, round: int) -> Vector | None:
-        """The round's noisy mean if it was journaled before a crash; applied again unchanged."""
-        payload = self.ledger.outbox(self.run, SERVER, round)
-        if payload is None:
-            return None
-        vector = np.frombuffer(payload, "<f4").copy()
-        return vector if self.clip is None else self.clip.take(vector)
-
     def reserve(self, round: int) -> int:
         """Charges the round before anything is trained. Raises BudgetExceeded, charging nothing."""
         reservation = self._reserve(round, self.event_of(round))
         if self.count is not None:  # nothing of it is sent by itself, so it is settled here
             self.ledger.settle(self._reserve(round, self.count.event()), steps_taken=1)
         return reservation
-
-    def _reserve(self, round: int, event: Event) -> int:
-        return self.ledger.reserve(run=self.run, client=SERVER, round=round, event=event, budget=self.budget)
 
     def release_groups(
         self, reservation: int, round: int, groups: Mapping[int, GroupSum], aggregate: Vector
@@ -278,9 +268,7 @@ class DistributedRelease:
         """
         for group in groups.values():
             self.mechanisms[self.sizes[round]].check_survivors(len(group.members))
-        self.ledger.settle(
-            reservation, steps_taken=1, payload=np.ascontiguousarray(aggregate, "<f4").tobytes()
-        )
+        self._settle(reservation, aggregate)
         return aggregate
 
     def release(self, reservation: int, round: int, collected: Collected, entropy: Entropy) -> Vector:
@@ -298,6 +286,5 @@ class DistributedRelease:
         total, bits = (collected.total, 0.0) if self.clip is None else without_bit(collected.total)
         vector: Vector = (total / n).astype(np.float32)
         payload = vector if self.clip is None else self.clip.payload(vector, bits, n)
-        data = np.ascontiguousarray(payload, "<f4").tobytes()
-        self.ledger.settle(reservation, steps_taken=1, payload=data)
+        self._settle(reservation, payload)
         return vector if self.clip is None else self.clip.take(payload)

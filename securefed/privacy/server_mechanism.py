@@ -16,8 +16,9 @@ import numpy as np
 from securefed.errors import PrivacyError
 from securefed.privacy.client_level import clip_update, noisy_mean
 from securefed.privacy.events import SampledGaussian
+from securefed.privacy.journaled_release import JournaledRelease
 from securefed.privacy.moving_clip import MovingClip
-from securefed.types import SERVER, Collected, Vector
+from securefed.types import Collected, Vector
 
 if TYPE_CHECKING:
     from securefed.config import Config
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ServerMechanism:
+class ServerMechanism(JournaledRelease):
     """Reserves, releases and journals one Gaussian release a round.
 
     Attributes:
@@ -50,20 +51,6 @@ class ServerMechanism:
     def event(self) -> SampledGaussian:
         """What one round spends."""
         return SampledGaussian(self.noise_multiplier, self.sample_rate, 1)
-
-    def stored(self, round: int) -> Vector | None:
-        """The round's noised aggregate if it was journaled before a crash; applied again unchanged."""
-        payload = self.ledger.outbox(self.run, SERVER, round)
-        if payload is None:
-            return None
-        vector = np.frombuffer(payload, "<f4").copy()
-        return vector if self.clip is None else self.clip.take(vector)
-
-    def reserve(self, round: int) -> int:
-        """Charges the round before anything is trained. Raises BudgetExceeded, charging nothing."""
-        return self.ledger.reserve(
-            run=self.run, client=SERVER, round=round, event=self.event, budget=self.budget
-        )
 
     def release(self, reservation: int, round: int, collected: Collected, entropy: Entropy) -> Vector:
         """The noised mean of the survivors' updates, float32 (d,), journaled before it is returned.
@@ -104,10 +91,6 @@ class ServerMechanism:
         payload = clip.payload(vector, noisy_bits, self.expected_clients)
         self._settle(reservation, payload)
         return clip.take(payload)
-
-    def _settle(self, reservation: int, payload: Vector) -> None:
-        data = np.ascontiguousarray(payload, "<f4").tobytes()
-        self.ledger.settle(reservation, steps_taken=1, payload=data)
 
 
 def server_mechanism(

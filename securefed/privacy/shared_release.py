@@ -17,9 +17,10 @@ from securefed.errors import PrivacyError
 from securefed.privacy.budget import Budget
 from securefed.privacy.client_level import clip_update, noisy_share
 from securefed.privacy.events import SharedGaussian
+from securefed.privacy.journaled_release import JournaledRelease
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.moving_clip import MovingClip, centred_bit, without_bit
-from securefed.types import SERVER, Collected, Vector
+from securefed.types import Collected, Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class SharedRelease:
+class SharedRelease(JournaledRelease):
     """Reserves, journals and releases one noisy mean a round; the server holds nothing less noised.
 
     Attributes:
@@ -83,20 +84,6 @@ class SharedRelease:
         """What one round spends, for every client, whether it is in the cohort or not."""
         return SharedGaussian(self.noise_multiplier, 1.0, 1)
 
-    def stored(self, round: int) -> Vector | None:
-        """The round's noisy mean if it was journaled before a crash; applied again unchanged."""
-        payload = self.ledger.outbox(self.run, SERVER, round)
-        if payload is None:
-            return None
-        vector = np.frombuffer(payload, "<f4").copy()
-        return vector if self.clip is None else self.clip.take(vector)
-
-    def reserve(self, round: int) -> int:
-        """Charges the round before anything is trained. Raises BudgetExceeded, charging nothing."""
-        return self.ledger.reserve(
-            run=self.run, client=SERVER, round=round, event=self.event, budget=self.budget
-        )
-
     def release(self, reservation: int, round: int, collected: Collected, entropy: Entropy) -> Vector:
         """The mean over the survivors, who are public, float32 (d,), journaled before it is returned.
 
@@ -114,5 +101,5 @@ class SharedRelease:
         scale = 1.0 if self.clip is None else self.clip.value / self.shares.unit
         vector: Vector = (total * (scale / n)).astype(np.float32)
         payload = vector if self.clip is None else self.clip.payload(vector, bits, n)
-        self.ledger.settle(reservation, steps_taken=1, payload=np.ascontiguousarray(payload, "<f4").tobytes())
+        self._settle(reservation, payload)
         return vector if self.clip is None else self.clip.take(payload)
