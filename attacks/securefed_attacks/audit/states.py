@@ -7,7 +7,6 @@ run code is read: torch files are opened with `weights_only=True`.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from securefed.errors import AuditError
+from securefed.models.digest import read_json
 
 Tensors = dict[str, torch.Tensor]
 PREFIXES = ("base_model.model.", "_orig_mod.", "module.")
@@ -73,7 +73,7 @@ def _shown(path: Path) -> str:
 
 
 def _from_folder(path: Path, name: str, lora_alpha: float | None) -> State:
-    settings = _json(path / "adapter_config.json")
+    settings = read_json(path / "adapter_config.json")
     if settings is not None:
         file = next((path / f for f in ADAPTER if (path / f).is_file()), None)
         if file is None:
@@ -86,11 +86,11 @@ def _from_folder(path: Path, name: str, lora_alpha: float | None) -> State:
                 f"{name}: {path} holds neither adapter_config.json nor *.safetensors; give the folder that they are in"
             )
         tensors = {k: v for f in files for k, v in _read_file(f, name).items()}
-        _refuse_quantized_config(_json(path / "config.json") or {}, name)
+        _refuse_quantized_config(read_json(path / "config.json") or {}, name)
     if (path / "head.safetensors").is_file():
         tensors |= _read_file(path / "head.safetensors", name)
     found = _state(tensors, name, settings or {}, lora_alpha, _shown(path))
-    sidecar = _json(path / "securefed.json") or {}
+    sidecar = read_json(path / "securefed.json") or {}
     return State(found.tensors, found.scales, found.task, found.base, found.source, sidecar)
 
 
@@ -202,11 +202,3 @@ def _pattern(patterns: Any, module: str, default: Any) -> Any:
 def lora_modules(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """Modules with both factors, sorted."""
     return sorted(k[:-7] for k in tensors if k.endswith(".lora_A") and f"{k[:-7]}.lora_B" in tensors)
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,15 +108,15 @@ class Only:
         return axis not in self.patterns or any(fnmatch.fnmatchcase(label, p) for p in self.patterns[axis])
 
 
-def count(suite: Suite, only: Only) -> int:
-    """How many cells there would be, impossible ones included, without making one."""
-    total = 0
+def sizes(suite: Suite, only: Only) -> Iterator[tuple[Grid, int]]:
+    """Each grid with how many cells it would have, impossible ones included, without making one."""
     for grid, axes in only.reduced(suite):
-        cells = len(grid.seeds)
-        for choices in axes.values():
-            cells *= len(choices)
-        total += cells
-    return total
+        yield grid, len(grid.seeds) * math.prod(len(choices) for choices in axes.values())
+
+
+def count(suite: Suite, only: Only) -> int:
+    """How many cells there would be in all grids."""
+    return sum(cells for _, cells in sizes(suite, only))
 
 
 def expand(suite: Suite, only: Only) -> tuple[list[Cell], list[Skipped]]:

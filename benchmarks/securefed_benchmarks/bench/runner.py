@@ -14,7 +14,7 @@ from typing import IO, Any
 from securefed.errors import CheckpointError, ConfigError
 from securefed.tracking.environment import environment
 from securefed.tracking.numbers import clock
-from securefed_benchmarks.bench.grid import Cell, Only, Skipped, count, expand
+from securefed_benchmarks.bench.grid import Cell, Only, Skipped, count, expand, sizes
 from securefed_benchmarks.bench.pool import Answer, Pool
 from securefed_benchmarks.bench.progress import Progress, hours
 from securefed_benchmarks.bench.store import Row, Store, locked
@@ -86,13 +86,7 @@ def ask_before(
 
 def _rough(suite: Suite, only: Only) -> float:
     """CPU seconds of the whole, by the suite's own estimates."""
-    total = 0.0
-    for grid, axes in only.reduced(suite):
-        cells = len(grid.seeds)
-        for choices in axes.values():
-            cells *= len(choices)
-        total += cells * (grid.seconds or GUESS_S)
-    return total
+    return sum(cells * (grid.seconds or GUESS_S) for grid, cells in sizes(suite, only))
 
 
 def plan(suite: Suite, only: Only, store: Store | None) -> Plan:
