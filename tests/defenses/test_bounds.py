@@ -16,9 +16,11 @@ from securefed_defenses import (
     NNM,
     Bucketing,
     Bulyan,
+    DnC,
     GeometricMedian,
     Krum,
     Mean,
+    MeaMed,
     Median,
     MultiKrum,
     Pipeline,
@@ -36,6 +38,8 @@ RULES: dict[str, Callable[[int], Any]] = {
     "multi-krum": lambda f: MultiKrum(f=f),
     "multi-krum of two": lambda f: MultiKrum(f=f, m=2),
     "mda": lambda f: MDA(f=f),
+    "mea_med": lambda f: MeaMed(f=f),
+    "caf": lambda f: CAF(f=f),
     "nnm + trimmed mean": lambda f: Pipeline((NNM(f=f),), TrimmedMean(f=f)),
     "arc + median": lambda f: Pipeline((ARC(f=f),), Median()),
     "arc + nnm + trimmed mean": lambda f: Pipeline((ARC(f=f), NNM(f=f)), TrimmedMean(f=f)),
@@ -133,7 +137,8 @@ def climbed(rule: Any, h: int, f: int, seed: int, steps: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "at_least"), [("krum", 0.12), ("trimmed mean", 0.1), ("mda", 0.2), ("arc + median", 0.1)]
+    ("name", "at_least"),
+    [("krum", 0.12), ("trimmed mean", 0.1), ("mda", 0.2), ("arc + median", 0.1), ("caf", 0.08)],
 )
 def test_a_search_for_the_worst_rows_stays_below_the_bound_and_comes_near_it(
     name: str, at_least: float
@@ -149,6 +154,8 @@ def test_a_search_for_the_worst_rows_stays_below_the_bound_and_comes_near_it(
         (Krum(f=2), 9 / 5 * (1 + (2 * 7 / 8) ** 0.5) ** 2, "proved here"),
         (MultiKrum(f=2, m=3), 9 / 5 * (1 + (2 * 7 / 8) ** 0.5) ** 2, "proved here"),
         (MDA(f=2), 8 * 4 / 9, "proved here"),
+        (MeaMed(f=2), 8 / 9 * (1 + 4 * (9 / 7) ** 2), "proved here"),
+        (CAF(f=2), ((1 + 2**0.5) * (2 / 7) ** 0.5 + 18 / 7 * (2 / 11) ** 0.5) ** 2, "proved here"),
         (Pipeline((ARC(f=2),), Median()), 4 * (9 / 7) ** 2 + 4 / 7, "published"),
         (Pipeline((ARC(f=2), NNM(f=2)), Median()), 16 / 9 * (4 * (9 / 7) ** 2 + 1) + 4 / 7, "published"),
         (Pipeline((NNM(f=2), ARC(f=2)), Median()), 16 / 9 * (4 * (9 / 7) ** 2 + 4 / 7 + 1), "published"),
@@ -169,14 +176,14 @@ def test_the_formulas(rule: Any, value: float, source: str) -> None:
 @pytest.mark.parametrize(
     "rule",
     [
-        CAF(f=2),
+        DnC(f=2),
         Bulyan(f=2),
         Mean(),
         Krum(f=1),
         Krum(f=2, space="product"),
         Pipeline((ARC(f=1),), Median()),
         Pipeline((Bucketing(s=2),), Median()),
-        Pipeline((NNM(f=2),), CAF(f=2)),
+        Pipeline((NNM(f=2),), DnC(f=2)),
     ],
 )
 def test_where_nothing_is_known_nothing_is_claimed(rule: Any) -> None:
