@@ -1,0 +1,203 @@
+"""What many clients cost on one machine: memory, growth, start-up, and what a pool of two processes gains.
+
+Each figure is taken from a process of its own that plays a real job, so that one job's memory is not another's:
+
+- `memory`: peak resident memory of a MiniLM LoRA job with the same sentences cut among 2 and among 100 clients;
+- `growth`: 1,000 clients, 100 rounds of an MLP: resident memory after the 10th and after the last round;
+- `start`: seconds from the interpreter's start to the first round, model and data in the cache, without baselines;
+- `pool`: seconds a round of eight CNN clients in this process and in two workers, one thread each.
+
+    python -m securefed_benchmarks.scale
+    python -m securefed_benchmarks.scale pool
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from securefed_benchmarks.timing import ratio, report
+
+if TYPE_CHECKING:
+    from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary
+
+REPEATS = 3
+QUIET: dict[str, Any] = {
+    "evaluate": {"every": 0, "clients": False, "baselines": False},
+    "tracking": {"report": False},
+    "engine": {"threads": 1},
+}
+
+
+def lora(clients: int) -> dict[str, Any]:
+    """Two rounds of LoRA on every layer of MiniLM, two clients a round, out of `clients`."""
+    return QUIET | {
+        "name": "lora",
+        "rounds": 2,
+        "clients_per_round": 2,
+        "data": {
+            "name": "sentiment",
+            "clients": clients,
+            "partition": "iid",
+            "max_length": 48,
+            "limit": 4000,
+        },
+        "model": {"name": "minilm", "adapter": "rolora"},
+        "train": {"steps": 2, "batch_size": 16},
+    }
+
+
+def mlp() -> dict[str, Any]:
+    """100 rounds of an MLP, ten of 1,000 clients a round."""
+    return QUIET | {
+        "name": "mlp",
+        "rounds": 100,
+        "clients_per_round": 10,
+        "data": {"name": "fashion-mnist", "clients": 1000, "partition": "iid", "min_examples": 10},
+        "model": {"name": "mlp", "adapter": "full"},
+        "train": {"epochs": 1, "batch_size": 16, "learning_rate": 0.05},
+    }
+
+
+def cnn(workers: int) -> dict[str, Any]:
+    """Four rounds of a CNN, eight clients a round, all of them."""
+    return QUIET | {
+        "name": "cnn",
+        "rounds": 4,
+        "data": {"name": "fashion-mnist", "clients": 8, "partition": "iid", "limit": 8000},
+        "model": {"name": "cnn", "adapter": "full"},
+        "train": {"epochs": 2, "batch_size": 32, "learning_rate": 0.05},
+        "engine": {"threads": 1, "workers": workers},
+    }
+
+
+def played(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The job in a process of its own: seconds to the first round, seconds a round, memory in MiB.
+
+    `resident_mib` has one entry a round, `peak_mib` is the largest ever of the process (not of its workers).
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "securefed_benchmarks.scale", "--play", json.dumps(job)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "SECUREFED_BENCH_BEGAN": repr(time.time())},
+    )
+    if done.returncode:
+        raise RuntimeError(f"{job['name']}: the job failed: {done.stderr.strip().splitlines()[-1:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+class Watch:
+    """A tracker that reads the clock and /proc at the start and after every round."""
+
+    def __init__(self, began: float) -> None:
+        self.began, self.start_s = began, 0.0
+        self.seconds: list[float] = []
+        self.resident: list[float] = []
+
+    def start(self, info: RunInfo) -> None:
+        """The last thing before the first round."""
+        self.start_s = time.time() - self.began
+
+    def round(self, record: RoundRecord) -> None:
+        """After each round."""
+        self.seconds.append(record.seconds)
+        self.resident.append(memory("VmRSS"))
+
+    def end(self, summary: RunSummary) -> None:
+        """Nothing to close."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def memory(field: str) -> float:
+    """MiB of this process: VmRSS (now) or VmHWM (the most ever); Linux."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"no {field} in /proc/self/status; the memory figures need Linux")
+
+
+def play(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Plays the job here, and says what `played` hands over."""
+    began = float(os.environ.get("SECUREFED_BENCH_BEGAN", time.time()))
+    import securefed as sf
+
+    watch = Watch(began)
+    with tempfile.TemporaryDirectory() as scratch:
+        sf.run(job, folder=Path(scratch) / "run", trackers=[watch])
+    return {
+        "start_s": watch.start_s,
+        "seconds": watch.seconds,
+        "resident_mib": watch.resident,
+        "peak_mib": memory("VmHWM"),
+    }
+
+
+def memory_figure() -> dict[str, Any]:
+    """Peak memory of 100 clients over that of two."""
+    few, many = ([played(lora(n))["peak_mib"] for _ in range(REPEATS)] for n in (2, 100))
+    return {"mib_2": round(min(few)), "mib_100": round(min(many)), "ratio": ratio(many, few)}
+
+
+def growth_figure() -> dict[str, Any]:
+    """Memory after the last round over that after the tenth, and seconds a round."""
+    found = played(mlp())
+    seconds = found["seconds"]
+    return {
+        "mib_after_10": round(found["resident_mib"][9], 1),
+        "mib_after_100": round(found["resident_mib"][-1], 1),
+        "s_per_round_first_half": round(statistics.median(seconds[:50]), 4),
+        "s_per_round_second_half": round(statistics.median(seconds[50:]), 4),
+        "start_s": round(found["start_s"], 2),
+    }
+
+
+def start_figure() -> dict[str, Any]:
+    """Seconds to the first round of the LoRA job; the first process warms the file cache."""
+    found = [played(lora(12))["start_s"] for _ in range(REPEATS + 1)][1:]
+    return {"median_s": round(statistics.median(found), 2), "min_s": round(min(found), 2)}
+
+
+def pool_figure() -> dict[str, Any]:
+    """How many times faster a round is in two workers; the first round of each, which starts them, is left out."""
+    alone, both = [], []
+    for _ in range(REPEATS):
+        alone.append(statistics.median(played(cnn(0))["seconds"][1:]))
+        both.append(statistics.median(played(cnn(2))["seconds"][1:]))
+    return {
+        "gain": ratio(alone, both),
+        "s_per_round_alone": round(min(alone), 3),
+        "s_pool": round(min(both), 3),
+    }
+
+
+FIGURES = {"memory": memory_figure, "growth": growth_figure, "start": start_figure, "pool": pool_figure}
+
+
+def main() -> None:
+    """Prints a JSON line for each figure asked for (all of them by default)."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("figures", nargs="*", choices=[*FIGURES, []], help="which (all by default)")
+    parser.add_argument("--play", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.play:
+        print(json.dumps(play(json.loads(asked.play))))
+        return
+    for name in asked.figures or FIGURES:
+        report(f"scale: {name}", FIGURES[name]())
+
+
+if __name__ == "__main__":
+    main()
