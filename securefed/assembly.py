@@ -16,6 +16,7 @@ from securefed.algorithms.fedavg import FedAvg
 from securefed.config import Config, check_against_shards, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.data import load_dataset, make_shards
+from securefed.data.public import public_records
 from securefed.data.records import Dataset, Examples, Shard
 from securefed.engine.liars import poisoned
 from securefed.errors import ConfigError
@@ -40,6 +41,8 @@ class Assembly:
     model: TaskModel = field(repr=False)
     root: Examples | None = field(default=None, repr=False)
     """The server's own records, which no client holds; None where it has none."""
+    public: Examples | None = field(default=None, repr=False)
+    """Records that everybody may see and no client holds, for the algorithm distill."""
 
     @property
     def identity(self) -> dict[str, str]:
@@ -101,6 +104,7 @@ def assemble(config: Config, parts: Parts | None = None) -> Assembly:
     check_available(config.model)  # a wrong name or device is told before data is read
     parts = parts or Fresh()
     dataset, root = set_aside(config, parts.dataset(config))
+    dataset, public = public_records(config, dataset)
     shards = tuple(make_shards(dataset, config.data))
     check_against_shards(config, [len(s.train) for s in shards])
     shards = poisoned(config, dataset, shards)
@@ -114,7 +118,7 @@ def assemble(config: Config, parts: Parts | None = None) -> Assembly:
     )  # records and model must fit, before a folder is made
     algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
     algorithm.plan(config, model.part_of, 0)  # refuses head rounds that cannot be
-    return Assembly(config, dataset, shards, model, root)
+    return Assembly(config, dataset, shards, model, root, public)
 
 
 def cohort(config: Config, clients: int, round: int, entropy: Entropy) -> tuple[int, ...]:
@@ -169,6 +173,8 @@ def register(ledger: Ledger, run: str, assembly: Assembly) -> None:
         ledger.register(run, keys, assembly.dataset.account, "example", disjoint=disjoint(assembly.shards))
     elif unit == "client":
         whole = {SERVER: ShardKey(assembly.dataset.digest, len(assembly.shards))}
+        if assembly.config.privacy.noise == "local":  # each client charges itself
+            whole = {s.client: ShardKey(s.digest, len(s.train)) for s in assembly.shards}
         ledger.register(run, whole, assembly.dataset.account, "client")
 
 

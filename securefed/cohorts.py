@@ -90,3 +90,7 @@ class Cohorts:
         """The global model goes to each client of the cohort as float32, and what the protection sends."""
         sent = self.model.layout.size - self.local_layout().size
         return 4 * sent * len(chosen) + sum(collected.bytes_down.values())
+
+    def weighing(self, chosen: tuple[int, ...]) -> tuple[dict[int, float], tuple[float, ...] | None]:
+        """Each client's weight, and all of them where they are public, for a round that is not one of updates."""
+        return {client: self._weight(client) for client in chosen}, self._public_weights(chosen)

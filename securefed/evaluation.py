@@ -17,6 +17,7 @@ from securefed.types import Vector
 if TYPE_CHECKING:
     from securefed.assembly import Assembly
     from securefed.training.client import ClientRunner
+    from securefed.training.frozen_cache import FrozenCache
     from securefed.training.metrics import Predictions
 
 Scores = dict[str, float]
@@ -37,6 +38,11 @@ class Evaluator:
         self._covered = parts == len(assembly.dataset.test)
         self._triggered = triggered(assembly.config, assembly.dataset)
         self._backdoor: Encoded | None = None
+
+    @property
+    def cache(self) -> FrozenCache | None:
+        """Hidden states of frozen layers, shared with whoever else runs the same model."""
+        return self._runner.cache
 
     def evaluate(
         self, vector: Vector, local: Mapping[int, Vector], kept: Layout

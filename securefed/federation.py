@@ -34,6 +34,7 @@ from securefed.parts import Parts
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.moving_clip import KEY as CLIP_KEY
 from securefed.privacy.step_release import StepRelease
+from securefed.registry import ALGORITHMS, find_class, load
 from securefed.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -178,11 +179,19 @@ def _first_state(assembly: Assembly) -> State:
 @contextmanager
 def _opened(assembly: Assembly, folder: Path, run_id: str, entropy: Entropy | None) -> Iterator[Federation]:
     with torch_threads(assembly.config.engine.threads):
-        federation = Federation(assembly, folder, run_id, entropy or SystemEntropy())
+        player = player_of(assembly.config)
+        federation = player(assembly, folder, run_id, entropy or SystemEntropy())
         try:
             yield federation
         finally:
             federation.close()
+
+
+def player_of(config: Config) -> type[Federation]:
+    """What plays the job's rounds: `Federation`, or the player that its algorithm names ("package.module:Class")."""
+    path: str = getattr(find_class("algorithm", config.algorithm.name, ALGORITHMS), "player", "")
+    found: type[Federation] = load(path) if path else Federation
+    return found
 
 
 class Federation:

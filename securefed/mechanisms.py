@@ -59,7 +59,7 @@ class NoisePlan:
             return None
         if self.guarantee.steps is not None:
             return StepRelease(self.guarantee.steps, self.sizes)
-        if config.privacy.unit != "client":
+        if config.privacy.unit != "client" or config.privacy.noise == "local":
             return None
         assert ledger is not None
         sigma, budget = self.guarantee.noise_multiplier, self.guarantee.budget

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from securefed.algorithms.distill import Distill
 from securefed.algorithms.fedavg import FedAvg
 from securefed.assembly import cohort
 from securefed.config import Config
@@ -33,20 +34,25 @@ def planned_releases(config: Config, clients: int) -> tuple[float, int]:
     """(sample rate, releases) of the unit that takes part most often over the whole schedule.
 
     Example level: its client's own rate, and its steps over all rounds in which that client is chosen;
-    the schedule is public, so it is simply counted. Client level: the cohort's rate, one release a round.
+    the schedule is public, so it is simply counted. Client level: the cohort's rate, one release a round; where each
+    client adds its own noise, its rounds, which are public too.
     """
     p = config.privacy
-    if p.unit == "client":
+    if p.unit == "client" and p.noise != "local":
         return (config.clients_per_round or clients) / clients, config.rounds
     chosen: Counter[int] = Counter()
     for round in range(config.rounds):
         chosen.update(cohort(config, clients, round, SystemEntropy()))
+    if p.unit == "client":
+        return 1.0, max(chosen.values())
     return p.sample_rate, max(chosen.values()) * config.train.steps
 
 
 def shared_sizes(config: Config, model: TaskModel) -> tuple[int, ...]:
     """Coordinates of an update, round by round."""
     algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
+    if isinstance(algorithm, Distill):
+        return (algorithm.layout(config, model.classes).size,) * config.rounds
     plans = (algorithm.plan(config, model.part_of, round) for round in range(config.rounds))
     return tuple(model.layout.select(set(plan.share).__contains__).size for plan in plans)
 

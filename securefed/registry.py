@@ -30,6 +30,7 @@ AGGREGATORS: dict[str, str] = {
 ALGORITHMS: dict[str, str] = {
     "fedavg": "securefed.algorithms.fedavg:FedAvg",
     "fedsgd": "securefed.algorithms.fedsgd:FedSGD",
+    "distill": "securefed.algorithms.distill:Distill",
 }
 ENGINES: dict[str, str] = {
     "inprocess": "securefed.engine.inprocess:InProcess",

@@ -6,10 +6,12 @@ from securefed.config.check import check_against_shards as check_against_shards
 from securefed.config.load import load_config as load_config
 from securefed.config.load import parse_value as parse_value
 from securefed.config.schema import Adapter as Adapter
+from securefed.config.schema import Architecture as Architecture
 from securefed.config.schema import AttackConfig as AttackConfig
 from securefed.config.schema import Component as Component
 from securefed.config.schema import Config as Config
 from securefed.config.schema import DataConfig as DataConfig
+from securefed.config.schema import DistillConfig as DistillConfig
 from securefed.config.schema import EngineConfig as EngineConfig
 from securefed.config.schema import EvaluateConfig as EvaluateConfig
 from securefed.config.schema import ModelConfig as ModelConfig

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from securefed.config.attack import check_attack, declared
+from securefed.config.distill import check_distill
 from securefed.config.noise import check_noise
 from securefed.config.schema import Config
 from securefed.errors import ConfigError, ProtocolError
@@ -33,6 +34,7 @@ def check(config: Config) -> None:
     _check_adapter(config)
     _check_pairs(config)
     check_attack(config)
+    check_distill(config)
 
 
 def _check_ranges(c: Config) -> None:
@@ -67,11 +69,13 @@ def _check_ranges(c: Config) -> None:
             m.head_layers >= 1, f"model.head_layers as a number is the last k >= 1, found {m.head_layers}"
         )
     _require(
-        m.head_layers == 1 or (m.task == "classification" and m.name not in ("mlp", "cnn", "logistic")),
+        m.head_layers == 1
+        or (m.task == "classification" and m.name not in ("mlp", "cnn", "logistic", "bag", "transformer")),
         "model.head_layers is for classification on a pre-trained model; leave it at 1",
     )
     _require(
-        not m.head_centre or (m.task == "classification" and m.name not in ("mlp", "cnn", "logistic")),
+        not m.head_centre
+        or (m.task == "classification" and m.name not in ("mlp", "cnn", "logistic", "bag", "transformer")),
         "model.head_centre is for classification on a pre-trained model; leave it out",
     )
     _require(
@@ -202,7 +206,7 @@ def _check_adapter(c: Config) -> None:
         c.stop.patience == 0 or c.stop.metric in ("loss", *scores),
         f"stop.metric={c.stop.metric} does not exist for {m.task}; use {', '.join(('loss', *scores))}",
     )
-    small = m.name in ("mlp", "cnn", "logistic") or is_path(m.name)
+    small = m.name in ("mlp", "cnn", "logistic", "bag", "transformer") or is_path(m.name)
     _require(not small or m.adapter == "full", f'model {m.name} has no adapters; set model.adapter = "full"')
     _require(
         not small or m.task == "classification",
@@ -252,7 +256,8 @@ def _check_pairs(c: Config) -> None:
         'client-level DP bounds what one client adds, so all weigh the same; set weights = "equal"',
     )
     _require(
-        not (c.privacy.unit == "client" and rule.needs != "sum" and protection.reveals != "group sums"),
+        not (c.privacy.unit == "client" and rule.needs != "sum" and protection.reveals != "group sums")
+        or c.privacy.noise == "local",
         f'client-level noise is scaled for a sum; the sensitivity of {c.aggregator.name} is not proved, use aggregator = "mean"',
     )
 

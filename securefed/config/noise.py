@@ -20,7 +20,9 @@ def _require(ok: bool, message: str) -> None:
 
 def check_noise(c: Config) -> None:
     """Raises ConfigError where noise, unit, protection and algorithm do not make one guarantee."""
-    if c.distributed:
+    if c.privacy.noise == "local":
+        _check_local(c)
+    elif c.distributed:
         _check_shared(c)
     if c.fedsgd:
         _check_steps(c)
@@ -47,6 +49,19 @@ def _check_shared(c: Config) -> None:
     _require(
         p.noise_multiplier != 0,
         f'privacy.noise_multiplier = 0 with privacy.noise = "{p.noise}" adds no noise; raise it, or use unit = "none"',
+    )
+
+
+def _check_local(c: Config) -> None:
+    """Noise that each client adds to its own table in full: any protection and any rule may follow."""
+    _require(
+        c.distills and c.privacy.unit == "client",
+        f'privacy.noise = "local" is added to a client\'s table of answers, found algorithm {c.algorithm.name} with '
+        f'privacy.unit = "{c.privacy.unit}"; set algorithm = "distill" and privacy.unit = "client", or leave noise out',
+    )
+    _require(
+        c.privacy.noise_multiplier != 0,
+        'privacy.noise_multiplier = 0 with privacy.noise = "local" adds no noise; raise it, or use unit = "none"',
     )
 
 

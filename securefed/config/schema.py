@@ -11,7 +11,7 @@ Task = Literal["classification", "causal-lm", "seq2seq"]
 PartitionName = Literal["natural", "iid", "dirichlet", "quantity"]
 Schedule = Literal["constant", "linear", "cosine"]
 Unit = Literal["none", "example", "client"]
-Noise = Literal["central", "skellam", "discrete-gaussian", "gaussian"]
+Noise = Literal["central", "skellam", "discrete-gaussian", "gaussian", "local"]
 ServerOptimizerName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
 
 
@@ -114,7 +114,8 @@ class PrivacyConfig:
 
     `noise`, at client level and under the algorithm fedsgd: "central" is added by the server, which sees updates
     before; "skellam" and "discrete-gaussian" are added by the clients inside a masked sum, "gaussian" by the
-    clients before they encrypt (ckks), so that nobody sees a sum without noise.
+    clients before they encrypt (ckks), so that nobody sees a sum without noise. "local", under the algorithm distill:
+    each client adds all of it to its own table, so that nobody sees any less noised.
 
     `clip = "adaptive"`, at client level: `max_grad_norm` is the first round's clip only; then it follows
     `clip_quantile` of the clients' norms at `clip_learning_rate`, by one noised bit a client. `clip_count_std`: of the
@@ -233,6 +234,49 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """What some of the clients of a distillation train. `learning_rate`: theirs; by default the job's.
+
+    `name`: as `model.name`. A small net takes adapter "full", a pre-trained model any other.
+    """
+
+    name: str
+    adapter: Adapter = "full"
+    rank: int = 8
+    layers: Literal["all"] | int | tuple[int, ...] = "all"
+    head_layers: int | tuple[int, ...] = 1
+    hidden: int = 64
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The algorithm distill: clients answer on public records, the server's student (`[model]`) learns the answers.
+
+    `public`: "held-out" sets `records` training records aside that no client then holds; else the name of a data set or the
+    path of a file, of which `records` are drawn. Their labels are never read.
+    `clients`: architectures, dealt out in turn (client k gets number k modulo their count); none: all train the student's.
+    `send`: logits (centred over the classes, each record's clipped to L2 norm `clip`), probabilities (softened by
+    `temperature`) or votes (one for the likeliest class). `confidence`: a record's answer weighs as much as the client is sure of it.
+    `back`: what clients learn from before they train again: the ensemble's soft labels, the student, or nothing.
+    `digest_steps`, `student_steps`: steps of that learning and of the student's, over `batch_size` public records each.
+    """
+
+    public: str = "held-out"
+    records: int = 500
+    clients: tuple[Architecture, ...] = ()
+    send: Literal["logits", "probabilities", "votes"] = "logits"
+    clip: float = 5.0
+    temperature: float = 2.0
+    confidence: bool = False
+    back: Literal["labels", "student", "nothing"] = "labels"
+    digest_steps: int = 50
+    student_steps: int = 200
+    student_learning_rate: float = 0.01
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
 class Config:
     """One job, whole. `clients_per_round = 0` takes every client in every round.
 
@@ -257,6 +301,7 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     stop: StopConfig = field(default_factory=StopConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -279,3 +324,8 @@ class Config:
     def fedsgd(self) -> bool:
         """Whether a round is one step over the federation's records: the unit of DP is the record all the same."""
         return self.algorithm.name in ("fedsgd", "securefed.algorithms.fedsgd:FedSGD")
+
+    @property
+    def distills(self) -> bool:
+        """Whether clients send answers on public records in place of updates."""
+        return self.algorithm.name in ("distill", "securefed.algorithms.distill:Distill")

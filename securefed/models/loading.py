@@ -14,7 +14,8 @@ from securefed.errors import ModelError
 from securefed.models.digest import base_digest, file_digest
 from securefed.models.small_nets import small_net
 from securefed.models.task_model import TaskModel
-from securefed.models.zoo import is_small
+from securefed.models.text_nets import text_model
+from securefed.models.zoo import TEXT_NETS, is_small
 
 
 def load(
@@ -162,6 +163,8 @@ def _settings(config: ModelConfig, classes: int, module: Any) -> dict[str, Any]:
 def _small(
     config: ModelConfig, classes: int, image_shape: tuple[int, int, int] | None, device: torch.device
 ) -> TaskModel:
+    if config.name in TEXT_NETS:
+        return text_model(config, classes, device)
     if image_shape is None:
         raise ModelError(
             f"model {config.name} classifies images; use an image data set such as fashion-mnist or digits"

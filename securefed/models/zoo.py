@@ -16,10 +16,13 @@ from securefed.registry import is_path
 SMALL_NETS = ("mlp", "cnn", "logistic")
 """Built here, for images; see `securefed.models.small_nets`."""
 
+TEXT_NETS = ("bag", "transformer")
+"""Built here, for texts; see `securefed.models.text_nets`."""
+
 
 def is_small(name: str) -> bool:
     """Whether the name is a small net's, or "package.module:Class": a net of somebody's own."""
-    return name in SMALL_NETS or is_path(name)
+    return name in (*SMALL_NETS, *TEXT_NETS) or is_path(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def _from_hub(name: str) -> Path:
                 local_files_only=hub_is_offline(),
             )
     except (OSError, ValueError, HfHubHTTPError) as error:
-        near = difflib.get_close_matches(name, (*ZOO, *SMALL_NETS), 1)
+        near = difflib.get_close_matches(name, (*ZOO, *SMALL_NETS, *TEXT_NETS), 1)
         hint = f"did you mean {near[0]}?" if near else f"the offline zoo has {', '.join(ZOO)}"
         reason = type(error).__name__
         raise ModelError(

@@ -12,6 +12,7 @@ KINDS = {
     "central": "Gaussian",
     "skellam": "Skellam, added by the clients",
     "discrete-gaussian": "discrete Gaussian, added by the clients",
+    "local": "Gaussian, each client's own",
     "gaussian": "Gaussian, in shares that the clients encrypt",
 }
 SEEN = {

@@ -38,7 +38,7 @@ STEPS = (
         "sessions",
     },
     {"cohorts", "judging"},
-    {"federation", "sums", "auditing"},
+    {"federation", "distillation", "sums", "auditing"},
     {"wrapping"},
     {"commands", "doctor", "cli", "__main__", "__init__"},
 )
