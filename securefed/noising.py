@@ -33,21 +33,29 @@ def planned_releases(config: Config, clients: int) -> tuple[float, int]:
     """(sample rate, releases) of the unit that takes part most often over the whole schedule.
 
     Example level: its client's own rate, and its steps over all rounds in which that client is chosen;
-    the schedule is public, so it is simply counted. Client level: the cohort's rate, one release a round.
+    the schedule is public, so it is simply counted, turns that end too late for fedbuff included. Client level:
+    the cohort's rate (1 where the cohort is no secret draw), one release a round.
     """
-    p = config.privacy
+    p, algorithm = config.privacy, _algorithm(config)
     if p.unit == "client":
-        return (config.clients_per_round or clients) / clients, config.rounds
+        rate = 1.0 if config.buffered else (config.clients_per_round or clients) / clients
+        return rate, algorithm.released(config)
     chosen: Counter[int] = Counter()
     for round in range(config.rounds):
         chosen.update(cohort(config, clients, round, SystemEntropy()))
-    return p.sample_rate, max(chosen.values()) * config.train.steps
+        chosen.update(algorithm.late(config, clients, round))
+    return p.sample_rate, max(chosen.values()) * algorithm.steps(config)
+
+
+def _algorithm(config: Config) -> FedAvg:
+    algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
+    return algorithm
 
 
 def shared_sizes(config: Config, model: TaskModel) -> tuple[int, ...]:
-    """Coordinates of an update, round by round."""
-    algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
-    plans = (algorithm.plan(config, model.part_of, round) for round in range(config.rounds))
+    """Coordinates of an update, round by round, as long as something is sent."""
+    algorithm = _algorithm(config)
+    plans = (algorithm.plan(config, model.part_of, round) for round in range(algorithm.released(config)))
     return tuple(model.layout.select(set(plan.share).__contains__).size for plan in plans)
 
 
