@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from securefed.algorithms.fedavg import FedAvg
+from securefed.algorithms.algorithm import Algorithm
 from securefed.config import Config, check_against_shards, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.data import load_dataset, make_shards
@@ -116,19 +116,30 @@ def assemble(config: Config, parts: Parts | None = None) -> Assembly:
     model.encode(
         dataset.train.take([0]), config.data.max_length
     )  # records and model must fit, before a folder is made
-    algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
+    algorithm: Algorithm = make("algorithm", config.algorithm, ALGORITHMS)
     algorithm.plan(config, model.part_of, 0)  # refuses head rounds that cannot be
+    algorithm.local_names(config, model.part_of)  # ... and a private head that is all there is
+    if not isinstance(config.train.class_weights, str) and len(config.train.class_weights) != len(
+        dataset.classes
+    ):
+        raise ConfigError(
+            f"train.class_weights has {len(config.train.class_weights)} numbers, {config.data.name} has "
+            f"{len(dataset.classes)} classes; give one each"
+        )
     return Assembly(config, dataset, shards, model, root, public)
 
 
 def cohort(config: Config, clients: int, round: int, entropy: Entropy) -> tuple[int, ...]:
     """The clients of a round, ascending.
 
-    Without client-level DP: `clients_per_round` of them without replacement, from the public seed.
+    The algorithm's own where it has one (a buffer of fedbuff, everybody in finetune's last rounds). Else without client-level DP: `clients_per_round` of them without replacement, from the public seed.
     So too where clients add the noise, since nothing hides who takes part.
     Under client-level DP at the server: each one independently with probability clients_per_round / clients, from
     secret randomness, which is what the accountant assumes (Poisson sampling); the cohort may be empty.
     """
+    chosen = named_cohort(config, clients, round)
+    if chosen is not None:
+        return chosen
     k = config.clients_per_round or clients
     if config.privacy.unit == "client" and not config.distributed and k < clients:
         drawn = entropy.stream("cohort", round).bernoulli(clients, k / clients)
@@ -137,6 +148,12 @@ def cohort(config: Config, clients: int, round: int, entropy: Entropy) -> tuple[
         return tuple(range(clients))
     generator = np.random.default_rng([config.seed, 0xC0407, round])
     return tuple(sorted(int(i) for i in generator.choice(clients, k, replace=False)))
+
+
+def named_cohort(config: Config, clients: int, round: int) -> tuple[int, ...] | None:
+    """The cohort where the algorithm says who takes part, None where the job's own rule draws it."""
+    algorithm: Algorithm = make("algorithm", config.algorithm, ALGORITHMS)
+    return algorithm.cohort(config, clients, round)
 
 
 def disjoint(shards: Sequence[Shard]) -> bool:

@@ -42,6 +42,8 @@ class State:
         ledger: head of the site's ledger as text; one that does not go on from it was rolled back.
         mib_up, mib_down, seconds: totals so far, for the report.
         metrics, client_metrics: the last evaluation.
+        versions: round -> the model before it, where a client still trains from it (fedbuff).
+        sim_seconds: of the simulated clock so far.
     """
 
     round: int
@@ -59,6 +61,8 @@ class State:
     metrics: Mapping[str, float] = field(default_factory=dict)
     client_metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     average: Vector | None = field(default=None, repr=False)
+    versions: Mapping[int, Vector] = field(default_factory=dict, repr=False)
+    sim_seconds: float = 0.0
 
     @property
     def seen(self) -> Head | None:
@@ -80,6 +84,7 @@ _FACTS = (
     "mib_up",
     "mib_down",
     "seconds",
+    "sim_seconds",
     "metrics",
     "client_metrics",
 )
@@ -99,6 +104,7 @@ def save_state(folder: Path, state: State, identity: Mapping[str, str]) -> Path:
     tensors |= {name: m for name, m in moments.items() if m.any()}  # FedAvg has none to keep
     tensors |= {} if state.average is None else {"average": state.average}
     tensors |= {f"local.{k}": v for k, v in state.local.items()}
+    tensors |= {f"version.{k}": v for k, v in state.versions.items()}
     tensors |= {f"rule.{k}": v for k, v in state.rule.items()}
     data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()})
     facts = {name: getattr(state, name) for name in _FACTS}
@@ -163,10 +169,19 @@ def _state(tree: dict[str, Any], data: bytes) -> State:
     arrays = load(data)
     local = {int(k.removeprefix("local.")): v for k, v in arrays.items() if k.startswith("local.")}
     rule = {k.removeprefix("rule."): v for k, v in arrays.items() if k.startswith("rule.")}
-    facts = {name: tree[name] for name in _FACTS if name != "ledger"}
-    facts["ledger"] = tree.get("ledger", "")  # checkpoints from before the chain have none
+    versions = {int(k.removeprefix("version.")): v for k, v in arrays.items() if k.startswith("version.")}
+    later = {"ledger": "", "sim_seconds": 0.0}  # what older checkpoints lack
+    facts = {name: tree.get(name, later[name]) if name in later else tree[name] for name in _FACTS}
     facts["client_metrics"] = {int(k): v for k, v in facts["client_metrics"].items()}
     none = Moments.zeros(arrays["vector"].size)
     moments = Moments(arrays.get("first", none.first), arrays.get("second", none.second))
     average = arrays.get("average")
-    return State(vector=arrays["vector"], moments=moments, local=local, rule=rule, average=average, **facts)
+    return State(
+        vector=arrays["vector"],
+        moments=moments,
+        local=local,
+        rule=rule,
+        average=average,
+        versions=versions,
+        **facts,
+    )

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from securefed.algorithms.algorithm import Algorithm
 from securefed.algorithms.plan import RoundPlan
 from securefed.assembly import Assembly
 from securefed.checkpoint import State
 from securefed.config import Config
 from securefed.data import plot_shards, shard_table
+from securefed.registry import ALGORITHMS, make
 from securefed.tracking.environment import environment
 from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary
 from securefed.training.client import ClientOutcome, Guarantee
@@ -69,6 +71,8 @@ def _mechanism(config: Config, guarantee: Guarantee | None, clients: int) -> dic
     p = config.privacy
     if guarantee is None:
         return None
+    algorithm: Algorithm = make("algorithm", config.algorithm, ALGORITHMS)
+    steps = algorithm.steps(config)
     example = p.unit == "example"
     return {
         "unit": p.unit,
@@ -80,8 +84,10 @@ def _mechanism(config: Config, guarantee: Guarantee | None, clients: int) -> dic
         if example
         else 1.0
         if config.distributed
+        else 1.0
+        if config.buffered
         else (config.clients_per_round or clients) / clients,
-        "steps_per_round": config.train.steps if example else 1,
+        "steps_per_round": steps if example else 1,
         "rounds": config.rounds,
         "epsilon": p.epsilon,
         "delta": p.delta,
@@ -118,8 +124,10 @@ def round_record(
     mib: tuple[float, float],
     seconds: float,
     clip: float | None = None,
+    staleness: Mapping[int, int] | None = None,
 ) -> RoundRecord:
-    """The round that led to `state`; `epsilon` is (this run's, the site's), `mib` is (up, down); `clip` where it moves."""
+    """The round that led to `state`; `epsilon` is (this run's, the site's), `mib` is (up, down); `clip` where it moves;
+    `staleness` of each survivor's update where clients work at their own pace."""
     metrics = dict(state.metrics) if is_evaluated(config, state.round) else None
     return RoundRecord(
         round=state.round - 1,
@@ -140,6 +148,8 @@ def round_record(
         dropped=dict(collected.dropped),
         clipped_share=collected.clipped_share,
         clip=clip,
+        sim_seconds=state.sim_seconds if config.clock.seconds else None,
+        staleness=dict(staleness or {}),
     )
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from securefed.algorithms.plan import RoundPlan, local_names
+import numpy as np
+
+from securefed.algorithms.clock import Clock
+from securefed.algorithms.fedbuff import Buffer, FedBuff
+from securefed.algorithms.plan import RoundPlan
 from securefed.checkpoint import State
+from securefed.errors import BudgetExceeded
 from securefed.layout import Layout
 from securefed.parts import Parts
 from securefed.training.client import ClientJob, ClientOutcome
@@ -20,6 +27,7 @@ class Cohorts:
 
     def __init__(self, parts: Parts) -> None:
         self.parts, self.config, self.model = parts, parts.config, parts.model
+        self.algorithm, self.clients = parts.algorithm, len(parts.assembly.shards)
 
     def train_and_collect(
         self, state: State, plan: RoundPlan, chosen: tuple[int, ...]
@@ -29,6 +37,9 @@ class Cohorts:
         Raises:
             BudgetExceeded: every client (or the server's own mechanism) refused to spend more.
         """
+        late = self._refuse_late(state, plan)
+        if not plan.share:
+            return self._train_at_home(state, plan, chosen)
         shared = self.model.layout.select(set(plan.share).__contains__)
 
         def train() -> list[ClientOutcome]:
@@ -47,7 +58,63 @@ class Cohorts:
             root=None if root is None else root.update(state.round, state.vector, plan, shared),
         )
         self.parts.liars.remember(found[0], shared.digest)
-        return found
+        vector, collected, outcomes = found
+        return vector, replace(collected, refused={**late, **collected.refused}), outcomes
+
+    def _train_at_home(
+        self, state: State, plan: RoundPlan, chosen: tuple[int, ...]
+    ) -> tuple[Vector, Collected, list[ClientOutcome]]:
+        """A round in which nothing leaves anybody: no exchange, and no release to charge at client level."""
+        outcomes = self.parts.engine.train([self._job(state, plan, client) for client in chosen])
+        refusals = {o.client: o.refusal for o in outcomes if o.refusal is not None}
+        if refusals and len(refusals) == len(chosen):
+            raise BudgetExceeded(next(iter(refusals.values())))
+        trained = tuple(k for k in chosen if k not in refusals)
+        collected = Collected(survivors=trained, total=np.zeros(0), weight=0.0, refused=refusals)
+        return np.zeros(0, np.float32), collected, outcomes
+
+    # ------------------------------------------------------------------------------ clients at their own pace
+
+    def _buffer(self, round: int) -> Buffer | None:
+        """The buffer that this round is, where the algorithm has buffers."""
+        if not isinstance(self.algorithm, FedBuff):
+            return None
+        return self.algorithm.buffer(self.config, self.clients, round)
+
+    def staleness(self, round: int) -> dict[int, int]:
+        """Client of the cohort -> versions by which the model has moved on since it was handed its own."""
+        buffer = self._buffer(round)
+        return {} if buffer is None else {a.client: round - a.version for a in buffer.taken}
+
+    def _refuse_late(self, state: State, plan: RoundPlan) -> dict[int, str]:
+        """Why the updates that came too late are refused; their turns are charged, for they were trained."""
+        buffer = self._buffer(state.round)
+        if buffer is None or not isinstance(self.algorithm, FedBuff):
+            return {}
+        for arrival in buffer.late:
+            self.parts.runner.charge(self._job(state, plan, arrival.client))
+        return {
+            a.client: f"{state.round - a.version} versions stale, more than max_staleness={self.algorithm.max_staleness}"
+            for a in buffer.late
+        }
+
+    def versions(self, state: State) -> Mapping[int, Vector]:
+        """The models that clients will still have trained from, after this state's round."""
+        if not isinstance(self.algorithm, FedBuff):
+            return {}
+        needed = self.algorithm.needed_later(self.config, self.clients, state.round)
+        return {v: m for v, m in {**state.versions, state.round: state.vector}.items() if v in needed}
+
+    def sim_seconds(self, state: State, chosen: tuple[int, ...]) -> float:
+        """The simulated clock at the end of this state's round."""
+        if (buffer := self._buffer(state.round)) is not None:
+            return buffer.seconds
+        if self.config.clock.seconds == 0:
+            return 0.0
+        clock = Clock(self.config.clock, self.config.seed, self.clients)
+        return state.sim_seconds + clock.round_seconds(chosen, state.round)
+
+    # --------------------------------------------------------------------------------------- one client's job
 
     def _adapter_space(self, state: State, shared: Layout) -> AdapterSpace | None:
         """How a rule may measure this round's updates in product space; fedsa's clients share no B to do so."""
@@ -64,16 +131,28 @@ class Cohorts:
         return {} if self.parts.clip is None else self.parts.clip.pack()
 
     def _job(self, state: State, plan: RoundPlan, client: int) -> ClientJob:
-        start = state.vector
+        behind = self.staleness(state.round).get(client, 0)
+        start = state.versions[state.round - behind] if behind else state.vector
+        own = None
         if client in state.local:
-            kept = self.local_layout()
-            start = self.model.layout.scatter(state.local[client], kept, start)
-        clip = None if self.parts.clip is None else self.parts.clip.value
-        return ClientJob(client, state.round, plan.train, plan.share, start, self._weight(client), clip)
+            own = self.model.layout.scatter(state.local[client], self.local_layout(), start)
+            start = start if self.algorithm.beside else own
+        return ClientJob(
+            client,
+            state.round,
+            plan.train,
+            plan.share,
+            start,
+            self._weight(client),
+            clip=None if self.parts.clip is None else self.parts.clip.value,
+            keep=self.local_layout().names if self.algorithm.keeps(plan) else (),
+            own=own if self.algorithm.beside else None,
+            scale=self.algorithm.weight(behind) if isinstance(self.algorithm, FedBuff) else 1.0,
+        )
 
     def local_layout(self) -> Layout:
         """Of what each client keeps to itself."""
-        names = set(local_names(self.config.model.adapter, self.model.part_of))
+        names = set(self.algorithm.local_names(self.config, self.model.part_of))
         return self.model.layout.select(names.__contains__)
 
     def _weight(self, client: int) -> float:
@@ -86,10 +165,14 @@ class Cohorts:
         secret = not self.config.private and self.config.weights != "equal"
         return None if secret else tuple(self._weight(client) for client in chosen)
 
-    def bytes_down(self, chosen: tuple[int, ...], collected: Collected) -> int:
-        """The global model goes to each client of the cohort as float32, and what the protection sends."""
-        sent = self.model.layout.size - self.local_layout().size
-        return 4 * sent * len(chosen) + sum(collected.bytes_down.values())
+    def bytes_down(self, state: State, plan: RoundPlan, chosen: tuple[int, ...], collected: Collected) -> int:
+        """The global model goes to each client of the cohort as float32, and what the protection sends.
+
+        In a round that shares nothing only those need it that have not begun to tune their own.
+        """
+        private = 0 if self.algorithm.beside else self.local_layout().size
+        asking = [k for k in chosen if plan.share or k not in state.local]
+        return 4 * (self.model.layout.size - private) * len(asking) + sum(collected.bytes_down.values())
 
     def weighing(self, chosen: tuple[int, ...]) -> tuple[dict[int, float], tuple[float, ...] | None]:
         """Each client's weight, and all of them where they are public, for a round that is not one of updates."""

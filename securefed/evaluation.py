@@ -45,7 +45,7 @@ class Evaluator:
         return self._runner.cache
 
     def evaluate(
-        self, vector: Vector, local: Mapping[int, Vector], kept: Layout
+        self, vector: Vector, local: Mapping[int, Vector], kept: Layout, *, whole: bool = True
     ) -> tuple[Scores, dict[int, Scores]]:
         """Global scores, and each client's own where the job asks for them.
 
@@ -55,8 +55,10 @@ class Evaluator:
         Args:
             vector: the global model (d,). local: client -> what it keeps, over `kept`; a client is judged
                 with its own parts, the global test set with the server's.
+            whole: whether the server's model can judge at all; where its head is at the clients, the global scores are
+                those of all clients' own models on their own test records.
         """
-        scores, own = self._evaluate(vector, local, kept)
+        scores, own = self._evaluate(vector, local, kept, whole)
         if self._triggered is not None:
             scores = {**scores, "attack_success": self._attack_success()}
         return scores, own
@@ -70,24 +72,29 @@ class Evaluator:
         return self._score(self._predict(self._backdoor))["accuracy"]
 
     def _evaluate(
-        self, vector: Vector, local: Mapping[int, Vector], kept: Layout
+        self, vector: Vector, local: Mapping[int, Vector], kept: Layout, whole: bool
     ) -> tuple[Scores, dict[int, Scores]]:
         model = self._assembly.model
         model.write(vector, model.layout)
         personal = bool(kept.names)
-        if not self._assembly.config.evaluate.clients:
+        asked = self._assembly.config.evaluate.clients
+        if not asked and whole:
             return self._score(self._predict_global()), {}
         if self._covered and not personal:
             own = {k: self._predict_client(k) for k in self._judged()}
             return self._score(_joined(list(own.values()))), {k: self._score(p) for k, p in own.items()}
-        whole = self._score(self._predict_global())
-        scores: dict[int, Scores] = {}
+        together = self._predict_global() if whole else None
+        own = {}
         for k in self._judged():
-            if personal and k in local:
-                model.write(local[k], kept)
-            scores[k] = self._score(self._predict_client(k))
+            if personal:
+                model.write(local[k] if k in local else model.layout.gather(vector, kept), kept)
+            own[k] = self._predict_client(k)
         model.write(vector, model.layout)
-        return whole, scores
+        pooled, scores = _joined(list(own.values())), {k: self._score(p) for k, p in own.items()}
+        found = self._score(pooled if together is None else together)
+        if personal and whole:
+            found |= {f"personal_{name}": value for name, value in self._score(pooled).items()}
+        return found, scores if asked else {}
 
     def baselines(self) -> dict[str, Scores]:
         """Majority class, TF-IDF or pixels with logistic regression, frozen-feature probe: on pooled data."""

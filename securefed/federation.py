@@ -274,7 +274,10 @@ class Federation:
             state.moments,
         )
         local = dict(state.local) | {o.client: o.local for o in outcomes if o.local is not None}
-        up, down = sum(collected.bytes_up.values()) / MIB, self.cohorts.bytes_down(chosen, collected) / MIB
+        up, down = (
+            sum(collected.bytes_up.values()) / MIB,
+            self.cohorts.bytes_down(state, plan, chosen, collected) / MIB,
+        )
         new = replace(
             state,
             round=state.round + 1,
@@ -285,6 +288,8 @@ class Federation:
             rule={**pack_state(self.server.rule_state), **self.liars.pack(), **self.cohorts.packed_clip()},
             mib_up=state.mib_up + up,
             mib_down=state.mib_down + down,
+            versions=self.cohorts.versions(state),
+            sim_seconds=self.cohorts.sim_seconds(state, chosen),
         )
         new = self.judge.evaluate(new)
         new = replace(new, seconds=before + time.perf_counter() - started)
@@ -302,6 +307,7 @@ class Federation:
                 mib=(up, down),
                 seconds=time.perf_counter() - begin,
                 clip=clip,
+                staleness=self.cohorts.staleness(state.round),
             )
         )
         return new
@@ -331,9 +337,7 @@ class Federation:
         if stopped != "rounds":
             self._save(state)
         if not state.metrics:
-            metrics, per_client = self.parts.evaluator.evaluate(
-                state.handed_out, state.local, self.cohorts.local_layout()
-            )
+            metrics, per_client = self.judge.scores(state)
             state = replace(state, metrics=metrics, client_metrics=per_client)
         self.model.write(state.handed_out, self.model.layout)
         self.model.save_adapter(self.folder / "adapter")

@@ -27,7 +27,7 @@ class Judge:
         """The state with its scores, where this round is measured."""
         if not is_evaluated(self.config, state.round):
             return state
-        metrics, per_client = self.evaluator.evaluate(state.handed_out, state.local, self.kept)
+        metrics, per_client = self.scores(state)
         if state.metrics.get("loss", 0.0) <= DIVERGED < metrics["loss"]:
             logger.warning(
                 "the loss on the test set is %.3g: training diverges; lower train.learning_rate or server.learning_rate",
@@ -41,6 +41,11 @@ class Judge:
         better = state.best is None or watched > state.best + self.config.stop.min_delta
         best, stale = (watched, 0) if better else (state.best, state.stale + 1)
         return replace(state, metrics=metrics, client_metrics=per_client, best=best, stale=stale)
+
+    def scores(self, state: State) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+        """Of the model that is handed out, and of each client's own."""
+        whole = self.parts.algorithm.whole
+        return self.evaluator.evaluate(state.handed_out, state.local, self.kept, whole=whole)
 
     def converged(self, state: State) -> bool:
         """Whether the watched metric has stopped improving."""

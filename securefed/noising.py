@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from securefed.algorithms.algorithm import Algorithm
 from securefed.algorithms.distill import Distill
-from securefed.algorithms.fedavg import FedAvg
 from securefed.assembly import cohort
 from securefed.config import Config
 from securefed.crypto.entropy import SystemEntropy
@@ -34,26 +34,34 @@ def planned_releases(config: Config, clients: int) -> tuple[float, int]:
     """(sample rate, releases) of the unit that takes part most often over the whole schedule.
 
     Example level: its client's own rate, and its steps over all rounds in which that client is chosen;
-    the schedule is public, so it is simply counted. Client level: the cohort's rate, one release a round; where each
-    client adds its own noise, its rounds, which are public too.
+    the schedule is public, so it is simply counted, turns that end too late for fedbuff included. Client level:
+    the cohort's rate (1 where the cohort is no secret draw), one release a round; where each client adds its own noise, its
+    rounds, which are public too.
     """
-    p = config.privacy
+    p, algorithm = config.privacy, _algorithm(config)
     if p.unit == "client" and p.noise != "local":
-        return (config.clients_per_round or clients) / clients, config.rounds
+        rate = 1.0 if config.buffered else (config.clients_per_round or clients) / clients
+        return rate, algorithm.released(config)
     chosen: Counter[int] = Counter()
     for round in range(config.rounds):
         chosen.update(cohort(config, clients, round, SystemEntropy()))
+        chosen.update(algorithm.late(config, clients, round))
     if p.unit == "client":
         return 1.0, max(chosen.values())
-    return p.sample_rate, max(chosen.values()) * config.train.steps
+    return p.sample_rate, max(chosen.values()) * algorithm.steps(config)
+
+
+def _algorithm(config: Config) -> Algorithm:
+    algorithm: Algorithm = make("algorithm", config.algorithm, ALGORITHMS)
+    return algorithm
 
 
 def shared_sizes(config: Config, model: TaskModel) -> tuple[int, ...]:
-    """Coordinates of an update, round by round."""
-    algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
+    """Coordinates of an update, round by round, as long as something is sent."""
+    algorithm = _algorithm(config)
     if isinstance(algorithm, Distill):
         return (algorithm.layout(config, model.classes).size,) * config.rounds
-    plans = (algorithm.plan(config, model.part_of, round) for round in range(config.rounds))
+    plans = (algorithm.plan(config, model.part_of, round) for round in range(algorithm.released(config)))
     return tuple(model.layout.select(set(plan.share).__contains__).size for plan in plans)
 
 

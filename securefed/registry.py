@@ -28,8 +28,14 @@ AGGREGATORS: dict[str, str] = {
     "mean": "securefed.aggregation:Mean",
 }
 ALGORITHMS: dict[str, str] = {
+    "ditto": "securefed.algorithms.ditto:Ditto",
     "fedavg": "securefed.algorithms.fedavg:FedAvg",
+    "fedbuff": "securefed.algorithms.fedbuff:FedBuff",
+    "fedper": "securefed.algorithms.fedper:FedPer",
+    "fedprox": "securefed.algorithms.fedprox:FedProx",
+    "fedrep": "securefed.algorithms.fedrep:FedRep",
     "fedsgd": "securefed.algorithms.fedsgd:FedSGD",
+    "finetune": "securefed.algorithms.finetune:FineTune",
     "distill": "securefed.algorithms.distill:Distill",
 }
 ENGINES: dict[str, str] = {

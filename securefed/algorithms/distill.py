@@ -22,6 +22,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from securefed.algorithms.algorithm import Algorithm
 from securefed.algorithms.plan import RoundPlan
 from securefed.config import Config, DistillConfig
 from securefed.config.distill import record_bound
@@ -36,7 +37,7 @@ _PHASES = {"logits": "logit", "probabilities": "soft", "votes": "vote"}
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(Algorithm):
     """What a client sends of its answers, and what the ensemble says. Its settings are the job's `[distill]`.
 
     Attributes:
@@ -48,6 +49,10 @@ class Distill:
     def plan(self, config: Config, part_of: Mapping[str, str], round: int) -> RoundPlan:
         """Each client trains all of its own model and shares no tensor of it."""
         return RoundPlan(_PHASES[config.distill.send], tuple(sorted(part_of)), (), round / config.rounds)
+
+    def local_names(self, config: Config, part_of: Mapping[str, str]) -> tuple[str, ...]:
+        """None of the student's: a client's own model is another one."""
+        return ()
 
     def layout(self, config: Config, classes: int) -> Layout:
         """Of what is sent: the answers and, where they weigh by it, each record's confidence."""

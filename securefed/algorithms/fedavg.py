@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from securefed.algorithms.algorithm import Algorithm
 from securefed.algorithms.plan import RoundPlan, plan_round
 from securefed.algorithms.server_optimizer import Moments, rate_at, server_step
 from securefed.config import Config, ServerConfig
@@ -19,8 +20,10 @@ from securefed.types import Vector
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(Algorithm):
     """The average of the clients' updates, applied by the job's server optimizer.
+
+    Other algorithms of rounds are subclasses that say what differs.
 
     Attributes:
         head_rounds: rounds at the start in which only the classification head is trained.

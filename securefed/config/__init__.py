@@ -8,6 +8,7 @@ from securefed.config.load import parse_value as parse_value
 from securefed.config.schema import Adapter as Adapter
 from securefed.config.schema import Architecture as Architecture
 from securefed.config.schema import AttackConfig as AttackConfig
+from securefed.config.schema import ClockConfig as ClockConfig
 from securefed.config.schema import Component as Component
 from securefed.config.schema import Config as Config
 from securefed.config.schema import DataConfig as DataConfig

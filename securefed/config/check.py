@@ -12,6 +12,7 @@ from securefed.config.attack import check_attack, declared
 from securefed.config.distill import check_distill
 from securefed.config.noise import check_noise
 from securefed.config.schema import Config
+from securefed.config.uneven import check_uneven, check_uneven_clients
 from securefed.errors import ConfigError, ProtocolError
 from securefed.types import CohortBound, GroupRevealing
 
@@ -32,6 +33,7 @@ def check(config: Config) -> None:
     _check_training(config)
     _check_privacy(config)
     _check_adapter(config)
+    check_uneven(config)
     _check_pairs(config)
     check_attack(config)
     check_distill(config)
@@ -51,7 +53,8 @@ def _check_ranges(c: Config) -> None:
     _require(d.clients >= 0, f"data.clients must be 0 (one per natural group) or more, found {d.clients}")
     _require(
         d.clients == 0 or c.clients_per_round <= d.clients,
-        f"clients_per_round={c.clients_per_round} is more than data.clients={d.clients}",
+        f"clients_per_round={c.clients_per_round} is more than data.clients={d.clients}"
+        + ("; a buffer has a client once: lower clients_per_round or add clients" if c.buffered else ""),
     )
     _require(d.alpha > 0, f"data.alpha must be above 0, found {d.alpha}")
     _require(d.min_examples >= 1, f"data.min_examples must be at least 1, found {d.min_examples}")
@@ -216,17 +219,12 @@ def _check_adapter(c: Config) -> None:
         m.task == "classification" or m.adapter != "head",
         'model.adapter = "head" trains a classification head; choose task = "classification" or a LoRA adapter',
     )
-    _require(
-        not (m.adapter == "fedsa" and c.privacy.unit == "client"),
-        "fedsa keeps B on the client, outside a client-level guarantee; use rolora, ffa or lora",
-    )
 
 
 def _check_pairs(c: Config) -> None:
     """A rule and a protection must fit; what each reveals or needs is read from the classes themselves."""
-    from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
+    from securefed.registry import make_aggregator, make_protection
 
-    make("algorithm", c.algorithm, ALGORITHMS)
     protection, rule = make_protection(c.protection), make_aggregator(c.aggregator)
     if rule.needs == "updates" and protection.reveals == "sum":
         raise ConfigError(
@@ -350,6 +348,7 @@ def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
         config.clients_per_round <= len(sizes),
         f"clients_per_round={config.clients_per_round} but only {len(sizes)} clients have data",
     )
+    check_uneven_clients(config, len(sizes))
     _check_whole(config, len(sizes))
     _check_rule(config, config.clients_per_round or len(sizes))
     secret_weights = not config.private and config.weights != "equal"

@@ -138,10 +138,6 @@ def _check_steps(c: Config) -> None:
         "server.optimizer, server.learning_rate and server.schedule",
     )
     _require(
-        c.model.adapter != "fedsa",
-        "fedsa trains B at home, outside the one noised sum; use rolora, ffa, lora or head with algorithm fedsgd",
-    )
-    _require(
         not c.model.head_centre,
         "model.head_centre is measured by the clients' own steps; leave it out with algorithm fedsgd",
     )

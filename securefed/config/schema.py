@@ -83,7 +83,9 @@ class TrainConfig:
 
     `batch_size` is the batch of a step without DP; under DP the expected batch is
     sample_rate x records. `inspect_model`: a client refuses a global model that looks made to extract
-    data (`models.inspection`) before it trains on it. `physical_tokens` bounds padded tokens (`physical_batch` images) per pass.
+    data (`models.inspection`) before it trains on it. `class_weights`: what a record's loss is multiplied with
+    by its label: public constants in the order of the classes, or "balanced", from a client's own label counts,
+    which are private. `physical_tokens` bounds padded tokens (`physical_batch` images) per pass.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -100,6 +102,7 @@ class TrainConfig:
     warmup_steps: int = 0
     schedule: Schedule = "constant"
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | Literal["none", "balanced"] = "none"
     proximal_mu: float = 0.0
     client_learning_rate: Mapping[str, float] = field(default_factory=dict)
     inspect_model: bool = False
@@ -189,11 +192,32 @@ class ServerConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """When to measure: every k rounds (0 = at the end only), per client, with baselines at the start."""
+    """When to measure: every k rounds (0 = at the end only), per client, with baselines at the start.
+
+    `alone`: at the end each client also trains by itself, with the local work it did in the run and without
+    noise, for a report of who gains and who loses; it costs a second run.
+    """
 
     every: int = 1
     clients: bool = True
     baselines: bool = True
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class ClockConfig:
+    """A simulated clock, from the public seed alone (`algorithms.clock`).
+
+    `seconds`: what a median client needs for one round's work; 0 keeps no clock. `spread`: standard deviation of
+    the logarithm of a client's time over clients. `stragglers`: share of clients that are `slowdown` times slower.
+    `jitter`: standard deviation of the logarithm of one turn's time.
+    """
+
+    seconds: float = 0.0
+    spread: float = 0.5
+    stragglers: float = 0.0
+    slowdown: float = 10.0
+    jitter: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -304,6 +328,7 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    clock: ClockConfig = field(default_factory=ClockConfig)
 
     @property
     def private(self) -> bool:
@@ -329,3 +354,8 @@ class Config:
     def distills(self) -> bool:
         """Whether clients send answers on public records in place of updates."""
         return self.algorithm.name in ("distill", "securefed.algorithms.distill:Distill")
+
+    @property
+    def buffered(self) -> bool:
+        """Whether a round is one buffer of fedbuff, whose cohort no secret sampling draws."""
+        return self.algorithm.name in ("fedbuff", "securefed.algorithms.fedbuff:FedBuff")

@@ -103,7 +103,8 @@ def server_mechanism(
     clip: MovingClip | None = None,
 ) -> ServerMechanism:
     """The mechanism of a job whose unit is the client, over `clients` clients."""
-    rate = (config.clients_per_round or clients) / clients
+    expected = float(config.clients_per_round or clients)
+    rate = 1.0 if config.buffered else expected / clients  # a buffer's cohort is known: nothing amplifies
     return ServerMechanism(
-        ledger, run, noise_multiplier, config.privacy.max_grad_norm, rate, rate * clients, budget, clip
+        ledger, run, noise_multiplier, config.privacy.max_grad_norm, rate, expected, budget, clip
     )

@@ -45,6 +45,8 @@ class RoundRecord:
     Attributes:
         dropped: client -> the step of the protection it did not answer.
         clip: of whole updates in this round, public, where it moves; None for a fixed one.
+        sim_seconds: when the round ended on the job's simulated clock, since the start; None without a clock.
+        staleness: client -> versions by which the model had moved on when its update was taken (fedbuff).
         clipped_share: what the protection's fixed point clipped, as the server decoded it; None without.
     """
 
@@ -66,6 +68,8 @@ class RoundRecord:
     dropped: Mapping[int, str] = field(default_factory=dict)
     clipped_share: float | None = None
     clip: float | None = None
+    sim_seconds: float | None = None
+    staleness: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,16 @@ from securefed.privacy.ledger import Ledger
 from securefed.privacy.moving_clip import centred_bit
 from securefed.privacy.shared_release import Shares
 from securefed.privacy.step_noise import StepEvent, StepNoise
-from securefed.training.dp import DPWork
+from securefed.registry import ALGORITHMS, make
 from securefed.training.frozen_cache import FrozenCache
 from securefed.training.limits import under_policy
-from securefed.training.local import LocalWork, train_locally
+from securefed.training.local import DPWork
+from securefed.training.phases import Phases
 from securefed.training.step import step
 from securefed.types import Update, Vector
 
 if TYPE_CHECKING:
+    from securefed.algorithms.algorithm import Algorithm
     from securefed.models.task_model import TaskModel
 
 
@@ -48,6 +50,9 @@ class ClientJob:
             names stay local, this client's own.
         weight: public weight of its update.
         clip: of a whole update, where it moves from round to round; None where it is the job's.
+        keep: names of its local part, of which it keeps new values; None: what it trains and does not share.
+        own: its own model beside the global one, float32 (d,); None where it has none (yet).
+        scale: in (0, 1], public: what its update is multiplied with once it is bounded (staleness).
     """
 
     client: int
@@ -57,6 +62,9 @@ class ClientJob:
     start: Vector = field(repr=False)
     weight: float
     clip: float | None = None
+    keep: tuple[str, ...] | None = None
+    own: Vector | None = field(default=None, repr=False)
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +73,7 @@ class ClientOutcome:
 
     Attributes:
         update: over the layout of `share`; None if the client refused.
-        local: new values of what it trained and keeps, over the layout of train - share.
+        local: new values of what it keeps, over the layout of the job's local names.
         resent: the update was journaled before a crash and is sent again unchanged.
         diagnostics: computed on private data; for simulations, never sent by a real client.
     """
@@ -121,6 +129,7 @@ class ClientRunner:
         )  # what the site's owner allows, not the job
         if guarantee is not None:
             self._guarantee = replace(guarantee, budget=allowed)
+        self.algorithm: Algorithm = make("algorithm", config.algorithm, ALGORITHMS)
         self._encoded: dict[int, Encoded] = {}
         self._checked: set[tuple[str, ...]] = set()
         self.cache = FrozenCache(config.train.cache_mib) if config.train.cache_frozen else None
@@ -137,7 +146,8 @@ class ClientRunner:
         if self._guarantee.steps is not None:
             return self._guarantee.steps.event(size)
         p = self.config.privacy
-        return SampledGaussian(self._guarantee.noise_multiplier, p.sample_rate, self.config.train.steps)
+        steps = self.algorithm.steps(self.config)
+        return SampledGaussian(self._guarantee.noise_multiplier, p.sample_rate, steps)
 
     def run_job(self, job: ClientJob) -> ClientOutcome:
         """The client's update for this round, or its refusal where the budget is spent.
@@ -221,49 +231,55 @@ class ClientRunner:
                 "ask the server, or set train.inspect_model = false"
             )
 
+    def charge(self, job: ClientJob) -> None:
+        """Charges a round whose update nobody will take: it came too late, and was trained all the same.
+
+        A client whose budget does not allow it has not trained either.
+        """
+        if self._ledger is None or self.config.privacy.unit != "example":
+            return
+        try:
+            reservation = self._reserve(self._ledger, job)
+        except BudgetExceeded:
+            return
+        self._ledger.settle(reservation, steps_taken=self.algorithm.steps(self.config))
+
     def _train(self, job: ClientJob) -> ClientOutcome:
         start = time.perf_counter()
         c, data = self.config, self.encoded(job.client)
-        work = LocalWork(job.client, job.round, job.train)
-        check = c.privacy.unit == "example" and job.train not in self._checked
-        result = train_locally(
-            self.model,
-            data,
-            job.start,
-            work,
-            c.train,
-            dp=self._dp_work(len(data)),
-            entropy=self._entropy,
-            seed=c.seed,
-            cache=self.cache,
-            check=check,
+        dp = self._dp_work(len(data))
+        phases = Phases(
+            self.model, data, job.client, job.round, c, dp, self._entropy, self.cache, self._checked
         )
-        self._checked.add(job.train)  # reached only when the check passed
+        worked = self.algorithm.work(phases, job)
         layout, shared, kept = self._layouts(job)
-        vector = layout.gather(result.vector, shared) - layout.gather(job.start, shared)
+        vector = layout.gather(worked.vector, shared) - layout.gather(job.start, shared)
         if c.privacy.unit == "client":
             update = self._bounded(job, vector)
         else:
-            update = Update(job.client, job.round, vector, job.weight, private=c.privacy.unit == "example")
-        local = layout.gather(result.vector, kept) if kept.names else None
+            scaled = vector if job.scale == 1 else np.float32(job.scale) * vector
+            update = Update(job.client, job.round, scaled, job.weight, private=c.privacy.unit == "example")
+        own = worked.vector if worked.own is None else worked.own
+        local = layout.gather(own, kept) if kept.names else None
         seconds = time.perf_counter() - start
         return ClientOutcome(
-            job.client, update, local, None, False, result.steps, seconds, result.diagnostics
+            job.client, update, local, None, False, phases.taken, seconds, phases.diagnostics
         )
 
     def _bounded(self, job: ClientJob, vector: Vector) -> Update:
-        """A whole update, clipped, with what the job's client-level mechanism asks of the client."""
+        """A whole update, clipped, then scaled, with what the job's client-level mechanism asks of the client."""
         clip = self.config.privacy.max_grad_norm if job.clip is None else job.clip
         shares = None if self._guarantee is None else self._guarantee.shares
+        short = vector if job.scale == 1 else np.float32(job.scale) * clip_update(vector, clip).vector
         bit = None
         if shares is None:
             bit = None if job.clip is None else centred_bit(vector, clip)
-            vector = clip_update(vector, clip).vector
+            sent = clip_update(short, clip).vector
         else:
             stream = self._entropy.stream("noise share", job.client, job.round)
             bit = None if job.clip is None else shares.bit(vector, clip, stream)
-            vector = shares.update(vector, clip, stream)
-        return Update(job.client, job.round, vector, job.weight, bit=bit)
+            sent = shares.update(short, clip, stream)
+        return Update(job.client, job.round, sent, job.weight, bit=bit)
 
     def _dp_work(self, records: int) -> DPWork | None:
         p = self.config.privacy
@@ -280,7 +296,7 @@ class ClientRunner:
 
     def _layouts(self, job: ClientJob) -> tuple[Layout, Layout, Layout]:
         layout, share = self.model.layout, set(job.share)
-        kept = set(job.train) - share
+        kept = set(job.train) - share if job.keep is None else set(job.keep)
         return layout, layout.select(share.__contains__), layout.select(kept.__contains__)
 
     def _pack(self, outcome: ClientOutcome) -> bytes:
@@ -301,4 +317,4 @@ class ClientRunner:
         shared.check(arrays["update"])
         local = arrays["local"] if kept.names else None
         update = Update(job.client, job.round, arrays["update"], job.weight, private=True)
-        return ClientOutcome(job.client, update, local, resent=True, steps=self.config.train.steps)
+        return ClientOutcome(job.client, update, local, resent=True, steps=self.algorithm.steps(self.config))

@@ -48,11 +48,20 @@ class LocalWork:
 
     Attributes:
         train: names of the tensors trained.
+        phase: which of the round's trainings it is; each has batches and noise of its own.
+        towards: where the proximal term draws to, float32 (d,) over the whole layout; None: the start.
     """
 
     client: int
     round: int
     train: tuple[str, ...]
+    phase: int = 0
+    towards: Vector | None = field(default=None, repr=False)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """What keeps its randomness apart from every other training's."""
+        return (self.client, self.round, self.phase) if self.phase else (self.client, self.round)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,9 +146,7 @@ class _Steps:
     ) -> None:
         self.model, self.feed, self.work, self.config = model, feed, work, config
         self.parameters: dict[str, nn.Parameter] = {n: model.parameters[n] for n in sorted(work.train)}
-        self.anchor = (
-            {n: p.detach().clone() for n, p in self.parameters.items()} if config.proximal_mu else {}
-        )
+        self.anchor = self._anchor()
         self.measures = model.measures_centre
         self.optimizer = (
             centre_optimizer(self.parameters, clip)
@@ -152,6 +159,15 @@ class _Steps:
         self.seen = Seen()
         self.max_grad_norm: float | None = None
 
+    def _anchor(self) -> dict[str, torch.Tensor]:
+        """Where the proximal term draws each tensor to."""
+        if not self.config.proximal_mu:
+            return {}
+        if self.work.towards is None:
+            return {n: p.detach().clone() for n, p in self.parameters.items()}
+        values = self.model.layout.unflatten(self.work.towards)
+        return {n: values[n].to(p.device, p.dtype) for n, p in self.parameters.items()}
+
     # ----------------------------------------------------------------------------------- without DP
 
     def play(self, seed: int) -> None:
@@ -159,7 +175,7 @@ class _Steps:
         c, n = self.config, len(self.feed)
         logical = c.batch_size * c.accumulate
         steps = c.steps or c.epochs * -(-n // logical)
-        order = _shuffled(np.random.default_rng([seed, self.work.client, self.work.round]), n, logical)
+        order = _shuffled(np.random.default_rng([seed, *self.work.labels]), n, logical)
         for step in range(steps):
             self._set_rates(step, steps)
             rows = next(order)
@@ -191,8 +207,8 @@ class _Steps:
     def play_private(self, dp: DPWork, entropy: Entropy, check: bool) -> None:
         """Exactly `config.steps` Poisson-sampled, clipped, noised steps."""
         self.max_grad_norm = dp.max_grad_norm
-        sampling = entropy.stream("sampling", self.work.client, self.work.round)
-        noise = entropy.stream("noise", self.work.client, self.work.round)
+        sampling = entropy.stream("sampling", *self.work.labels)
+        noise = entropy.stream("noise", *self.work.labels)
         private = KeyedDPOptimizer(self.optimizer, dp, noise, self.seen)
         with per_sample_gradients(self.model.module, dp.mode):
             if check:
@@ -285,7 +301,7 @@ def _seeded_torch(model: TaskModel, seed: int, work: LocalWork) -> Iterator[None
     if not has_dropout(model.module):
         yield
         return
-    state = np.random.SeedSequence([seed, work.client, work.round]).generate_state(1, np.uint64)
+    state = np.random.SeedSequence([seed, *work.labels]).generate_state(1, np.uint64)
     with torch.random.fork_rng():
         torch.manual_seed(int(state[0] >> 1))
         yield

@@ -125,7 +125,7 @@ class TableRunner(ClientRunner):
         super().__init__(
             config, learners[0].model, shards, run=run, entropy=entropy, ledger=ledger, guarantee=guarantee
         )
-        self.learners, self.algorithm = tuple(learners), algorithm
+        self.learners, self.tables = tuple(learners), algorithm
         self.taught: NDArray[np.float32] | None = None
         self._self_checked: set[int] = set()
 
@@ -184,7 +184,7 @@ class TableRunner(ClientRunner):
             check=self.config.privacy.unit == "example" and number not in self._self_checked,
         )
         self._self_checked.add(number)  # reached only when the check passed
-        table = self.algorithm.table(self.config, answers(mine.model, mine.public, mine.train, self.cache))
+        table = self.tables.table(self.config, answers(mine.model, mine.public, mine.train, self.cache))
         if self.config.privacy.unit == "client":
             update = self._bounded(job, table)
         else:
@@ -208,7 +208,7 @@ class TableRunner(ClientRunner):
             mine.train,
             steps=d.digest_steps,
             batch_size=d.batch_size,
-            temperature=self.algorithm.temperature(self.config),
+            temperature=self.tables.temperature(self.config),
             work=LocalWork(job.client, job.round, mine.names),
             seed=self.config.seed,
             cache=self.cache,
@@ -226,7 +226,7 @@ class TableRunner(ClientRunner):
     def _layouts(self, job: ClientJob) -> tuple[Layout, Layout, Layout]:
         """Of the client's model, of what it sends, and of what it keeps: its model."""
         model = self.learner(job.client).model
-        return model.layout, self.algorithm.layout(self.config, model.classes), model.layout
+        return model.layout, self.tables.layout(self.config, model.classes), model.layout
 
 
 def client_scores(runner: TableRunner, local: Mapping[int, Vector], test: Examples) -> dict[int, float]:

@@ -119,7 +119,6 @@ def test_a_key_near_to_nothing_lists_what_is_known() -> None:
         ({**PRIVATE, "train.accumulate": 2}, "train.accumulate"),
         ({**PRIVATE, "train.proximal_mu": 0.1}, "train.steps"),
         ({**PRIVATE, "privacy.unit": "client", "weights": "size"}, "weights"),
-        ({**PRIVATE, "privacy.unit": "client", "model.adapter": "fedsa"}, "fedsa"),
         ({**PRIVATE, "model.gradient_checkpointing": True, "privacy.grad_sample_mode": "ghost"}, "ghost"),
         ({"model.name": "mlp"}, "model.adapter"),
         ({"model.name": "cnn", "model.adapter": "full", "model.task": "causal-lm"}, "model.task"),

@@ -1,0 +1,157 @@
+"""Which algorithm or adapter goes with which protection, DP unit, noise and adapter: one table, enforced on every job.
+
+`securefed/algorithms/README.md` says the same for people. A row lists what is allowed; whatever it leaves out has
+a sentence in `refusals` that names the way out. A part of somebody's own ("package.module:Class") has no row.
+Why a unit is allowed or not is decision 7: under example-level DP everything that trains on the shard is inside a
+clipped and noised vector, local parts included; under client-level DP a whole client is hidden, so what stays
+with the client may be trained freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from securefed.config.schema import Adapter, Component, Config, Noise, Unit
+from securefed.errors import ConfigError
+
+Kind = Literal["algorithm", "adapter"]
+PROTECTIONS = ("plain", "masking", "grouped", "ckks")
+UNITS: tuple[str, ...] = get_args(Unit)
+NOISES: tuple[str, ...] = get_args(Noise)
+ADAPTERS: tuple[str, ...] = get_args(Adapter)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part of a job and what it goes with.
+
+    Attributes:
+        kind: which field of the job names it. sent: what a client sends, in words. kept: what stays with it.
+        protections, units, noises, adapters: the names it goes with; everything by default.
+        algorithms: for an adapter, the algorithms it goes with; None for all.
+        refusals: "field=value" -> one sentence with the way out, for each value that is left out.
+    """
+
+    kind: Kind
+    sent: str
+    kept: str = "nothing"
+    protections: tuple[str, ...] = PROTECTIONS
+    units: tuple[str, ...] = UNITS
+    noises: tuple[str, ...] = NOISES
+    adapters: tuple[str, ...] = ADAPTERS
+    algorithms: tuple[str, ...] | None = None
+    refusals: Mapping[str, str] = field(default_factory=dict)
+
+
+_WHOLE = "its update of what the adapter shares"
+_NO_HEAD = (
+    'adapter "head" trains the head alone, and {0} keeps the head at home, so nothing would be sent; choose a LoRA '
+    'adapter or "full", or algorithm = "ditto"'
+)
+_MIXED = (
+    'adapter "rolora" sends A in one round and B in the next, and a buffer of fedbuff holds updates of several '
+    'rounds; use model.adapter = "ffa" (B alone) or "lora"'
+)
+_NOT_FEDSA = ("rolora", "ffa", "lora", "full", "head")
+_TWO_HOMES = (
+    'adapter "fedsa" keeps B at home, and {0} keeps a part of its own choice; use model.adapter = "lora" or "ffa" with '
+    '{0}, or "fedsa" with algorithm = "fedavg"'
+)
+_FIXED_GROUPS = (
+    'protection "grouped" needs everybody in every round, and a buffer of fedbuff holds the next few that are ready; '
+    'use protection = "masking"'
+)
+
+PAIRINGS: dict[str, Row] = {
+    "fedavg": Row("algorithm", _WHOLE),
+    "fedprox": Row("algorithm", _WHOLE),
+    "fedsgd": Row("algorithm", "the sum of its records' clipped gradients"),  # `config.noise` has its checks
+    "fedbuff": Row(
+        "algorithm",
+        _WHOLE + ", scaled by its staleness",
+        protections=("plain", "masking", "ckks"),
+        adapters=("ffa", "lora", "fedsa", "full", "head"),
+        refusals={"protection=grouped": _FIXED_GROUPS, "adapter=rolora": _MIXED},
+    ),
+    "ditto": Row(
+        "algorithm",
+        _WHOLE,
+        kept="a whole model of its own",
+        adapters=_NOT_FEDSA,
+        refusals={"adapter=fedsa": _TWO_HOMES.format("ditto")},
+    ),
+    "fedper": Row(
+        "algorithm",
+        "its update without the head",
+        kept="the head",
+        adapters=("rolora", "ffa", "lora", "fedsa", "full"),
+        refusals={"adapter=head": _NO_HEAD.format("fedper")},
+    ),
+    "fedrep": Row(
+        "algorithm",
+        "its update without the head, which is trained first",
+        kept="the head",
+        adapters=("rolora", "ffa", "lora", "full"),
+        refusals={"adapter=head": _NO_HEAD.format("fedrep"), "adapter=fedsa": _TWO_HOMES.format("fedrep")},
+    ),
+    "finetune": Row(
+        "algorithm",
+        _WHOLE + ", and nothing in the last rounds",
+        kept="its tuned model",
+        adapters=_NOT_FEDSA,
+        refusals={"adapter=fedsa": _TWO_HOMES.format("finetune")},
+    ),
+    "fedsa": Row(
+        "adapter",
+        "its update of A and of the head",
+        kept="B",
+        algorithms=("fedavg", "fedprox", "fedbuff", "fedper"),
+        refusals={
+            "algorithm=fedsgd": (
+                "fedsa trains B at home, outside the one noised sum; use rolora, ffa, lora or head with algorithm fedsgd"
+            ),
+            **{f"algorithm={name}": _TWO_HOMES.format(name) for name in ("ditto", "fedrep", "finetune")},
+        },
+    ),
+}
+"""Name -> its row. Names of algorithms and of adapters do not meet."""
+
+
+def check_pairings(config: Config) -> None:
+    """Raises ConfigError, in the row's own words, for a pair that the table leaves out."""
+    for name, row in rows_of(config):
+        for key, value, allowed in _asked(config, row):
+            if value not in allowed:
+                raise ConfigError(f"{row.kind} {name}: {row.refusals[f'{key}={value}']}")
+
+
+def rows_of(config: Config) -> Iterator[tuple[str, Row]]:
+    """The rows that speak about this job: its algorithm's and its adapter's, where they have one."""
+    for name in (algorithm_name(config.algorithm), config.model.adapter):
+        if name in PAIRINGS:
+            yield name, PAIRINGS[name]
+
+
+def algorithm_name(component: Component) -> str:
+    """The short name of an algorithm, however the job names it."""
+    from securefed.registry import ALGORITHMS
+
+    return {path: name for name, path in ALGORITHMS.items()}.get(component.name, component.name)
+
+
+def _asked(config: Config, row: Row) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+    """(field, what the job says, what the row allows); names that are not built in are let through."""
+    algorithm = algorithm_name(config.algorithm)
+    known = tuple(name for name, other in PAIRINGS.items() if other.kind == "algorithm")
+    asked = (
+        ("protection", config.protection.name, PROTECTIONS, row.protections),
+        ("unit", config.privacy.unit, UNITS, row.units),
+        ("noise", config.privacy.noise, NOISES, row.noises),
+        ("adapter", config.model.adapter, ADAPTERS, row.adapters),
+        ("algorithm", algorithm, known, known if row.algorithms is None else row.algorithms),
+    )
+    for key, value, names, allowed in asked:
+        if value in names:
+            yield key, value, allowed
