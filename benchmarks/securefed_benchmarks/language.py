@@ -15,11 +15,18 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import securefed as sf
+from securefed.assembly import assemble
+from securefed.config import load_config
+from securefed.data.batch import Batch
+from securefed.models import load_result
+from securefed.training.metrics import evaluate
+
+if TYPE_CHECKING:
+    from securefed.models.task_model import TaskModel
 
 OPENINGS = (
     "URL: http://",
@@ -70,44 +77,36 @@ def job(rounds: int, private: bool) -> dict[str, Any]:
     }
 
 
-def continued(adapter: Path | None) -> Iterator[str]:
-    """The openings and what the model makes of them."""
+def continued(model: TaskModel) -> list[str]:
+    """What the model makes of the openings, greedily."""
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from securefed.models.zoo import find_model
-
-    folder = str(find_model("smollm2").folder)
-    tokens, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
+    model.module.eval()
+    made = []
     for opening in OPENINGS:
-        given = tokens(opening, return_tensors="pt")
+        ids = model.tokenizer(opening, return_tensors="pt")["input_ids"]
+        given = ids.shape[1]
         with torch.no_grad():
-            made = model.generate(
-                **given, max_new_tokens=WORDS, do_sample=False, pad_token_id=tokens.eos_token_id
-            )
-        yield str(tokens.decode(made[0][given["input_ids"].shape[1] :]))
+            for _ in range(WORDS):
+                said = model.logits(Batch(ids, torch.ones_like(ids)))[:, -1]
+                ids = torch.cat([ids, said.argmax(-1, keepdim=True)], 1)
+        made.append(str(model.tokenizer.decode(ids[0, given:])))
+    return made
 
 
-def perplexity(rounds: int, private: bool, folder: Path) -> tuple[float, Path]:
-    """(of the test mails after the job, its adapter's folder)."""
-    result = sf.run(job(rounds, private), folder=folder)
-    return result.metrics["perplexity"], result.folder / "adapter"
-
-
-def untrained() -> float:
-    """Perplexity of the test mails under the model as it was downloaded."""
-    from securefed.assembly import assemble
-    from securefed.config import load_config
-    from securefed.training.metrics import evaluate
-
+def untrained() -> tuple[float, list[str]]:
+    """Perplexity of the test mails under the model as it was downloaded, and what it writes."""
     assembly = assemble(load_config(job(1, private=False)))
     test = assembly.model.encode(assembly.dataset.test, assembly.config.data.max_length)
-    found = evaluate(assembly.model, test, physical_tokens=512, physical_batch=256, classes=0).perplexity
-    assert found is not None
-    return found
+    found = evaluate(assembly.model, test, physical_tokens=512, physical_batch=256, classes=0)
+    assert found.perplexity is not None
+    return found.perplexity, continued(assembly.model)
+
+
+def trained(rounds: int, private: bool, folder: Path) -> tuple[float, list[str]]:
+    """The same after the job."""
+    result = sf.run(job(rounds, private), folder=folder)
+    return result.metrics["perplexity"], continued(load_result(result.folder / "adapter", device="cpu"))
 
 
 def main() -> None:
@@ -115,14 +114,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=12)
     rounds = parser.parse_args().rounds
-    samples: Mapping[str, list[str]]
-    rows, samples = [("as downloaded", untrained(), 0.0)], {"as downloaded": list(continued(None))}
+    value, made = untrained()
+    rows, samples = [("as downloaded", value, 0.0)], {"as downloaded": made}
     with tempfile.TemporaryDirectory() as scratch:
         for name, private in (("fine-tuned, no privacy", False), ("fine-tuned, epsilon 8", True)):
             began = time.process_time()
-            value, adapter = perplexity(rounds, private, Path(scratch) / name)
+            value, samples[name] = trained(rounds, private, Path(scratch) / name)
             rows.append((name, value, time.process_time() - began))
-            samples[name] = list(continued(adapter))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     write = sys.stdout.write
     write("| model | perplexity | CPU s |\n| --- | --- | --- |\n")
