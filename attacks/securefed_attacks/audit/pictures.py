@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 
 import numpy as np
@@ -87,8 +87,14 @@ def _curve(curve: Roc, low: float, colour: str, name: str) -> str:
     return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"><title>{escape(name)}</title></polyline>'
 
 
-def token_picture(rows: Sequence[tuple[int, Sequence[bool]]], title: str, most: int = 14) -> str:
-    """A line a record, a block a token: filled where it was named. The words themselves are not in it."""
+def token_picture(
+    rows: Sequence[tuple[int, Sequence[bool]]], title: str, wholes: Collection[int] = (), most: int = 14
+) -> str:
+    """A line a record, a block a token: filled where it was named. The words themselves are not in it.
+
+    Records that were read whole and in order, `wholes`, are underlined and come first.
+    """
+    rows = sorted(rows, key=lambda r: r[0] not in wholes)
     shown = rows[:most]
     if not shown:
         return ""
@@ -103,6 +109,10 @@ def token_picture(rows: Sequence[tuple[int, Sequence[bool]]], title: str, most: 
             f'<rect x="{side + i * (size + gap)}" y="{y}" width="{size}" height="{size}" rx="1.5" class="{"hit" if hit else "miss"}"/>'
             for i, hit in enumerate(hits[:widest])
         ]
+        if row in wholes:
+            draw.append(
+                f'<line x1="{side}" x2="{side + min(len(hits), widest) * (size + gap) - gap}" y1="{y + size + 2.5}" y2="{y + size + 2.5}" class="whole"/>'
+            )
     named = sum(sum(h) for _, h in rows)
     described = (
         f"{title}: {named} of {sum(len(h) for _, h in rows)} tokens of the members' records were named"

@@ -17,7 +17,7 @@ from securefed_attacks.audit.labels import Labels
 from securefed_attacks.audit.reconstruction import Reconstruction
 from securefed_attacks.audit.verdict import MEANS, Finding, Verdict, at_least, strongest
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _tree(report: AuditReport) -> dict[str, Any]:
             for c in report.columns
         ],
         "exposure": None if report.exposure is None else dataclasses.asdict(report.exposure),
-        "reconstruction": [_without(dataclasses.asdict(r), "hits") for r in report.reconstruction],
+        "reconstruction": [_rebuilt(r) for r in report.reconstruction],
         "labels": None if report.labels is None else dataclasses.asdict(report.labels),
         "membership": None if report.membership is None else _membership(report.membership),
         "epsilon": None if report.epsilon is None else dataclasses.asdict(report.epsilon),
@@ -165,5 +165,6 @@ def _membership(found: Belonging) -> dict[str, Any]:
     }
 
 
-def _without(tree: dict[str, Any], key: str) -> dict[str, Any]:
-    return {k: v for k, v in tree.items() if k != key}
+def _rebuilt(found: Reconstruction) -> dict[str, Any]:
+    tree = {k: v for k, v in dataclasses.asdict(found).items() if k not in ("hits", "wholes")}
+    return {**tree, "used": "exact" if found.used is found.exact else "nearest", "leaks": found.leaks}
