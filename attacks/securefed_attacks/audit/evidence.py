@@ -11,15 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from securefed.models.adapters import layer_index
-from securefed_attacks.audit.candidates import Candidates
 from securefed_attacks.audit.captured import Captured
 from securefed_attacks.audit.clock import Clock
 from securefed_attacks.audit.columns import Column
 from securefed_attacks.audit.recipe import Recipe
-from securefed_attacks.audit.replay import Replay
+from securefed_attacks.audit.shadowing import cast_shadows
 from securefed_attacks.audit.states import Tensors
 from securefed_attacks.audit.target import Scores, Target
-from securefed_attacks.lira import halves
 from securefed_attacks.membership import Evidence
 from securefed_attacks.update_cosine import update_cosine
 
@@ -48,7 +46,6 @@ def measure(
     target: Target,
     rounds: Sequence[tuple[Captured, Sequence[Column]]],
     recipe: Recipe,
-    candidates: Candidates,
     clock: Clock,
     shadows: int,
     seed: int,
@@ -68,7 +65,10 @@ def measure(
         clock.tell(f"losses, {column.name}")
         after[column.name] = target.score(column.after(last[0].before.tensors))
     cosines, layers = _cosines(target, rounds, clock, not_made)
-    trained = _shadows(target, first, recipe, candidates, clock, shadows, seed, len(rounds), not_made)
+    cast = cast_shadows(target, first, recipe, clock, shadows, seed, len(rounds))
+    trained = None if isinstance(cast, str) else cast
+    if isinstance(cast, str):
+        not_made["LiRA"] = cast
     evidence = {
         c.name: Evidence(
             loss=after[c.name].loss,
@@ -152,53 +152,3 @@ def _norm_share(update: Tensors) -> dict[str, float]:
     }
     total = sum(squares.values()) or 1.0
     return {k: v / total for k, v in squares.items()}
-
-
-def _shadows(
-    target: Target,
-    captured: Captured,
-    recipe: Recipe,
-    candidates: Candidates,
-    clock: Clock,
-    count: int,
-    seed: int,
-    rounds: int,
-    not_made: dict[str, str],
-) -> tuple[Floats, NDArray[np.bool_]] | None:
-    """(confidences (s, n), which records each was trained on); None, with the reason, where they are not affordable."""
-    replay = Replay(target, captured.before.tensors, target.trainable(captured.names), recipe)
-    lacks = replay.missing()
-    why = (
-        "shadows repeat one round, and several were handed over"
-        if rounds > 1
-        else f"shadows need {', '.join(lacks)}"
-        if lacks
-        else "shadows repeat a single client's training, and a sum or a final model was captured"
-        if recipe.observed in ("sum", "final")
-        else "no shadows were asked for"
-        if count < 4
-        else ""
-    )
-    if why:
-        not_made["LiRA"] = why
-        return None
-    rows = np.arange(len(target))
-    began = time.monotonic()
-    target.score(captured.before.tensors)
-    each = replay.seconds(rows) + time.monotonic() - began
-    affordable = count if clock.left == float("inf") else int(0.7 * clock.left / max(each, 1e-9)) // 2 * 2
-    if affordable < 4:
-        clock.allows(4 * each / 0.7, "LiRA with at least 4 shadows")
-        not_made["LiRA"] = "the time budget does not hold 4 shadows"
-        return None
-    if affordable < count:
-        clock.left_out.append(f"LiRA has {affordable} of {count} shadows, about {each:.1f} s each")
-    count = min(count, affordable)
-    included = halves(count, len(target), np.random.default_rng([seed, 0x5AD0]))
-    found = []
-    for k in range(count):
-        clock.tell(f"shadow {k + 1} of {count}")
-        update = replay.update(np.flatnonzero(included[k]), seed + k)
-        state = {**captured.before.tensors, **{n: captured.before.tensors[n] + u for n, u in update.items()}}
-        found.append(target.score(state).confidence)
-    return np.stack(found), included

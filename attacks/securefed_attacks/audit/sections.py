@@ -208,7 +208,7 @@ def ask_membership(given: Given) -> tuple[Measured | None, Belonging | None]:
         return None, None
     given.clock.tell("are members and non-members from one distribution?")
     shift = measure_shift(rows)
-    measured = measure(given.target, given.rounds, given.recipe, rows, given.clock, given.shadows, given.seed)
+    measured = measure(given.target, given.rounds, given.recipe, given.clock, given.shadows, given.seed)
     return measured, belonging.judge(measured.evidence, rows, given.fpr, shift, measured.not_made)
 
 

@@ -59,7 +59,9 @@ def test_memberships_that_no_fair_coin_gives_refute_nothing(share: float) -> Non
     """Guessing the larger group would be right far more often than half: a bound from it says nothing."""
     rng = np.random.default_rng(0)
     rows = Candidates(inputs=torch.zeros(400, 1), member=np.arange(400) < share * 400, coins=True)
-    results = judge_membership({"raw update": Evidence(loss=rng.normal(size=400))}, rows, 0.01, Shift(None), {})
+    results = judge_membership(
+        {"raw update": Evidence(loss=rng.normal(size=400))}, rows, 0.01, Shift(None), {}
+    )
     found = bound_epsilon(results.results, rows, 0.5, 1e-5, {"raw update"})
     assert found.bound is None
     (said,) = judge(found)
@@ -70,7 +72,9 @@ def test_memberships_that_no_fair_coin_gives_refute_nothing(share: float) -> Non
 def test_groups_that_differ_without_the_model_were_not_drawn_by_coins() -> None:
     rng = np.random.default_rng(1)
     rows = Candidates(inputs=torch.zeros(400, 1), member=rng.random(400) < 0.5, coins=True)
-    results = judge_membership({"raw update": Evidence(loss=rng.normal(size=400))}, rows, 0.01, Shift(None), {})
+    results = judge_membership(
+        {"raw update": Evidence(loss=rng.normal(size=400))}, rows, 0.01, Shift(None), {}
+    )
     shift = Shift(Interval(0.9, 0.85, 0.95, 0.99))
     assert bound_epsilon(results.results, rows, 0.5, 1e-5, {"raw update"}, shift).bound is None
     assert bound_epsilon(results.results, rows, 0.5, 1e-5, {"raw update"}, Shift(None)).bound is not None
