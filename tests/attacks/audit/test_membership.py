@@ -21,7 +21,6 @@ from securefed_attacks.statistics import Interval, auc, auc_interval
 from securefed_attacks.update_cosine import update_cosine
 from tests.attacks.audit import scenes
 
-
 ALIKE = Shift(Interval(0.5, 0.45, 0.55, 0.99))
 
 
