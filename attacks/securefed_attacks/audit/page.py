@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from securefed.tracking import html, numbers
-from securefed.tracking.html import Bar, escape
+from securefed.tracking.html import escape
 from securefed_attacks.audit.belonging import Belonging, Membership
 from securefed_attacks.audit.columns import SEES
 from securefed_attacks.audit.exposure import Exposure
+from securefed_attacks.audit.page_causes import attribution, mitigation
 from securefed_attacks.audit.pictures import epsilon_picture, roc_picture, token_picture
 from securefed_attacks.audit.reconstruction import Guess, Reconstruction
 from securefed_attacks.audit.report import AuditReport
@@ -29,7 +30,7 @@ STYLE = """
 .findings small{color:var(--soft)}.findings .pill{justify-self:start}
 .picture{width:100%;height:auto;max-width:38rem;display:block;margin:.5rem 0;font:12px system-ui,sans-serif}
 .picture text{fill:var(--soft)}.grid{stroke:var(--line)}.chance{stroke:var(--soft);stroke-dasharray:5 4}.asked{stroke:var(--warn);stroke-dasharray:2 3}
-.unseen{fill:var(--soft);opacity:.12}.hit{fill:var(--accent)}.miss{fill:none;stroke:var(--line)}.whole{stroke:var(--second);stroke-width:2}svg .track{fill:var(--line)}.claim{stroke:var(--second);stroke-width:2.5}
+.unseen{fill:var(--soft);opacity:.12}.hit,.cell{fill:var(--accent)}.band{opacity:.13}.miss{fill:none;stroke:var(--line)}.whole{stroke:var(--second);stroke-width:2}svg .track{fill:var(--line)}.claim{stroke:var(--second);stroke-width:2.5}
 .tokens{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1rem 1.6rem}
 .tokens h3{margin:.4rem 0 0}.tokens .picture{margin-top:.2rem}
 mark{background:var(--accent);color:var(--ground);border-radius:.2rem;padding:0 .15rem}
@@ -53,8 +54,8 @@ def render(report: AuditReport) -> str:
             _labels(report),
             _membership(report),
             _epsilon(report),
-            _attribution(report),
-            _mitigation(report),
+            attribution(report),
+            mitigation(report),
             _limits(report),
         ),
         STYLE,
@@ -325,53 +326,6 @@ def _epsilon(report: AuditReport) -> str:
     return html.section(
         "Epsilon", epsilon_picture(found.claimed, found.bound, found.ceiling), html.facts(facts)
     )
-
-
-def _attribution(report: AuditReport) -> str:
-    if not report.layers:
-        return ""
-    bars = [
-        Bar(k, a if a is not None else 0.0, f"{a:.3f}" if a is not None else "not measured")
-        for k, (a, _) in report.layers.items()
-    ]
-    share = [Bar(k, s, f"{s:.1%}") for k, (_, s) in report.layers.items()]
-    rounds = [Bar(f"round {k + 1}", v, f"{v:.3f}") for k, v in enumerate(report.rounds)]
-    return html.section(
-        "Where it leaks",
-        "<h3>Each layer's part of the update cosine, AUC</h3>" if any(a is not None for a, _ in report.layers.values()) else "",
-        html.bars(bars, 1.0, 0.5, plain=True) if any(a is not None for a, _ in report.layers.values()) else "",
-        html.mark_legend("chance"),
-        "<h3>Share of the update's squared norm</h3>",
-        html.bars(share, 1.0, plain=True),
-        f"<h3>Round by round, AUC of the update cosine</h3>{html.bars(rounds, 1.0, 0.5, plain=True)}" if len(rounds) > 1 else "",
-    )  # fmt: skip
-
-
-def _mitigation(report: AuditReport) -> str:
-    if not report.mitigation:
-        return ""
-    rows = [
-        [t.name, t.measure, f"{t.leak_before:.3g}", f"{t.leak_after:.3g}", _loss(t.loss_before), _loss(t.loss_after), "yes" if t.enough else "no"]
-        for t in report.mitigation
-    ]  # fmt: skip
-    head = ["change", "measured", "before", "after", "loss before", "loss after", "enough"]
-    first = next((t.name for t in report.mitigation if t.enough), None)
-    said = (
-        f"The cheapest change that ended the finding here: {first}."
-        if first
-        else "None of the changes tried ended the finding."
-    )
-    note = (
-        "Tried on this update, cheapest first; loss: of non-members with the update applied, what it costs. "
-        "An experiment, no guarantee: only an accountant's epsilon is one."
-    )
-    return html.section(
-        "What would help", html.paragraph(said), html.table(head, rows), html.paragraph(note, "soft small")
-    )
-
-
-def _loss(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _limits(report: AuditReport) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from securefed.errors import AuditError
-from securefed_attacks.audit.attribution import by_layer, by_round
+from securefed_attacks.audit.attribution import by_layer, by_layer_and_round, by_round
 from securefed_attacks.audit.base import open_target
 from securefed_attacks.audit.candidates import read_candidates
 from securefed_attacks.audit.captured import Captured, capture
@@ -58,6 +58,7 @@ def audit(
     seed: int = 0,
     show_text: bool = False,
     sample: int = 1000,
+    client: int | None = None,
     text_column: str = "text",
     label_column: str = "label",
     member_column: str = "member",
@@ -76,7 +77,8 @@ def audit(
         others: other clients' states after the same round, for the sum.
         fpr: smallest false positive rate that the verdict must judge. shadows: models for LiRA; 0 for none.
         time_budget_s: what does not fit is left out by name. show_text: print the members' tokens on the page.
-        sample: of a run's folder, how many records are asked, half of them members.
+        sample: of a run's folder, how many records are asked, half of them members. client: of a run with kept
+            views, whose records; by default the largest whose updates were seen, its group, or all in a sum.
 
     Raises:
         AuditError: input that cannot be audited: shapes that differ, NaN, quantized weights, another model's base.
@@ -89,18 +91,34 @@ def audit(
     rows = read_candidates(
         candidates, is_member, text=text_column, label=label_column, member=member_column, coins=coins
     )
-    note = ""
+    note, beside = "", list[Captured]()
     if after is None and is_run(before):
-        run = open_run(Path(before), sample, seed)
-        before, after = list(run.states[:-1]), list(run.states[1:])
+        run = open_run(Path(before), sample, seed, client)
         base, made = base or run.base, made if recipe else run.recipe
         if rows is None:
             rows, note = run.candidates, run.sampled
         claimed_epsilon = run.claimed if claimed_epsilon is None else claimed_epsilon
-    rounds, beside = _rounds(before, after, others, made, seed)
+        rounds, names = run.rounds, run.names
+    else:
+        rounds, beside = _rounds(before, after, others, made, seed)
+        names = tuple(f"round {k + 1}" for k in range(len(rounds)))
     target = open_target(base, rounds[0][0], rows, made, tokenizer)
     return report(
-        Given(made, rows, rounds, target, clock, claimed_epsilon, fpr, shadows, seed, show_text, note, beside)
+        Given(
+            recipe=made,
+            rows=rows,
+            rounds=rounds,
+            target=target,
+            clock=clock,
+            claimed=claimed_epsilon,
+            fpr=fpr,
+            shadows=shadows,
+            seed=seed,
+            show_text=show_text,
+            sampled=note,
+            beside=beside,
+            names=names,
+        )
     )
 
 
@@ -181,6 +199,8 @@ def report(given: Given) -> AuditReport:
         epsilon=claim,
         layers={} if measured is None else by_layer(measured, given.rows),
         rounds=() if measured is None else by_round(measured, given.rows),
+        grid=() if measured is None else by_layer_and_round(measured, given.rows),
+        round_names=() if measured is None else tuple(given.names[k] for k in measured.asked),
         mitigation=tuple(trials),
         warnings=warnings(given, found),
         missing=missing(given),

@@ -44,7 +44,12 @@ CLEAR_AUC = 0.6
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What was handed over, read and checked. `rounds`: each round's update and its views."""
+    """What was handed over, read and checked.
+
+    Attributes:
+        rounds: each round's update and its views. names: what they are called. beside: other clients' updates of
+            the first one. sampled: how a run's candidates were drawn.
+    """
 
     recipe: Recipe
     rows: Candidates | None = field(repr=False)
@@ -58,6 +63,7 @@ class Given:
     show_text: bool = False
     sampled: str = ""
     beside: Sequence[Captured] = ()
+    names: Sequence[str] = ()
 
     @cached_property
     def shown(self) -> tuple[Captured, list[Column]]:
