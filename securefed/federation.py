@@ -30,6 +30,7 @@ from securefed.engine.liars import describe
 from securefed.errors import BudgetExceeded, CheckpointError
 from securefed.grouping import fixed_groups
 from securefed.judging import Judge
+from securefed.kept_views import ViewKeeper
 from securefed.parts import Parts
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.moving_clip import KEY as CLIP_KEY
@@ -206,6 +207,8 @@ class Federation:
         self.judge = Judge(self.parts, self.cohorts.local_layout())
         self.identity = {"run": run_id, **assembly.identity}
         self._saved = -math.inf
+        reveals, most = self.server.protection.reveals, self.config.tracking.keep_views
+        self.views = ViewKeeper(folder, run_id, reveals, most)
 
     def close(self) -> None:
         """Ends worker processes and the ledger's connection."""
@@ -273,6 +276,8 @@ class Federation:
             aggregate_,
             state.moments,
         )
+        shared = self.model.layout.select(set(plan.share).__contains__)
+        self.views.keep(state.round, shared, collected, state.vector, vector)
         local = dict(state.local) | {o.client: o.local for o in outcomes if o.local is not None}
         up, down = (
             sum(collected.bytes_up.values()) / MIB,

@@ -36,7 +36,8 @@ class Parts:
         self.algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
         self.rule = make_aggregator(config.aggregator)
         protection = make_protection(config.protection)
-        if isinstance(protection, Plain) and self.rule.needs == "sum" and config.privacy.unit != "client":
+        read = self.rule.needs != "sum" or config.privacy.unit == "client" or config.tracking.keep_views > 0
+        if isinstance(protection, Plain) and not read:
             protection = replace(protection, keep_updates=False)  # O(d) memory; nobody needs the rows
         self.protection = opened(protection, run_id, range(len(assembly.shards)), entropy)
         noise = plan_noise(

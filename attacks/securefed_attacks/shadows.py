@@ -6,7 +6,7 @@ each operation is one batched matrix product. The result is that of separate tra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,7 +74,7 @@ def train_shadows(
             f"each shadow needs equally many of the {len(inputs)} records; found between {included.sum(1).min()} "
             f"and {included.sum(1).max()}"
         )
-    count, size = len(included), int(sizes[0])
+    count = len(included)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(training.seed)
         models = [make() for _ in range(count)]
@@ -82,25 +82,53 @@ def train_shadows(
     net = models[0]
     stacked, _ = stack_module_state(models)
     parameters: Stack = {name: value.detach().clone() for name, value in stacked.items()}
-    velocity = {name: torch.zeros_like(value) for name, value in parameters.items()}
     own = torch.from_numpy(np.stack([np.flatnonzero(row) for row in included]))
     rng = np.random.default_rng([training.seed, 0x5AD0])
-    step = vmap(grad(_loss(net)), in_dims=(0, 0, 0))
     net.train()
+    trained = train_together(
+        _loss(net, inputs, labels),
+        parameters,
+        _epochs(own, training, rng),
+        lambda leaves: torch.optim.SGD(leaves, training.learning_rate, momentum=training.momentum),
+    )
+    return Shadows(net, trained, count)
+
+
+def train_together(
+    loss: Callable[[Stack, torch.Tensor], torch.Tensor],
+    start: Stack,
+    batches: Iterable[torch.Tensor],
+    optimizer: Callable[[list[torch.Tensor]], torch.optim.Optimizer],
+) -> Stack:
+    """Every model's parameters after one vectorized step a batch; `start` stays as it is.
+
+    Args:
+        loss: (one model's parameters, its records (b,)) -> a number, differentiable. start: stacked, (s, ...).
+        batches: int64 (s, b) each, the records of every model's step.
+        optimizer: of the stacked parameters. It must work entry by entry, as SGD, Adam and their kin do.
+    """
+    leaves = {name: value.detach().clone() for name, value in start.items()}
+    stepper, step = optimizer(list(leaves.values())), vmap(grad(loss), in_dims=(0, 0))
+    for rows in batches:
+        gradient = step(leaves, rows)
+        for name, leaf in leaves.items():
+            leaf.grad = gradient[name]
+        stepper.step()
+    return {name: leaf.detach() for name, leaf in leaves.items()}
+
+
+def _epochs(own: torch.Tensor, training: ShadowTraining, rng: np.random.Generator) -> Iterator[torch.Tensor]:
+    count, size = own.shape
     for _ in range(training.epochs):
         order = torch.from_numpy(rng.random((count, size)).argsort(1))
-        mine = own.gather(1, order)
-        for batch in torch.split(mine, training.batch_size, dim=1):
-            gradient = step(parameters, inputs[batch], labels[batch])
-            for name, value in parameters.items():
-                velocity[name].mul_(training.momentum).add_(gradient[name])
-                value.sub_(velocity[name], alpha=training.learning_rate)
-    return Shadows(net, parameters, count)
+        yield from torch.split(own.gather(1, order), training.batch_size, dim=1)
 
 
-def _loss(net: nn.Module) -> Callable[[Stack, torch.Tensor, torch.Tensor], torch.Tensor]:
-    def of(parameters: Stack, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(functional_call(net, parameters, (x,)), y)
+def _loss(
+    net: nn.Module, inputs: torch.Tensor, labels: torch.Tensor
+) -> Callable[[Stack, torch.Tensor], torch.Tensor]:
+    def of(parameters: Stack, rows: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(functional_call(net, parameters, (inputs[rows],)), labels[rows])
 
     return of
 

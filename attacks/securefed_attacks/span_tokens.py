@@ -10,6 +10,7 @@ Adversary: sees the update and knows the model it began from.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -60,12 +61,14 @@ def token_bag(
     *,
     before: Mapping[str, torch.Tensor] | None = None,
     longest: int = 64,
+    seconds: float = math.inf,
 ) -> TokenBag:
     """Which tokens an update was computed on.
 
     Args:
         reader: the model as it was. update: name -> gradient or change. before: see `Reader.observed`.
         longest: positions tried; `TokenBag.ended` says whether texts may have been longer.
+        seconds: wall clock; positions that are not reached by then are left out, and `ended` is False.
 
     Raises:
         ValueError: the update holds nothing of the first block's projections, or is not finite.
@@ -79,7 +82,7 @@ def token_bag(
     everything = torch.arange(reader.vocabulary)
     if not reader.positional:
         return _bag(check(seen, reader.first(everything))[0])
-    return _with_positions(reader, seen, everything, longest)
+    return _with_positions(reader, seen, everything, longest, time.monotonic() + seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,26 +155,25 @@ def _bag(finding: SpanFinding) -> TokenBag:
     )
 
 
-def _with_positions(reader: Reader, seen: Observed, everything: torch.Tensor, longest: int) -> TokenBag:
+def _with_positions(
+    reader: Reader, seen: Observed, everything: torch.Tensor, longest: int, deadline: float
+) -> TokenBag:
     v = len(everything)
     swept = SWEPT[:longest]
     pooled, span = check(seen, torch.cat([reader.first(everything, p) for p in swept]))
     nearest = pooled.residual.reshape(len(swept), v).amin(0)
-    if not len(pooled.found):
-        return TokenBag(
-            (), frozenset(), nearest.argsort(), nearest, pooled.rank, pooled.gap, pooled.saturated, True
-        )
-    edge = threshold(pooled)
+    edge = threshold(pooled) if len(pooled.found) else 0.0
     pairs = {(int(i) // v, int(i) % v) for i in pooled.found}
-    empty = 0
+    empty, ended = 0, not edge and pooled.saturated
     for position in range(len(swept), longest):
+        if ended or time.monotonic() > deadline:
+            break
         residual = span.distance(reader.first(everything, position))
         here = (residual < edge).nonzero().flatten().tolist()
         pairs |= {(position, t) for t in here}
         nearest = torch.minimum(nearest, residual)
         empty = 0 if here else empty + 1
-        if empty == EMPTY:
-            break
+        ended = bool(edge) and empty == EMPTY  # where nothing is clear, every position counts for the ranking
     tokens = tuple(sorted({t for _, t in pairs}))
     return TokenBag(
         tokens,
@@ -181,7 +183,7 @@ def _with_positions(reader: Reader, seen: Observed, everything: torch.Tensor, lo
         pooled.rank,
         pooled.gap,
         pooled.saturated,
-        empty == EMPTY,
+        ended,
     )
 
 

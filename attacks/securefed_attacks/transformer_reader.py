@@ -6,7 +6,7 @@ give them; whether positions are part of the input, and whether a block looks ah
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,16 @@ class Reader:
         rows = max(1, block // ids.shape[1])
         pieces = [_capture(self.model, self.call, self.blocks[1].entrance, p) for p in torch.split(ids, rows)]
         return torch.cat(pieces)
+
+    def shown(self, block: int, names: Iterable[str]) -> tuple[str, ...]:
+        """Which of a block's projections an update of tensors of these names is about."""
+        moved = {_plain(n): torch.empty(0) for n in names}
+        parts = ("", ".lora_A", ".lora_B")
+        return tuple(
+            name
+            for name in self.blocks[block].projections
+            if any(_find(moved, name + part) is not None for part in parts)
+        )
 
     def observed(
         self, block: int, update: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor] | None = None

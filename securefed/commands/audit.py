@@ -29,6 +29,8 @@ OPTIONS = (
     "--max-length",
     "--claimed-epsilon",
     "--coins",
+    "--client",
+    "--sample",
     "--fpr",
     "--shadows",
     "--time-budget",
@@ -64,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _recipe(parser)
     parser.add_argument("--claimed-epsilon", type=float, metavar="E", help="to be refuted, at --delta")
     parser.add_argument("--coins", action="store_true", help="membership was a fair coin for each record")
+    parser.add_argument(
+        "--client", type=int, metavar="K", help="of a run that kept views: whose records to ask about"
+    )
+    parser.add_argument(
+        "--sample", type=int, default=1000, metavar="N", help="records of a run to ask about (default 1000)"
+    )
     parser.add_argument(
         "--fpr", type=float, default=0.01, help="smallest false positive rate to judge (default 0.01)"
     )
@@ -141,6 +149,8 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
         "claimed_epsilon": args.claimed_epsilon,
         "others": tuple(args.others),
         "coins": args.coins,
+        "client": args.client,
+        "sample": args.sample,
         "fpr": args.fpr,
         "shadows": args.shadows,
         "time_budget_s": args.time_budget,

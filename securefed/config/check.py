@@ -97,6 +97,10 @@ def _check_ranges(c: Config) -> None:
         c.engine.checkpoint_every >= 0,
         f"engine.checkpoint_every must be 0 (once a second) or more, found {c.engine.checkpoint_every}",
     )
+    _require(
+        c.tracking.keep_views >= 0,
+        f"tracking.keep_views must be 0 (none) or a number of rounds, found {c.tracking.keep_views}",
+    )
     _require(c.evaluate.every >= 0, f"evaluate.every must be 0 (end only) or more, found {c.evaluate.every}")
     _require(c.stop.patience >= 0, f"stop.patience must be 0 (never) or more, found {c.stop.patience}")
 

@@ -248,10 +248,12 @@ class TrackingConfig:
     """Trackers beside the result folder, which is always written.
 
     `report = false` leaves out the page and the pictures, half the time of a run of a second;
-    `securefed report` makes them later.
+    `securefed report` makes them later. `keep_views`: of how many rounds, the newest, the folder keeps what the
+    server saw, for `securefed audit`; as private as the updates themselves, and no statement covers it.
     """
 
     report: bool = True
+    keep_views: int = 0
     tensorboard: bool = False
     wandb: bool = False
     wandb_project: str = "securefed"

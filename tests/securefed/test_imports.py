@@ -27,6 +27,7 @@ STEPS = (
         "assembly",
         "evaluation",
         "checkpoint",
+        "kept_views",
         "chronicle",
         "engine",
         "rounds",

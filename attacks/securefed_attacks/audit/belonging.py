@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefed_attacks.audit.candidates import Candidates
-from securefed_attacks.audit.shift import Shift
+from securefed_attacks.audit.shift import FEWEST, Shift
 from securefed_attacks.audit.verdict import Finding
 from securefed_attacks.membership import (
     CalibratedLoss,
@@ -183,6 +183,14 @@ def _finding(
     shift: Shift,
 ) -> Finding:
     found = [r for r in results if r.leaks]
+    if found and shift.auc is None:
+        return Finding(
+            "UNDERPOWERED",
+            "membership",
+            view,
+            f"{found[0].attack} separates them, and {members} members are too few to see whether they differ from "
+            f"the others without the model; hand over at least {FEWEST}",
+        )
     if found and shift.shifted:
         return Finding(
             "UNDERPOWERED",

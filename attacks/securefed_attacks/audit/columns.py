@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class Column:
         name: of `NAMES`. update: what is seen of it; None where it cannot be made, `why_not` says why.
         shows_update: False for the final model, where only the state after is seen.
         clients: how many clients' updates are in it. note: how it was made.
+        claimed: whether a claimed epsilon is about it: what is seen before the noise has none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Column:
     shows_update: bool = True
     clients: int = 1
     note: str = ""
+    claimed: bool = True
 
     @property
     def norm(self) -> float:
@@ -70,8 +73,24 @@ def columns(
     Args:
         others: what other clients sent in the same round, for the sum. generator: of the noise tried.
     """
-    made = {c.name: c for c in _made(captured, recipe, others, generator)}
-    return [made[name] for name in NAMES]
+    return [replace(c, claimed=covered(c.name, recipe)) for c in _made(captured, recipe, others, generator)]
+
+
+def covered(view: str, recipe: Recipe) -> bool:
+    """Whether a claimed epsilon is about this view: what is seen before the noise has none."""
+    late = recipe.observed in ("update", "clipped") and bool(recipe.noise_multiplier)
+    return view == "noised" if late else True
+
+
+def control_columns(
+    captured: Captured, wrong: Tensors, recipe: Recipe, others: Sequence[Captured], generator: torch.Generator
+) -> dict[str, Tensors]:
+    """View -> what it would show of another update in this one's place; without an encrypted sum, which shows the sum."""
+    names = tuple(sorted(wrong))
+    after = {**captured.before.tensors, **{n: captured.before.tensors[n] + u for n, u in wrong.items()}}
+    swapped = Captured(captured.before, replace(captured.after, tensors=after), names, wrong)
+    made = islice(_made(swapped, recipe, others, generator), NAMES.index("decrypted"))
+    return {c.name: c.update for c in made if c.update is not None}
 
 
 def _made(

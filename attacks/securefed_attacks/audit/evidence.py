@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,15 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from securefed.models.adapters import layer_index
-from securefed_attacks.audit.candidates import Candidates
 from securefed_attacks.audit.captured import Captured
 from securefed_attacks.audit.clock import Clock
-from securefed_attacks.audit.columns import Column
+from securefed_attacks.audit.columns import Column, norm
 from securefed_attacks.audit.recipe import Recipe
-from securefed_attacks.audit.replay import Replay
+from securefed_attacks.audit.shadowing import cast_shadows
 from securefed_attacks.audit.states import Tensors
 from securefed_attacks.audit.target import Scores, Target
-from securefed_attacks.lira import halves
 from securefed_attacks.membership import Evidence
 from securefed_attacks.update_cosine import update_cosine
 
@@ -33,13 +32,14 @@ class Measured:
     """Evidence of every view, what each layer contributes, and what was not measured and why.
 
     Attributes:
-        layers: layer -> (n,), its part of the cosine on the first view of the first round. rounds: (r, n),
-            the cosine of each round by itself. share: layer -> its share of the update's squared norm.
+        layers: for each round asked, layer -> (n,), the cosine of its part of the first view's update. rounds:
+            (r, n), the cosine of each round by itself. asked: which rounds these are. share: layer -> its share of the updates' squared norm.
     """
 
     evidence: Mapping[str, Evidence]
-    layers: Mapping[str, Floats] = field(default_factory=dict)
+    layers: Sequence[Mapping[str, Floats]] = ()
     rounds: Floats | None = field(default=None, repr=False)
+    asked: tuple[int, ...] = ()
     share: Mapping[str, float] = field(default_factory=dict)
     not_made: Mapping[str, str] = field(default_factory=dict)
 
@@ -48,7 +48,6 @@ def measure(
     target: Target,
     rounds: Sequence[tuple[Captured, Sequence[Column]]],
     recipe: Recipe,
-    candidates: Candidates,
     clock: Clock,
     shadows: int,
     seed: int,
@@ -67,8 +66,11 @@ def measure(
             continue
         clock.tell(f"losses, {column.name}")
         after[column.name] = target.score(column.after(last[0].before.tensors))
-    cosines, layers = _cosines(target, rounds, clock, not_made)
-    trained = _shadows(target, first, recipe, candidates, clock, shadows, seed, len(rounds), not_made)
+    cosines, by_round = _cosines(target, rounds, clock, not_made)
+    cast = cast_shadows(target, first, recipe, clock, shadows, seed, len(rounds))
+    trained = None if isinstance(cast, str) else cast
+    if isinstance(cast, str):
+        not_made["LiRA"] = cast
     evidence = {
         c.name: Evidence(
             loss=after[c.name].loss,
@@ -81,10 +83,14 @@ def measure(
         for c in made
         if c.name in after
     }
-    seen = next((c for c in rounds[0][1] if c.update is not None and c.shows_update), None)
-    by_round = cosines.get(seen.name) if seen is not None else None
-    share = {} if seen is None or seen.update is None else _norm_share(seen.update)
-    return Measured(evidence, layers, by_round, share, not_made)
+    seen = [c for _, columns in rounds if (c := _first_seen(columns)) is not None]
+    whole = cosines.get(seen[0].name) if seen else None
+    share = _norm_share([c.update for c in seen if c.update is not None])
+    return Measured(evidence, tuple(by_round.values()), whole, tuple(by_round), share, not_made)
+
+
+def _first_seen(columns: Sequence[Column]) -> Column | None:
+    return next((c for c in columns if c.update is not None and c.shows_update), None)
 
 
 def _cosines(
@@ -92,35 +98,53 @@ def _cosines(
     rounds: Sequence[tuple[Captured, Sequence[Column]]],
     clock: Clock,
     not_made: dict[str, str],
-) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """View -> (r, n), and for the first view of the first round layer -> (n,)."""
+) -> tuple[dict[str, Floats], dict[int, dict[str, Floats]]]:
+    """View -> (r, n), and of each round layer -> (n,) of its first view; rounds that find no time are left out."""
     found: dict[str, list[Floats]] = {}
-    layers: dict[str, Floats] = {}
+    layers: dict[int, dict[str, Floats]] = {}
     for number, (captured, made) in enumerate(rounds):
         names = target.trainable(captured.names)
         seen = [c for c in made if c.update is not None and c.shows_update]
         if not names or not seen:
             continue
         if not clock.allows(_gradient_seconds(target, captured, names), f"gradients of round {number + 1}"):
-            not_made["update cosine"] = "the time budget; see what was left out"
+            if not found:
+                not_made["update cosine"] = "the time budget; see what was left out"
             break
-        clock.tell(f"gradients of {len(target)} records" + (f", round {number + 1}" if number else ""))
-        rows = [_flat(c.update or {}, captured.before.tensors, names) for c in seen]
-        groups = _layers(names) if number == 0 else {}
-        rows += [
-            _flat({n: (seen[0].update or {})[n] for n in g}, captured.before.tensors, names)
-            for g in groups.values()
-        ]
-        gradients = (
-            _flat(g, captured.before.tensors, names)
-            for g in target.gradients(captured.before.tensors, names, np.arange(len(target)))
+        clock.tell(
+            f"gradients of {len(target)} records"
+            + (f", round {number + 1} of {len(rounds)}" if len(rounds) > 1 else "")
         )
-        cosine = update_cosine(gradients, torch.stack(rows))
-        for column, row in zip(seen, cosine, strict=False):
+        before = captured.before.tensors
+        gradients = target.gradients(before, names, np.arange(len(target)))
+        parts: dict[str, list[float]] = {}
+        flat = (
+            _flat(g, before, names) for g in _watched(gradients, seen[0].update or {}, _layers(names), parts)
+        )
+        cosine = update_cosine(flat, torch.stack([_flat(c.update or {}, before, names) for c in seen]))
+        for column, row in zip(seen, cosine, strict=True):
             found.setdefault(column.name, []).append(row)
-        for k, layer in enumerate(groups):
-            layers[layer] = cosine[len(seen) + k]
+        layers[number] = {layer: np.asarray(values) for layer, values in parts.items()}
     return {n: np.stack(rows) for n, rows in found.items()}, layers
+
+
+def _watched(
+    gradients: Iterable[Tensors],
+    update: Tensors,
+    layers: Mapping[str, Sequence[str]],
+    parts: dict[str, list[float]],
+) -> Iterator[Tensors]:
+    """The gradients as they pass; of each, every layer's part of the cosine with minus the update is noted.
+
+    The parts are weighted by the layers' shares of the update's length when they add up to the whole.
+    """
+    for gradient in gradients:
+        length = norm(gradient) or 1.0
+        for layer, names in layers.items():
+            own = math.sqrt(sum(float(update[n].double().square().sum()) for n in names)) or 1.0
+            dot = sum(float((update[n].double() * gradient[n].double()).sum()) for n in names)
+            parts.setdefault(layer, []).append(-dot / (own * length))
+        yield gradient
 
 
 def _gradient_seconds(target: Target, captured: Captured, names: Sequence[str]) -> float:
@@ -146,59 +170,12 @@ def _layers(names: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _norm_share(update: Tensors) -> dict[str, float]:
-    squares = {
-        k: sum(float(update[n].double().square().sum()) for n in g) for k, g in _layers(list(update)).items()
-    }
+def _norm_share(updates: Sequence[Tensors]) -> dict[str, float]:
+    """Layer -> share of the squared norm of all updates together."""
+    squares: dict[str, float] = {}
+    for update in updates:
+        for layer, names in _layers(list(update)).items():
+            found = sum(float(update[n].double().square().sum()) for n in names)
+            squares[layer] = squares.get(layer, 0.0) + found
     total = sum(squares.values()) or 1.0
     return {k: v / total for k, v in squares.items()}
-
-
-def _shadows(
-    target: Target,
-    captured: Captured,
-    recipe: Recipe,
-    candidates: Candidates,
-    clock: Clock,
-    count: int,
-    seed: int,
-    rounds: int,
-    not_made: dict[str, str],
-) -> tuple[Floats, NDArray[np.bool_]] | None:
-    """(confidences (s, n), which records each was trained on); None, with the reason, where they are not affordable."""
-    replay = Replay(target, captured.before.tensors, target.trainable(captured.names), recipe)
-    lacks = replay.missing()
-    why = (
-        "shadows repeat one round, and several were handed over"
-        if rounds > 1
-        else f"shadows need {', '.join(lacks)}"
-        if lacks
-        else "shadows repeat a single client's training, and a sum or a final model was captured"
-        if recipe.observed in ("sum", "final")
-        else "no shadows were asked for"
-        if count < 4
-        else ""
-    )
-    if why:
-        not_made["LiRA"] = why
-        return None
-    rows = np.arange(len(target))
-    began = time.monotonic()
-    target.score(captured.before.tensors)
-    each = replay.seconds(rows) + time.monotonic() - began
-    affordable = count if clock.left == float("inf") else int(0.7 * clock.left / max(each, 1e-9)) // 2 * 2
-    if affordable < 4:
-        clock.allows(4 * each / 0.7, "LiRA with at least 4 shadows")
-        not_made["LiRA"] = "the time budget does not hold 4 shadows"
-        return None
-    if affordable < count:
-        clock.left_out.append(f"LiRA has {affordable} of {count} shadows, about {each:.1f} s each")
-    count = min(count, affordable)
-    included = halves(count, len(target), np.random.default_rng([seed, 0x5AD0]))
-    found = []
-    for k in range(count):
-        clock.tell(f"shadow {k + 1} of {count}")
-        update = replay.update(np.flatnonzero(included[k]), seed + k)
-        state = {**captured.before.tensors, **{n: captured.before.tensors[n] + u for n, u in update.items()}}
-        found.append(target.score(state).confidence)
-    return np.stack(found), included

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from securefed.data.records import Examples
 from securefed.errors import AuditError
+from securefed.kept_views import KeptView, kept_views
 from securefed_attacks.audit.candidates import Candidates
-from securefed_attacks.audit.recipe import Recipe
+from securefed_attacks.audit.captured import Captured, capture
+from securefed_attacks.audit.columns import Column, columns
+from securefed_attacks.audit.recipe import Observed, Recipe
+from securefed_attacks.audit.run_views import ALONE, Stage, round_of, victims
+from securefed_attacks.audit.sampling import sample_records
 from securefed_attacks.audit.states import State, lora_modules
+
+Asked = tuple[tuple[int, ...], Observed, list[tuple[str, tuple[Captured, list[Column]]]]]
+"""Whose records are asked about, what was captured of them, and each round by its name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +31,14 @@ class RunInput:
     """What a run's folder hands over.
 
     Attributes:
-        states: of the rounds on record, the public initial model first. numbers: rounds played at each.
-        recipe: of one client's round; what is seen between two states is the cohort's sum.
-        candidates: a seeded sample of training records (members) and public test records (non-members).
+        rounds: each round's update and its views: all kept ones (`tracking.keep_views`), or else the steps
+            between the checkpoints, which are sums of cohorts. names: what they are called.
+        recipe: of one client's round. candidates: a seeded sample of training records (members) and public
+            test records (non-members). claimed: the run's epsilon. sampled: how the candidates were drawn.
     """
 
-    states: tuple[State, ...] = field(repr=False)
-    numbers: tuple[int, ...]
+    rounds: list[tuple[Captured, list[Column]]] = field(repr=False)
+    names: tuple[str, ...]
     base: str
     recipe: Recipe
     candidates: Candidates = field(repr=False)
@@ -42,14 +51,15 @@ def is_run(path: Any) -> bool:
     return isinstance(path, str | Path) and (Path(path) / "run.json").is_file()
 
 
-def open_run(path: Path, sample: int, seed: int) -> RunInput:
+def open_run(path: Path, sample: int, seed: int, client: int | None = None) -> RunInput:
     """The run's rounds, recipe and records.
 
-    Single updates are never stored, whatever the protection: between two states lies the sum of a cohort.
+    Args:
+        sample: records asked, half of them members. client: whose records; by default as `run_views.victims`.
 
     Raises:
-        AuditError: no checkpoint was written yet, or the job cannot be audited (seq2seq).
-        SecureFedError: data or model of the job are not on this machine.
+        AuditError: no view and no checkpoint there, a client that did not take part, or a seq2seq job.
+        SecureFedError: data or model of the job are not on this machine, or a kept view is damaged.
     """
     from securefed.assembly import assemble
     from securefed.config import load_config
@@ -57,47 +67,93 @@ def open_run(path: Path, sample: int, seed: int) -> RunInput:
     config = load_config(path / "config.toml")
     if config.model.task == "seq2seq":
         raise AuditError(f"{path}: a seq2seq job; classification and causal language models are audited")
-    found = sorted((path / "checkpoint").glob("round-*/state.safetensors"))
-    if not found:
-        raise AuditError(f"{path} has no checkpoint yet; let the run end its first rounds")
+    kept = kept_views(path)
+    found = [] if kept else sorted((path / "checkpoint").glob("round-*/state.safetensors"))
+    if not kept and not found:
+        raise AuditError(
+            f"{path} has no kept view and no checkpoint yet; let the run end its first rounds, or keep views "
+            "(tracking.keep_views)"
+        )
+    if client is not None and not kept:
+        raise AuditError(
+            f"client={client}: a checkpoint holds whole cohorts; run with tracking.keep_views to ask about one client"
+        )
     assembly = assemble(config)
-    model = assembly.model
-    vectors = [model.read(model.layout), *(_vector(f) for f in found)]
-    frozen = {n: t.detach().cpu().float() for n, t in model.frozen_adapter.items()}
-    alpha = config.model.alpha
-    states = []
-    for number, vector in zip((0, *(_number(f) for f in found)), vectors, strict=True):
-        tensors: dict[str, torch.Tensor] = {**model.layout.unflatten(vector), **frozen}
-        scales = {
-            m: alpha / (math.sqrt(config.model.rank) if config.model.rslora else config.model.rank)
-            for m in lora_modules(tensors)
-        }
-        sidecar = {
-            "model": dataclasses.asdict(config.model),
-            "classes": model.classes,
-            "max_length": model.max_length,
-            "image_shape": model.image_shape,
-            "base": config.model.name,
-        }
-        states.append(State(tensors, scales, source=f"{path.name}, after {number} rounds", sidecar=sidecar))
-    candidates, sampled = _records(assembly, sample, seed)
-    cohort = config.clients_per_round or len(assembly.shards)
-    recipe = Recipe(
-        optimizer=config.train.optimizer if config.train.optimizer in ("sgd", "adamw") else None,
-        steps=config.train.steps or None,
-        observed="sum",
-        clients=cohort,
-        max_length=model.max_length,
-        delta=config.privacy.delta if config.private else 1e-5,
+    asked, observed, rounds = (
+        _from_views(assembly, kept, client) if kept else _from_checkpoints(assembly, path, found)
     )
-    return RunInput(
-        tuple(states),
-        (0, *(_number(f) for f in found)),
-        config.model.name,
-        recipe,
-        candidates,
-        config.privacy.epsilon if config.private else None,
-        sampled,
+    candidates, sampled = sample_records(assembly, asked, sample, seed)
+    recipe = _recipe(assembly, asked, observed)
+    claimed = config.privacy.epsilon if config.private else None
+    names = tuple(name for name, _ in rounds)
+    return RunInput([r for _, r in rounds], names, config.model.name, recipe, candidates, claimed, sampled)
+
+
+def _from_views(assembly: Any, kept: list[KeptView], client: int | None) -> Asked:
+    model, reveals = assembly.model, kept[0].view.reveals
+    stage = Stage.of(assembly.config, model.layout, reveals)
+    asked = victims(kept, client, [len(s.train) for s in assembly.shards])
+    like = _state(assembly, kept[0].view.before, "")
+    rounds = [
+        (f"round {k.view.round + 1}", found)
+        for k in kept
+        if (found := round_of(k, stage, asked, like)) is not None
+    ]
+    if not rounds:
+        raise AuditError(
+            f"client {client} took part in none of the {len(kept)} kept rounds; ask about another"
+        )
+    return asked, ALONE[stage.alone] if reveals == "updates" else "sum", rounds
+
+
+def _from_checkpoints(assembly: Any, path: Path, found: list[Path]) -> Asked:
+    model, everybody = assembly.model, tuple(range(len(assembly.shards)))
+    vectors = [model.read(model.layout), *(_vector(f) for f in found)]
+    numbers = [0, *(_number(f) for f in found)]
+    states = [
+        _state(assembly, vector, f"{path.name}, after {number} rounds")
+        for number, vector in zip(numbers, vectors, strict=True)
+    ]
+    recipe, rounds = Recipe(observed="sum", clients=len(everybody)), []
+    for k, (old, new) in enumerate(itertools.pairwise(states)):
+        captured, first, last = capture(old, new), numbers[k] + 1, numbers[k + 1]
+        name = f"round {last}" if first == last else f"rounds {first} to {last}"
+        rounds.append((name, (captured, columns(captured, recipe, [], torch.Generator()))))
+    return everybody, "sum", [r for r in rounds if r[1][0].names] or rounds[:1]
+
+
+def _state(assembly: Any, vector: Any, source: str) -> State:
+    model, config = assembly.model, assembly.config.model
+    frozen = {n: t.detach().cpu().float() for n, t in model.frozen_adapter.items()}
+    tensors: dict[str, torch.Tensor] = {**model.layout.unflatten(vector), **frozen}
+    scale = config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
+    sidecar = {
+        "model": dataclasses.asdict(config),
+        "classes": model.classes,
+        "max_length": model.max_length,
+        "image_shape": model.image_shape,
+        "base": config.name,
+    }
+    return State(tensors, dict.fromkeys(lora_modules(tensors), scale), source=source, sidecar=sidecar)
+
+
+def _recipe(assembly: Any, asked: Sequence[int], observed: Observed) -> Recipe:
+    """One client's round as the job has it; under example-level DP its batches are drawn, and nothing is replayed."""
+    config, train = assembly.config, assembly.config.train
+    drawn = config.private and observed == "noised"
+    records = max(len(assembly.shards[k].train) for k in asked)
+    steps = train.steps or train.epochs * math.ceil(records / train.batch_size)
+    return Recipe(
+        optimizer=train.optimizer,
+        steps=steps or None,
+        learning_rate=None if drawn else train.learning_rate,
+        batch_size=None if drawn else train.batch_size,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        observed=observed,
+        clients=config.clients_per_round or len(assembly.shards),
+        max_length=assembly.model.max_length,
+        delta=config.privacy.delta if config.private else 1e-5,
     )
 
 
@@ -109,44 +165,3 @@ def _vector(path: Path) -> Any:
 
 def _number(path: Path) -> int:
     return int(path.parent.name.removeprefix("round-"))
-
-
-def _records(assembly: Any, sample: int, seed: int) -> tuple[Candidates, str]:
-    rng = np.random.default_rng([seed, 0xF01D])
-    shards = [s.train for s in assembly.shards]
-    held = sum(len(s) for s in shards)
-    inside = [s.take(np.arange(len(s))) for s in shards if len(s)]
-    chosen = np.sort(rng.permutation(held)[: sample // 2])
-    members = _pick(inside, chosen)
-    test: Examples = assembly.dataset.test
-    rows = np.sort(rng.permutation(len(test))[: sample // 2])
-    others = test.take(rows)
-    both = _joined([*members, others])
-    known = np.arange(len(both)) < len(chosen)
-    said = f"a seeded sample of {len(chosen)} of {held:,} training and {len(rows)} of {len(test):,} public test records"
-    return (
-        Candidates(
-            texts=both.texts,
-            inputs=None if both.images is None else torch.from_numpy(both.images),
-            labels=both.labels,
-            member=known,
-        ),
-        said,
-    )
-
-
-def _pick(shards: list[Examples], rows: Any) -> list[Examples]:
-    ends = np.cumsum([len(s) for s in shards])
-    starts = ends - [len(s) for s in shards]
-    return [s.take(rows[(rows >= a) & (rows < b)] - a) for s, a, b in zip(shards, starts, ends, strict=True)]
-
-
-def _joined(parts: list[Examples]) -> Examples:
-    texts = tuple(t for p in parts for t in p.texts or ()) if parts[0].texts is not None else None
-    images = [p.images for p in parts if p.images is not None and len(p)]
-    labels = [p.labels for p in parts if p.labels is not None and len(p)]
-    return Examples(
-        texts=texts,
-        images=np.concatenate(images) if images else None,
-        labels=np.concatenate(labels) if labels else None,
-    )

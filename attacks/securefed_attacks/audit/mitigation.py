@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from securefed_attacks.audit.belonging import Belonging
 from securefed_attacks.audit.columns import Column, with_noise
-from securefed_attacks.audit.exposure import token_readers
 from securefed_attacks.audit.reconstruction import Reconstruction, judge
 from securefed_attacks.audit.report import Trial
 from securefed_attacks.audit.sections import Given, rebuild_one
@@ -54,7 +53,7 @@ def _changes(
     total = next((c for c in made if c.name == "sum" and c.update is not None), None)
     if total is not None and total is not first and total.update is not None:
         yield f"secure sum of {total.clients} clients", total.update
-    readers = token_readers(given.target, list(first.update))
+    readers = () if isinstance(given.reader, str) else given.reader.shown(0, first.update)
     rest = {n: u for n, u in first.update.items() if not n.startswith(tuple(f"{r}." for r in readers))}
     if readers and rest:
         yield "leave the first layer's projections out", rest
@@ -89,7 +88,7 @@ def _against_reconstruction(
 
 
 def _named(r: Reconstruction) -> int:
-    return r.exact.hits if r.exact.guesses else r.nearest.hits
+    return r.used.ours.hits
 
 
 def _against_membership(

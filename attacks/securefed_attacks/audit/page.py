@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from securefed.tracking import html, numbers
-from securefed.tracking.html import Bar, escape
+from securefed.tracking.html import escape
 from securefed_attacks.audit.belonging import Belonging, Membership
 from securefed_attacks.audit.columns import SEES
+from securefed_attacks.audit.exposure import Exposure
+from securefed_attacks.audit.page_causes import attribution, mitigation
 from securefed_attacks.audit.pictures import epsilon_picture, roc_picture, token_picture
 from securefed_attacks.audit.reconstruction import Guess, Reconstruction
 from securefed_attacks.audit.report import AuditReport
@@ -28,7 +30,7 @@ STYLE = """
 .findings small{color:var(--soft)}.findings .pill{justify-self:start}
 .picture{width:100%;height:auto;max-width:38rem;display:block;margin:.5rem 0;font:12px system-ui,sans-serif}
 .picture text{fill:var(--soft)}.grid{stroke:var(--line)}.chance{stroke:var(--soft);stroke-dasharray:5 4}.asked{stroke:var(--warn);stroke-dasharray:2 3}
-.unseen{fill:var(--soft);opacity:.12}.hit{fill:var(--accent)}.miss{fill:none;stroke:var(--line)}svg .track{fill:var(--line)}.claim{stroke:var(--second);stroke-width:2.5}
+.unseen{fill:var(--soft);opacity:.12}.hit,.cell{fill:var(--accent)}.band{opacity:.13}.miss{fill:none;stroke:var(--line)}.whole{stroke:var(--second);stroke-width:2}svg .track{fill:var(--line)}.claim{stroke:var(--second);stroke-width:2.5}
 .tokens{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1rem 1.6rem}
 .tokens h3{margin:.4rem 0 0}.tokens .picture{margin-top:.2rem}
 mark{background:var(--accent);color:var(--ground);border-radius:.2rem;padding:0 .15rem}
@@ -52,8 +54,8 @@ def render(report: AuditReport) -> str:
             _labels(report),
             _membership(report),
             _epsilon(report),
-            _attribution(report),
-            _mitigation(report),
+            attribution(report),
+            mitigation(report),
             _limits(report),
         ),
         STYLE,
@@ -77,8 +79,10 @@ def _cards(report: AuditReport) -> Iterator[tuple[str, str]]:
     )
     if report.reconstruction:
         first = report.reconstruction[0]
-        used = _used(first)
-        yield f"{used.hits} of {first.tokens}", f"tokens of the members' records named, {first.view}"
+        yield (
+            f"{first.used.ours.hits} of {first.tokens}",
+            f"tokens of the members' records named, {first.view}",
+        )
     if best is not None and report.membership is not None and report.membership.detectable is not None:
         yield f"{best.auc.value:.3f}", f"AUC of {best.attack}, {best.view}; chance is 0.5"
         at = best.rates[0]
@@ -127,17 +131,12 @@ def _views(report: AuditReport) -> str:
     return html.section("The same attacks on every view", table, html.paragraph(note, "soft small"))
 
 
-def _used(r: Reconstruction) -> Guess:
-    return r.exact if r.exact.guesses else r.nearest
-
-
 def _tokens(r: Reconstruction | None) -> tuple[str, str]:
     if r is None:
         return "", ""
-    used = _used(r)
-    controls = [c for c in (r.prior, r.wrong) if c is not None]
-    best = max((c.hits for c in controls), default=None)
-    return f"{used.hits} of {used.guesses}", "" if best is None else f"{best} of {used.guesses}"
+    best = max(r.used.controls, key=lambda c: c.precision or 0.0, default=None)
+    ours = r.used.ours
+    return f"{ours.hits} of {ours.guesses}", "" if best is None else f"{best.hits} of {best.guesses}"
 
 
 def _rates(best: Membership | None, found: Belonging | None) -> tuple[str, str]:
@@ -161,24 +160,38 @@ def _exposure(report: AuditReport) -> str:
         ("Why", found.reason),
         (
             "Unknowns",
-            "" if found.tokens is None else f"{found.tokens} different tokens in the members' records",
+            ""
+            if found.tokens is None
+            else f"{found.tokens} different tokens in the members' records, {found.inputs} different inputs of the first layer",
         ),
         (
             "Equations",
             "" if found.budget is None else f"{found.budget.equations} combinations of them are shown",
         ),
+        ("Proof", _proof(found)),
         ("Read from", f"{', '.join(found.readers)}: {kind}" if found.readers else ""),
     ]
     note = "Counted before any attack: whether the first layer's share of the update can be inverted at all."
     return html.section("Exposure budget", html.paragraph(note, "soft small"), html.facts(facts))
 
 
+def _proof(found: Exposure) -> str:
+    proof = found.proof
+    if proof is None:
+        return ""
+    held = "as predicted" if proof.holds else f"predicted was: {UNITS[proof.budget.verdict]}"
+    return (
+        f"the update gave {UNITS[proof.leaks]}, {held}. Its span has rank {proof.rank}; {proof.found} true and "
+        f"{proof.false} false tokens found, {proof.ranked:.0%} of the truth among the nearest, {proof.control:.0%} of others' tokens"
+    )
+
+
 def _reconstruction(report: AuditReport) -> str:
     if not report.reconstruction:
         return ""
     rows = [
-        [r.view, r.exact.hits, r.exact.guesses - r.exact.hits, r.nearest.hits, r.prior.hits if r.prior else None,
-         r.wrong.hits if r.wrong else None, r.tokens, r.recovered, r.p_value]
+        [r.view, r.exact.ours.hits, r.exact.ours.guesses - r.exact.ours.hits, r.nearest.ours.hits, _of(r.used.prior),
+         _of(r.used.wrong), r.tokens, r.used.recovered, r.whole, r.used.p_value]
         for r in report.reconstruction
     ]  # fmt: skip
     head = [
@@ -190,10 +203,12 @@ def _reconstruction(report: AuditReport) -> str:
         "wrong update",
         "of tokens",
         "records",
+        "in order",
         "p",
     ]
     pictures = "".join(
-        f"<div><h3>{escape(r.view)}</h3>{token_picture(r.hits, r.view)}</div>" for r in report.reconstruction
+        f"<div><h3>{escape(r.view)}</h3>{token_picture(r.hits, r.view, r.wholes)}</div>"
+        for r in report.reconstruction
     )
     words = "".join(_words(report, r) for r in report.reconstruction[:1]) if report.texts else ""
     masked = (
@@ -206,13 +221,19 @@ def _reconstruction(report: AuditReport) -> str:
         html.table(head, rows),
         html.paragraph(
             "Nearest: hits among as many guesses as there are true tokens. Baseline: the non-members' most frequent "
-            "tokens. Wrong update: the same attack on training with other records. p: that the controls do as well.",
+            "tokens. Wrong update: the same attack on the same view of training with other records. Records: those with "
+            "half their tokens named; in order: those read whole, which the second layer's update proves. p: that the "
+            "controls do as well.",
             "soft small",
         ),
         html.paragraph(masked, "small"),
         f'<div class="tokens">{pictures}</div>',
         words,
     )
+
+
+def _of(guess: Guess | None) -> str:
+    return "" if guess is None else f"{guess.hits} of {guess.guesses}"
 
 
 def _words(report: AuditReport, r: Reconstruction) -> str:
@@ -300,58 +321,11 @@ def _epsilon(report: AuditReport) -> str:
         ("Refuted below", "" if found.bound is None else f"{found.bound:.2f} with 95 % confidence ({found.by})"),
         ("Ceiling", "" if found.ceiling is None else f"{found.ceiling:.2f}: the most that {found.records} records could have shown"),
         ("Records needed", "" if not found.needed else f"{found.needed} put in or left out by fair coins could refute the claim at best"),
-        ("Not made", "" if found.bound is not None else "membership was not decided by fair coins, so no bound holds"),
+        ("Not made", "" if found.bound is not None else found.unfair or "membership was not decided by fair coins, so no bound holds"),
     ]  # fmt: skip
     return html.section(
         "Epsilon", epsilon_picture(found.claimed, found.bound, found.ceiling), html.facts(facts)
     )
-
-
-def _attribution(report: AuditReport) -> str:
-    if not report.layers:
-        return ""
-    bars = [
-        Bar(k, a if a is not None else 0.0, f"{a:.3f}" if a is not None else "not measured")
-        for k, (a, _) in report.layers.items()
-    ]
-    share = [Bar(k, s, f"{s:.1%}") for k, (_, s) in report.layers.items()]
-    rounds = [Bar(f"round {k + 1}", v, f"{v:.3f}") for k, v in enumerate(report.rounds)]
-    return html.section(
-        "Where it leaks",
-        "<h3>Each layer's part of the update cosine, AUC</h3>" if any(a is not None for a, _ in report.layers.values()) else "",
-        html.bars(bars, 1.0, 0.5, plain=True) if any(a is not None for a, _ in report.layers.values()) else "",
-        html.mark_legend("chance"),
-        "<h3>Share of the update's squared norm</h3>",
-        html.bars(share, 1.0, plain=True),
-        f"<h3>Round by round, AUC of the update cosine</h3>{html.bars(rounds, 1.0, 0.5, plain=True)}" if len(rounds) > 1 else "",
-    )  # fmt: skip
-
-
-def _mitigation(report: AuditReport) -> str:
-    if not report.mitigation:
-        return ""
-    rows = [
-        [t.name, t.measure, f"{t.leak_before:.3g}", f"{t.leak_after:.3g}", _loss(t.loss_before), _loss(t.loss_after), "yes" if t.enough else "no"]
-        for t in report.mitigation
-    ]  # fmt: skip
-    head = ["change", "measured", "before", "after", "loss before", "loss after", "enough"]
-    first = next((t.name for t in report.mitigation if t.enough), None)
-    said = (
-        f"The cheapest change that ended the finding here: {first}."
-        if first
-        else "None of the changes tried ended the finding."
-    )
-    note = (
-        "Tried on this update, cheapest first; loss: of non-members with the update applied, what it costs. "
-        "An experiment, no guarantee: only an accountant's epsilon is one."
-    )
-    return html.section(
-        "What would help", html.paragraph(said), html.table(head, rows), html.paragraph(note, "soft small")
-    )
-
-
-def _loss(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _limits(report: AuditReport) -> str:

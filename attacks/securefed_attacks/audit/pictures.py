@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
 import numpy as np
+from numpy.typing import NDArray
 
 from securefed.tracking.plots import CLASSES
-from securefed_attacks.statistics import Roc
+from securefed_attacks.statistics import Roc, clopper_pearson
 
 WIDTH, HEIGHT = 560, 400
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 46
@@ -33,6 +34,7 @@ def roc_picture(curves: Sequence[tuple[str, Roc]], rates: Sequence[float]) -> st
         f'<line x1="{_x(r, low):.1f}" x2="{_x(r, low):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" class="asked"/>'
         for r in rates
     ]
+    draw += [_band(curve, low, CLASSES[k % len(CLASSES)]) for k, (_, curve) in enumerate(curves)]
     draw += [_curve(curve, low, CLASSES[k % len(CLASSES)], name) for k, (name, curve) in enumerate(curves)]
     described = "True positive rate over false positive rate, both logarithmic: " + ", ".join(
         n for n, _ in curves
@@ -75,20 +77,46 @@ def _line(x1: float, y1: float, x2: float, y2: float, low: float, kind: str) -> 
     )
 
 
-def _curve(curve: Roc, low: float, colour: str, name: str) -> str:
+def _steps(fpr: Sequence[float], tpr: Sequence[float], low: float) -> list[tuple[float, float]]:
     """Horizontal, then up: between two thresholds no other rates can be had."""
-    keep = np.unique(np.linspace(0, len(curve.fpr) - 1, MOST_POINTS).astype(int))
-    points = []
-    before = float(curve.tpr[0])
-    for fpr, tpr in zip(curve.fpr[keep], curve.tpr[keep], strict=True):
-        points += [(_x(fpr, low), _y(before, low)), (_x(fpr, low), _y(tpr, low))]
-        before = float(tpr)
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    points, before = [], tpr[0]
+    for right, up in zip(fpr, tpr, strict=True):
+        points += [(_x(right, low), _y(before, low)), (_x(right, low), _y(up, low))]
+        before = up
+    return points
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _kept(curve: Roc) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, len(curve.fpr) - 1, MOST_POINTS).astype(np.int64))
+
+
+def _band(curve: Roc, low: float, colour: str) -> str:
+    """The true positive rate's own 95 % interval at each threshold (Clopper-Pearson)."""
+    keep = _kept(curve)
+    hits, fpr = np.rint(curve.tpr[keep] * curve.members).astype(int), curve.fpr[keep].tolist()
+    bounds = {int(h): clopper_pearson(int(h), curve.members, 0.95) for h in set(hits.tolist())}
+    under, over = (_steps(fpr, [bounds[int(h)][side] for h in hits], low) for side in (0, 1))
+    return f'<polygon points="{_path([*over, *reversed(under)])}" fill="{colour}" class="band"/>'
+
+
+def _curve(curve: Roc, low: float, colour: str, name: str) -> str:
+    keep = _kept(curve)
+    path = _path(_steps(curve.fpr[keep].tolist(), curve.tpr[keep].tolist(), low))
     return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"><title>{escape(name)}</title></polyline>'
 
 
-def token_picture(rows: Sequence[tuple[int, Sequence[bool]]], title: str, most: int = 14) -> str:
-    """A line a record, a block a token: filled where it was named. The words themselves are not in it."""
+def token_picture(
+    rows: Sequence[tuple[int, Sequence[bool]]], title: str, wholes: Collection[int] = (), most: int = 14
+) -> str:
+    """A line a record, a block a token: filled where it was named. The words themselves are not in it.
+
+    Records that were read whole and in order, `wholes`, are underlined and come first.
+    """
+    rows = sorted(rows, key=lambda r: r[0] not in wholes)
     shown = rows[:most]
     if not shown:
         return ""
@@ -103,11 +131,46 @@ def token_picture(rows: Sequence[tuple[int, Sequence[bool]]], title: str, most: 
             f'<rect x="{side + i * (size + gap)}" y="{y}" width="{size}" height="{size}" rx="1.5" class="{"hit" if hit else "miss"}"/>'
             for i, hit in enumerate(hits[:widest])
         ]
+        if row in wholes:
+            draw.append(
+                f'<line x1="{side}" x2="{side + min(len(hits), widest) * (size + gap) - gap}" y1="{y + size + 2.5}" y2="{y + size + 2.5}" class="whole"/>'
+            )
     named = sum(sum(h) for _, h in rows)
     described = (
         f"{title}: {named} of {sum(len(h) for _, h in rows)} tokens of the members' records were named"
     )
     return _svg(width, height, described, draw, natural=True)
+
+
+def grid_picture(rounds: Sequence[str], grid: Sequence[Mapping[str, float]]) -> str:
+    """A row a layer, a column a round; the fuller the colour, the farther its AUC lies above chance."""
+    layers = list(dict.fromkeys(layer for parts in grid for layer in parts))
+    if not layers or len(grid) < 2:
+        return ""
+    side, size, gap = 150, max(14, min(44, 600 // len(grid))), 2
+    width, height = side + len(grid) * (size + gap), 20 + len(layers) * 20
+    draw = []
+    for row, layer in enumerate(layers):
+        y = 18 + row * 20
+        draw.append(f'<text x="{side - 8}" y="{y + 13}" text-anchor="end">{escape(layer[-24:])}</text>')
+        for column, (name, parts) in enumerate(zip(rounds, grid, strict=False)):
+            if layer in parts:
+                draw.append(_cell(side + column * (size + gap), y, size, f"{layer}, {name}", parts[layer]))
+    ends = [(0, "start"), (len(grid) - 1, "end")]
+    draw += [
+        f'<text x="{side + k * (size + gap) + (size if anchor == "end" else 0)}" y="11" text-anchor="{anchor}">{escape(rounds[k])}</text>'
+        for k, anchor in ends
+    ]
+    return _svg(width, height, "AUC of each layer in each round", draw, natural=True)
+
+
+def _cell(x: float, y: float, size: float, name: str, auc: float) -> str:
+    above = min(1.0, max(0.0, 2 * (auc - 0.5)))
+    return (
+        f'<rect x="{x:.0f}" y="{y}" width="{size}" height="18" rx="2" class="miss"/>'
+        f'<rect x="{x:.0f}" y="{y}" width="{size}" height="18" rx="2" class="cell" fill-opacity="{above:.2f}">'
+        f"<title>{escape(name)}: AUC {auc:.3f}</title></rect>"
+    )
 
 
 def epsilon_picture(claimed: float | None, bound: float | None, ceiling: float | None) -> str:

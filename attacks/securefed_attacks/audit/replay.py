@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from securefed.data.batch import Batch
 from securefed_attacks.audit.recipe import Recipe
 from securefed_attacks.audit.states import Tensors
 from securefed_attacks.audit.target import Target
+from securefed_attacks.shadows import train_together
 
+BATCH_STREAM = 0xA0D1
+"""Separates the draw of batches from every other use of the seed."""
+MOST_NUMBERS = 50_000_000
+"""Parameters of all models trained together; more would not fit beside their gradients and moments."""
 OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "rmsprop")
 
 
@@ -45,7 +51,7 @@ class Replay:
         assert recipe.steps is not None
         leaves = {n: self.before[n].detach().clone().requires_grad_() for n in self.names}
         optimizer = _optimizer(list(leaves.values()), recipe)
-        for batch in _batches(rows, recipe, np.random.default_rng([seed, 0xA0D1])):
+        for batch in _batches(rows, recipe, np.random.default_rng([seed, BATCH_STREAM])):
             optimizer.zero_grad()
             weights = self.target.effective({**self.before, **leaves})
             loss = self.target.losses(weights, self.target.batch(batch)).mean()
@@ -54,6 +60,43 @@ class Replay:
                 leaf.grad = gradient
             optimizer.step()
         return {n: leaf.detach() - self.before[n] for n, leaf in leaves.items()}
+
+    def together(self, rows: Sequence[NDArray[np.int64]], seeds: Sequence[int]) -> list[Tensors] | None:
+        """Each `update(rows[k], seeds[k])` up to rounding, all in one vectorized training; None where that cannot be.
+
+        It can for records that are tensors, where every training fills its batches and all fit in memory.
+        """
+        target, recipe = self.target, self.recipe
+        assert recipe.batch_size is not None
+        size = sum(self.before[n].numel() for n in self.names) * len(rows)
+        if target.inputs is None or target.encoded.labels is None or size > MOST_NUMBERS:
+            return None
+        if min(map(len, rows)) < recipe.batch_size:
+            return None
+        drawn = [
+            _batches(r, recipe, np.random.default_rng([s, BATCH_STREAM]))
+            for r, s in zip(rows, seeds, strict=True)
+        ]
+        start = {n: self.before[n].expand(len(rows), *self.before[n].shape) for n in self.names}
+        try:
+            found = train_together(
+                self._loss_of(target.inputs, torch.from_numpy(target.encoded.labels)),
+                start,
+                map(torch.from_numpy, np.asarray(drawn).swapaxes(0, 1)),
+                lambda leaves: _optimizer(leaves, recipe),
+            )
+        except RuntimeError:  # an operation of this model that torch cannot vectorize: one by one, then
+            return None
+        return [{n: found[n][k] - self.before[n] for n in self.names} for k in range(len(rows))]
+
+    def _loss_of(
+        self, inputs: torch.Tensor, labels: torch.Tensor
+    ) -> Callable[[Tensors, torch.Tensor], torch.Tensor]:
+        def of(leaves: Tensors, rows: torch.Tensor) -> torch.Tensor:
+            weights = self.target.effective({**self.before, **leaves})
+            return self.target.losses(weights, Batch(images=inputs[rows], labels=labels[rows])).mean()
+
+        return of
 
     def seconds(self, rows: NDArray[np.int64]) -> float:
         """About how long one `update` takes, from one step."""

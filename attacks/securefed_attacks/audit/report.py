@@ -16,8 +16,9 @@ from securefed_attacks.audit.exposure import Exposure
 from securefed_attacks.audit.labels import Labels
 from securefed_attacks.audit.reconstruction import Reconstruction
 from securefed_attacks.audit.verdict import MEANS, Finding, Verdict, at_least, strongest
+from securefed_attacks.statistics import Interval
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class AuditReport:
         verdict: the strongest of `findings`. facts: what was handed over, in words.
         columns: the views. missing: what to hand over for more. left_out: what the time budget left out.
         layers: layer -> (AUC of its part of the update cosine, its share of the update's squared norm).
-        rounds: AUC of the update cosine of each round. texts: the members' tokens, only where asked for.
+        rounds: AUC of the update cosine of each round. grid: of each of them, layer -> AUC of its part;
+            round_names: what they are called. texts: the members' tokens, only where asked for.
     """
 
     findings: tuple[Finding, ...]
@@ -60,7 +62,9 @@ class AuditReport:
     membership: Belonging | None = None
     epsilon: Epsilon | None = None
     layers: Mapping[str, tuple[float | None, float]] = field(default_factory=dict)
-    rounds: tuple[float, ...] = ()
+    rounds: tuple[Interval, ...] = ()
+    grid: Sequence[Mapping[str, float]] = ()
+    round_names: tuple[str, ...] = ()
     mitigation: tuple[Trial, ...] = ()
     warnings: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -126,12 +130,15 @@ def _tree(report: AuditReport) -> dict[str, Any]:
             for c in report.columns
         ],
         "exposure": None if report.exposure is None else dataclasses.asdict(report.exposure),
-        "reconstruction": [_without(dataclasses.asdict(r), "hits") for r in report.reconstruction],
+        "reconstruction": [_rebuilt(r) for r in report.reconstruction],
         "labels": None if report.labels is None else dataclasses.asdict(report.labels),
         "membership": None if report.membership is None else _membership(report.membership),
         "epsilon": None if report.epsilon is None else dataclasses.asdict(report.epsilon),
         "layers": {k: {"auc": a, "norm_share": s} for k, (a, s) in report.layers.items()},
-        "rounds": list(report.rounds),
+        "rounds": [
+            {"name": name, "auc": dataclasses.asdict(auc), "layers": dict(layers)}
+            for name, auc, layers in zip(report.round_names, report.rounds, report.grid, strict=False)
+        ],
         "mitigation": [dataclasses.asdict(t) for t in report.mitigation],
         "warnings": list(report.warnings),
         "missing": list(report.missing),
@@ -165,5 +172,6 @@ def _membership(found: Belonging) -> dict[str, Any]:
     }
 
 
-def _without(tree: dict[str, Any], key: str) -> dict[str, Any]:
-    return {k: v for k, v in tree.items() if k != key}
+def _rebuilt(found: Reconstruction) -> dict[str, Any]:
+    tree = {k: v for k, v in dataclasses.asdict(found).items() if k not in ("hits", "wholes")}
+    return {**tree, "used": "exact" if found.used is found.exact else "nearest", "leaks": found.leaks}

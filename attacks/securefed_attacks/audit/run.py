@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from securefed.errors import AuditError
-from securefed_attacks.audit.attribution import by_layer, by_round
+from securefed_attacks.audit.attribution import by_layer, by_layer_and_round, by_round
 from securefed_attacks.audit.base import open_target
 from securefed_attacks.audit.candidates import read_candidates
-from securefed_attacks.audit.captured import capture
+from securefed_attacks.audit.captured import Captured, capture
 from securefed_attacks.audit.clock import Clock, Progress
 from securefed_attacks.audit.columns import columns
 from securefed_attacks.audit.epsilon import bound_epsilon
@@ -58,6 +58,7 @@ def audit(
     seed: int = 0,
     show_text: bool = False,
     sample: int = 1000,
+    client: int | None = None,
     text_column: str = "text",
     label_column: str = "label",
     member_column: str = "member",
@@ -76,7 +77,8 @@ def audit(
         others: other clients' states after the same round, for the sum.
         fpr: smallest false positive rate that the verdict must judge. shadows: models for LiRA; 0 for none.
         time_budget_s: what does not fit is left out by name. show_text: print the members' tokens on the page.
-        sample: of a run's folder, how many records are asked, half of them members.
+        sample: of a run's folder, how many records are asked, half of them members. client: of a run with kept
+            views, whose records; by default the largest whose updates were seen, its group, or all in a sum.
 
     Raises:
         AuditError: input that cannot be audited: shapes that differ, NaN, quantized weights, another model's base.
@@ -89,18 +91,35 @@ def audit(
     rows = read_candidates(
         candidates, is_member, text=text_column, label=label_column, member=member_column, coins=coins
     )
-    note = ""
+    note, beside = "", list[Captured]()
     if after is None and is_run(before):
-        run = open_run(Path(before), sample, seed)
-        before, after = list(run.states[:-1]), list(run.states[1:])
+        run = open_run(Path(before), sample, seed, client)
         base, made = base or run.base, made if recipe else run.recipe
         if rows is None:
             rows, note = run.candidates, run.sampled
         claimed_epsilon = run.claimed if claimed_epsilon is None else claimed_epsilon
-    rounds = _rounds(before, after, others, made, seed)
+        rounds, names = run.rounds, run.names
+    else:
+        rounds, beside = _rounds(before, after, others, made, seed)
+        names = tuple(f"round {k + 1}" for k in range(len(rounds)))
     target = open_target(base, rounds[0][0], rows, made, tokenizer)
-    given = Given(made, rows, rounds, target, clock, claimed_epsilon, fpr, shadows, seed, show_text, note)
-    return report(given)
+    return report(
+        Given(
+            recipe=made,
+            rows=rows,
+            rounds=rounds,
+            target=target,
+            clock=clock,
+            claimed=claimed_epsilon,
+            fpr=fpr,
+            shadows=shadows,
+            seed=seed,
+            show_text=show_text,
+            sampled=note,
+            beside=beside,
+            names=names,
+        )
+    )
 
 
 def _check(claimed: float | None, fpr: float, shadows: int, budget: float | None) -> None:
@@ -114,23 +133,31 @@ def _check(claimed: float | None, fpr: float, shadows: int, budget: float | None
         raise AuditError(f"time_budget_s={budget!r} must be above 0 seconds")
 
 
-def _rounds(before: Any, after: Any, others: Sequence[Any], recipe: Recipe, seed: int) -> Rounds:
+def _rounds(
+    before: Any, after: Any, others: Sequence[Any], recipe: Recipe, seed: int
+) -> tuple[Rounds, list[Captured]]:
+    """The rounds in which something moved (the first where none did), and the other clients' of the first."""
     if before is None or after is None:
         raise AuditError("two states are needed, before and after the round; or the folder of a run, alone")
     olds, news = _listed(before), _listed(after)
     if len(olds) != len(news):
         raise AuditError(f"one state before and one after each round: found {len(olds)} and {len(news)}")
+    alpha = recipe.lora_alpha
+    starts = [read_state(old, "before", lora_alpha=alpha) for old in olds]
+    pairs = [
+        capture(start, read_state(new, "after", lora_alpha=alpha))
+        for start, new in zip(starts, news, strict=True)
+    ]
+    beside = [
+        capture(starts[0], read_state(o, f"others[{k}]", lora_alpha=alpha)) for k, o in enumerate(others)
+    ]
+    moved = [k for k, pair in enumerate(pairs) if pair.names]
     found: Rounds = []
-    for number, (old, new) in enumerate(zip(olds, news, strict=True)):
-        start = read_state(old, "before", lora_alpha=recipe.lora_alpha)
-        captured = capture(start, read_state(new, "after", lora_alpha=recipe.lora_alpha))
-        beside = [
-            capture(start, read_state(o, f"others[{k}]", lora_alpha=recipe.lora_alpha))
-            for k, o in enumerate(others if number == 0 else ())
-        ]
-        generator = torch.Generator().manual_seed(seed + number)
-        found.append((captured, columns(captured, recipe, beside, generator) if captured.names else []))
-    return found
+    for k in moved or [0]:
+        generator = torch.Generator().manual_seed(seed + k)
+        shown = columns(pairs[k], recipe, beside if k == 0 else [], generator) if pairs[k].names else []
+        found.append((pairs[k], shown))
+    return found, beside if not moved or moved[0] == 0 else []
 
 
 def _listed(given: Any) -> list[Any]:
@@ -142,10 +169,18 @@ def report(given: Given) -> AuditReport:
     if not any(captured.names for captured, _ in given.rounds):
         return nothing_moved(given)
     exposure = expose_round(given)
-    rebuilt = rebuild(given, exposure)
+    rebuilt, exposure = rebuild(given, exposure)
     measured, found = ask_membership(given)
     labels = read_labels(given)
-    claim = bound_epsilon(found.results if found else (), given.rows, given.claimed, given.recipe)
+    covered = {c.name for c in given.rounds[0][1] if c.claimed}
+    claim = bound_epsilon(
+        found.results if found else (),
+        given.rows,
+        given.claimed,
+        given.recipe.delta,
+        covered,
+        found.shift if found else None,
+    )
     trials = mitigate(given, rebuilt, found)
     findings = [
         *judge_reconstruction(rebuilt),
@@ -164,6 +199,8 @@ def report(given: Given) -> AuditReport:
         epsilon=claim,
         layers={} if measured is None else by_layer(measured, given.rows),
         rounds=() if measured is None else by_round(measured, given.rows),
+        grid=() if measured is None else by_layer_and_round(measured, given.rows),
+        round_names=() if measured is None else tuple(given.names[k] for k in measured.asked),
         mitigation=tuple(trials),
         warnings=warnings(given, found),
         missing=missing(given),

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import torch
 
-from securefed_attacks.audit import belonging, reconstruction
+from securefed_attacks.audit import belonging
 from securefed_attacks.audit.base import NoTarget
 from securefed_attacks.audit.belonging import Belonging
 from securefed_attacks.audit.candidates import Candidates
 from securefed_attacks.audit.captured import Captured
 from securefed_attacks.audit.clock import Clock
-from securefed_attacks.audit.columns import Column
+from securefed_attacks.audit.columns import Column, control_columns
 from securefed_attacks.audit.evidence import Measured, measure
-from securefed_attacks.audit.exposure import Exposure, distinct_tokens, expose
+from securefed_attacks.audit.exposure import Exposure, expose, prove
 from securefed_attacks.audit.labels import Labels, count_labels
+from securefed_attacks.audit.reading import read_updates, reader_of
 from securefed_attacks.audit.recipe import Recipe
-from securefed_attacks.audit.reconstruction import Looked, Reconstruction
+from securefed_attacks.audit.reconstruction import Reconstruction, compare
 from securefed_attacks.audit.replay import Replay
 from securefed_attacks.audit.report import AuditReport
 from securefed_attacks.audit.shift import measure_shift
 from securefed_attacks.audit.states import Tensors
 from securefed_attacks.audit.target import Target
 from securefed_attacks.audit.verdict import Finding
+from securefed_attacks.transformer_reader import Reader
 
 Rounds = list[tuple[Captured, list[Column]]]
-WRONG = "a wrong update"
+WRONG_STREAM = 0x3B0
+"""Separates the noise on the control from the noise on what it is a control of."""
 LABEL_PROBE = 8
 """Records that are timed before all non-members are asked for their mean prediction."""
 SPAN_SHARE = 0.4
@@ -39,7 +44,12 @@ CLEAR_AUC = 0.6
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What was handed over, read and checked. `rounds`: each round's update and its views."""
+    """What was handed over, read and checked.
+
+    Attributes:
+        rounds: each round's update and its views. names: what they are called. beside: other clients' updates of
+            the first one. sampled: how a run's candidates were drawn.
+    """
 
     recipe: Recipe
     rows: Candidates | None = field(repr=False)
@@ -52,6 +62,28 @@ class Given:
     seed: int = 0
     show_text: bool = False
     sampled: str = ""
+    beside: Sequence[Captured] = ()
+    names: Sequence[str] = ()
+
+    @cached_property
+    def shown(self) -> tuple[Captured, list[Column]]:
+        """The first round whose update shows what the first layer was fed; the first where none does."""
+        reader = reader_of(self.target, {}) if isinstance(self.target, Target) else ""
+        shows = [] if isinstance(reader, str) else [r for r in self.rounds if reader.shown(0, r[0].names)]
+        return next(iter(shows), self.rounds[0])
+
+    @cached_property
+    def reader(self) -> Reader | str:
+        """The model that reads tokens as it was when that round began, or why there is none."""
+        if not isinstance(self.target, Target):
+            return self.target.lacks
+        return reader_of(self.target, self.shown[0].before.tensors)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest member."""
+        tokens = self.target.encoded.tokens if isinstance(self.target, Target) else None
+        return max((len((tokens or ())[i]) for i in self.members), default=self.recipe.max_length)
 
     @property
     def members(self) -> Sequence[int]:
@@ -84,68 +116,75 @@ def nothing_moved(given: Given) -> AuditReport:
 
 
 def expose_round(given: Given) -> Exposure | None:
-    """The leakage budget of the first round; None without a model that reads tokens."""
+    """The leakage budget of the round that is read; None without a model that reads tokens."""
     if not isinstance(given.target, Target) or given.target.body is None:
         return None
     given.clock.tell("counting unknowns and equations")
-    tokens = len(distinct_tokens(given.target, given.members)) if given.members else None
-    return expose(given.target, given.rounds[0][0], given.recipe, tokens)
+    reader, captured = given.reader, given.shown[0]
+    if isinstance(reader, str):
+        return Exposure((), captured.lora, None, None, 0, None, reader)
+    return expose(given.target, reader, captured, given.recipe, given.members)
 
 
-def rebuild(given: Given, exposure: Exposure | None) -> list[Reconstruction]:
-    """Tokens from every view of the first round, beside the controls; empty where no token can be looked for."""
-    if exposure is None or not exposure.readers or not isinstance(given.target, Target):
-        return []
-    captured, made = given.rounds[0]
+def rebuild(given: Given, exposure: Exposure | None) -> tuple[list[Reconstruction], Exposure | None]:
+    """Tokens and texts from every view of one round, beside the controls, and the budget held against them."""
+    reader, target = given.reader, given.target
+    if exposure is None or not exposure.readers or not given.members:
+        return [], exposure
+    assert isinstance(target, Target)
+    assert not isinstance(reader, str)
+    captured, made = given.shown
     updates = {c.name: c.update for c in made if c.update is not None and c.shows_update}
-    wrong = _wrong_update(given, captured)
-    if wrong is not None:
-        updates[WRONG] = wrong
-    rows = given.members or list(range(len(given.target)))
-    tokens = given.target.encoded.tokens or ()
-    length = max((len(tokens[i]) for i in rows), default=given.recipe.max_length)
-    looked, _ = reconstruction.look(
-        given.target, exposure, captured.before.tensors, updates, length, given.clock.part(SPAN_SHARE)
-    )
-    control: Looked | None = looked.pop(WRONG, None)
-    if not given.members:
-        return []
-    return reconstruction.compare(given.target, looked, control, given.members, given.others)
+    clock = given.clock.part(SPAN_SHARE)
+    before, longest = captured.before.tensors, given.longest
+    wrong = _wrong_updates(given, captured)
+    part = clock.part(0.6 if wrong else 1.0)
+    read = read_updates(target, reader, before, updates, longest, part, ordered=tuple(updates))
+    beside = read_updates(target, reader, before, wrong, longest, clock)
+    results = compare(target, read, beside, given.members, given.others)
+    first = next(iter(read.values()), None)
+    if first is not None:
+        exposure = prove(exposure, target, first.bag, given.members, given.others)
+    return results, exposure
 
 
 def rebuild_one(given: Given, update: Tensors) -> Reconstruction | None:
     """The same attack on one changed update, beside the baseline; None where no token can be looked for in it."""
-    captured = given.rounds[0][0]
-    assert isinstance(given.target, Target)
-    tokens = len(distinct_tokens(given.target, given.members))
-    exposure = expose(given.target, replace(captured, names=tuple(sorted(update))), given.recipe, tokens)
-    if not exposure.readers:
+    reader, target = given.reader, given.target
+    assert isinstance(target, Target)
+    if isinstance(reader, str):
         return None
-    length = max(len((given.target.encoded.tokens or ())[i]) for i in given.members)
-    looked, _ = reconstruction.look(
-        given.target,
-        exposure,
-        captured.before.tensors,
-        {"changed": update},
-        length,
-        given.clock.part(SPAN_SHARE),
+    before = given.shown[0].before.tensors
+    read = read_updates(
+        target, reader, before, {"changed": update}, given.longest, given.clock.part(SPAN_SHARE)
     )
-    return next(iter(reconstruction.compare(given.target, looked, None, given.members, given.others)), None)
+    return next(iter(compare(target, read, {}, given.members, given.others)), None)
 
 
-def _wrong_update(given: Given, captured: Captured) -> Tensors | None:
-    """The recipe on as many non-members; None where it cannot be repeated or does not fit the time."""
+def _wrong_updates(given: Given, captured: Captured) -> dict[str, Tensors]:
+    """The recipe on as many non-members, as each view shows it; empty where it cannot be repeated or has no time."""
     assert isinstance(given.target, Target)
     if not given.has_loss or not given.others or given.recipe.observed in ("sum", "final"):
-        return None
+        return {}
     replay = Replay(
         given.target, captured.before.tensors, given.target.trainable(captured.names), given.recipe
     )
-    rows = np.asarray(given.others[: max(1, len(given.members))], np.int64)
+    rows = np.asarray(_strangers(given)[: max(1, len(given.members))], np.int64)
+    if not len(rows):
+        return {}
     if replay.missing() or not given.clock.allows(replay.seconds(rows), "the wrong-update control"):
-        return None
+        return {}
     given.clock.tell("training the wrong-update control on non-members")
-    return replay.update(rows, given.seed)
+    generator = torch.Generator().manual_seed(given.seed + WRONG_STREAM)
+    wrong = replay.update(rows, given.seed)
+    return control_columns(captured, wrong, given.recipe, given.beside, generator)
+
+
+def _strangers(given: Given) -> list[int]:
+    """Non-members that are not, word for word, members too: training on those is no control."""
+    texts = None if given.rows is None else given.rows.texts
+    inside = {texts[i] for i in given.members} if texts else set()
+    return [i for i in given.others if not texts or texts[i] not in inside]
 
 
 def read_labels(given: Given) -> Labels | None:
@@ -175,7 +214,7 @@ def ask_membership(given: Given) -> tuple[Measured | None, Belonging | None]:
         return None, None
     given.clock.tell("are members and non-members from one distribution?")
     shift = measure_shift(rows)
-    measured = measure(given.target, given.rounds, given.recipe, rows, given.clock, given.shadows, given.seed)
+    measured = measure(given.target, given.rounds, given.recipe, given.clock, given.shadows, given.seed)
     return measured, belonging.judge(measured.evidence, rows, given.fpr, shift, measured.not_made)
 
 

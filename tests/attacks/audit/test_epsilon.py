@@ -9,11 +9,13 @@ import torch
 from securefed_attacks.audit import audit
 from securefed_attacks.audit.belonging import judge as judge_membership
 from securefed_attacks.audit.candidates import Candidates
-from securefed_attacks.audit.epsilon import bound_epsilon, covered, judge
+from securefed_attacks.audit.columns import covered
+from securefed_attacks.audit.epsilon import bound_epsilon, judge
 from securefed_attacks.audit.recipe import Recipe
 from securefed_attacks.audit.shift import Shift
 from securefed_attacks.audit.verdict import VERDICTS, Finding, at_least, strongest
 from securefed_attacks.membership import Evidence
+from securefed_attacks.statistics import Interval
 from tests.attacks.audit import scenes
 
 
@@ -23,7 +25,7 @@ def verdict(n: int, claimed: float, coins: bool = True, separation: float = 0.0,
     assert rows.member is not None
     evidence = {"raw update": Evidence(loss=rng.normal(size=n) - separation * rows.member)}
     results = judge_membership(evidence, rows, 0.01, Shift(None), {}).results
-    (found,) = judge(bound_epsilon(results, rows, claimed, Recipe()))
+    (found,) = judge(bound_epsilon(results, rows, claimed, 1e-5, {"raw update"}))
     return found
 
 
@@ -50,6 +52,32 @@ def test_without_coins_no_bound_is_claimed() -> None:
     found = verdict(400, 1.0, coins=False, separation=20.0)
     assert found.verdict == "UNDERPOWERED"
     assert "fair coin" in found.reason
+
+
+@pytest.mark.parametrize("share", [0.17, 0.83])
+def test_memberships_that_no_fair_coin_gives_refute_nothing(share: float) -> None:
+    """Guessing the larger group would be right far more often than half: a bound from it says nothing."""
+    rng = np.random.default_rng(0)
+    rows = Candidates(inputs=torch.zeros(400, 1), member=np.arange(400) < share * 400, coins=True)
+    results = judge_membership(
+        {"raw update": Evidence(loss=rng.normal(size=400))}, rows, 0.01, Shift(None), {}
+    )
+    found = bound_epsilon(results.results, rows, 0.5, 1e-5, {"raw update"})
+    assert found.bound is None
+    (said,) = judge(found)
+    assert said.verdict == "UNDERPOWERED"
+    assert "a fair coin" in found.unfair
+
+
+def test_groups_that_differ_without_the_model_were_not_drawn_by_coins() -> None:
+    rng = np.random.default_rng(1)
+    rows = Candidates(inputs=torch.zeros(400, 1), member=rng.random(400) < 0.5, coins=True)
+    results = judge_membership(
+        {"raw update": Evidence(loss=rng.normal(size=400))}, rows, 0.01, Shift(None), {}
+    )
+    shift = Shift(Interval(0.9, 0.85, 0.95, 0.99))
+    assert bound_epsilon(results.results, rows, 0.5, 1e-5, {"raw update"}, shift).bound is None
+    assert bound_epsilon(results.results, rows, 0.5, 1e-5, {"raw update"}, Shift(None)).bound is not None
 
 
 def test_true_claims_fail_in_fewer_than_one_of_twenty_audits() -> None:

@@ -7,13 +7,21 @@ import pytest
 import torch
 
 from securefed_attacks.audit import audit
+from securefed_attacks.audit.base import open_target
 from securefed_attacks.audit.belonging import judge, smallest_detectable
-from securefed_attacks.audit.candidates import Candidates
+from securefed_attacks.audit.candidates import Candidates, read_candidates
+from securefed_attacks.audit.captured import capture
+from securefed_attacks.audit.recipe import Recipe
+from securefed_attacks.audit.replay import Replay
 from securefed_attacks.audit.shift import Shift, measure_shift
+from securefed_attacks.audit.states import read_state
+from securefed_attacks.audit.target import Target
 from securefed_attacks.membership import CalibratedLoss, Evidence, LiRAOnline, Loss, UpdateCosine
-from securefed_attacks.statistics import auc, auc_interval
+from securefed_attacks.statistics import Interval, auc, auc_interval
 from securefed_attacks.update_cosine import update_cosine
 from tests.attacks.audit import scenes
+
+ALIKE = Shift(Interval(0.5, 0.45, 0.55, 0.99))
 
 
 def findings(report: object, section: str = "membership") -> dict[str, str]:
@@ -49,6 +57,20 @@ def test_ten_records_carry_no_verdict_however_clear_they_look() -> None:
     report = audit(scene.before, scene.after, **scene.given())
     assert report.verdict == "UNDERPOWERED"
     assert "needs at least 100 non-members, found 5: 95 more" in report.text()
+
+
+def test_members_too_few_for_the_check_on_a_shift_carry_no_leak() -> None:
+    scene = scenes.memorized(members=8)
+    report = audit(scene.before, scene.after, **scene.given())
+    assert set(findings(report).values()) == {"UNDERPOWERED"}
+    assert "too few to see whether they differ" in report.text()
+
+
+def test_rounds_in_which_nothing_moved_are_passed_over() -> None:
+    scene = scenes.memorized()
+    states = [scene.before, scene.before, scene.after, scene.after]
+    report = audit(states[:-1], states[1:], **scene.given())
+    assert findings(report) == {"raw update": "LEAKS", "final model": "LEAKS"}
 
 
 def test_a_shift_between_the_groups_is_noticed_and_voids_the_verdict() -> None:
@@ -101,7 +123,7 @@ def test_scores_of_chance_are_called_a_leak_in_fewer_than_one_of_twenty_audits(
             )
             for view in ("raw update", "sum")
         }
-        found = judge(evidence, rows, 0.01, Shift(None), {})
+        found = judge(evidence, rows, 0.01, ALIKE, {})
         alarms += any(f.verdict == "LEAKS" for f in found.findings)
     assert alarms <= audits / 20
 
@@ -118,7 +140,7 @@ def test_the_smallest_detectable_rate_is_the_one_from_which_judge_says_leaks() -
         loss = np.linspace(0, 1, 260)
         loss[:hits] = -5 + np.linspace(0, 1, hits)
         loss[hits:members] = 2 + np.linspace(0, 1, members - hits)
-        found = judge({"final model": Evidence(loss=loss)}, rows, 0.01, Shift(None), {})
+        found = judge({"final model": Evidence(loss=loss)}, rows, 0.01, ALIKE, {})
         assert found.findings[0].verdict == said
 
 
@@ -212,3 +234,42 @@ def test_calibration_finds_a_hard_member_that_the_loss_hides() -> None:
     evidence = Evidence(loss=after, reference=before)
     assert auc(CalibratedLoss()(evidence), member) == 1.0
     assert auc(Loss()(evidence), member) < 1.0
+
+
+# ------------------------------------------------------------------------------------------------ shadows
+
+
+def replayed(recipe: dict[str, object]) -> tuple[Replay, scenes.Scene]:
+    scene = scenes.memorized(steps=60)
+    pair = capture(read_state(scene.before, "before"), read_state(scene.after, "after"))
+    rows = read_candidates((scene.x, scene.y), scene.member)
+    target = open_target(scene.model, pair, rows, Recipe.of(recipe))
+    assert isinstance(target, Target)
+    return Replay(target, pair.before.tensors, target.trainable(pair.names), Recipe.of(recipe)), scene
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"momentum": 0.9}, {"optimizer": "adamw", "learning_rate": 0.01, "weight_decay": 0.1}]
+)
+def test_shadows_trained_together_are_those_trained_one_by_one(more: dict[str, object]) -> None:
+    replay, _ = replayed({**scenes.RECIPE, "steps": 9, **more})
+    rows = [np.arange(30), np.arange(25, 90), np.arange(100, 140)]
+    together = replay.together(rows, [5, 6, 7])
+    assert together is not None
+    for k, update in enumerate(together):
+        alone = replay.update(rows[k], 5 + k)
+        assert all(torch.allclose(update[n], alone[n], atol=1e-5) for n in alone)
+
+
+def test_what_cannot_be_trained_together_is_trained_one_by_one() -> None:
+    replay, _ = replayed(scenes.RECIPE)
+    assert replay.together([np.arange(5), np.arange(60)], [0, 1]) is None, "a batch that is not full"
+
+
+def test_lira_is_played_and_finds_what_was_learned_by_heart() -> None:
+    scene = scenes.memorized()
+    recipe = {**scenes.RECIPE, "steps": 400}
+    report = audit(scene.before, scene.after, **scene.given(shadows=8, recipe=recipe))
+    assert report.membership is not None
+    played = {r.attack: r for r in report.membership.results if r.view == "final model"}
+    assert played["LiRA online"].auc.low > 0.8
