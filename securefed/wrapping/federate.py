@@ -31,7 +31,7 @@ from securefed.config import Component, Config, PrivacyConfig, ServerConfig
 from securefed.config.schema import Noise
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.engine.exchange import opened
-from securefed.errors import BudgetExceeded, CheckpointError, PrivacyError
+from securefed.errors import BudgetExceeded, CheckpointError, ConfigError, DataError, PrivacyError
 from securefed.federation import Result, new_folder
 from securefed.grouping import fixed_groups
 from securefed.mechanisms import plan_noise
@@ -123,6 +123,12 @@ def federate(
             "example-level privacy needs every record's gradient clipped inside training, and train_fn may do anything with a record; "
             'use unit="client" here, or sf.make_private in a loop of your own, or sf.run for a federation'
         )
+    if not callable(train_fn) or not (evaluate is None or callable(evaluate)):
+        raise ConfigError(
+            "train_fn and evaluate are functions: train_fn(model, shard, round), evaluate(model)"
+        )
+    if not (hasattr(shards, "__len__") and hasattr(shards, "__getitem__")):
+        raise DataError(f"shards is a sequence, one shard for each client, found {type(shards).__name__}")
     config = make_config(
         len(shards),
         rounds=rounds,

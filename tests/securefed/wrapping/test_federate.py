@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -354,3 +355,88 @@ def test_shares_are_encrypted_under_ckks(tmp_path: Path) -> None:
 def test_shared_noise_that_protects_nobody_is_refused(tmp_path: Path, changes: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         federate(tmp_path, **changes)
+
+
+# ------------------------------------------------------------------------------------- what was found by trying
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"unit": "Client"}, "did you mean 'client'"),
+        ({"unit": None}, "privacy.unit"),
+        ({"clients_per_round": 2.5}, "a whole number"),
+        ({"rounds": 1.5}, "rounds must be a whole number"),
+        ({"rounds": True}, "rounds must be a whole number"),
+        ({"delta": "1e-5"}, "privacy.delta must be a number"),
+        ({"clip": math.inf}, "max_grad_norm must be a finite number"),
+        ({"accountant": "gdp"}, "privacy.accountant"),
+        ({"seed": "x"}, "seed must be a whole number"),
+        ({"server": 5}, "server is a table"),
+        ({"protection": 5}, "protection is a name"),
+        ({"train": 5}, "train_fn"),
+        ({"evaluate": 5}, "evaluate"),
+        ({"shards": None}, "shards is a sequence"),
+        ({"shards": [object()] * 3, "data_id": None}, 'data_id="..."'),
+    ],
+)
+def test_what_is_of_no_known_word_or_type_is_refused_before_anything_is_trained(
+    tmp_path: Path, home: Path, wrong: dict[str, Any], said: str
+) -> None:
+    """A unit that is mistyped was once released without noise, at an epsilon of zero."""
+    model = weights()
+    with pytest.raises(sf.SecureFedError, match=said):
+        federate(tmp_path, model=model, **wrong)
+    assert not model["w"].any()
+    with sf.Ledger.site() as ledger:
+        assert ledger.events(unit="client") == ()
+
+
+def test_shards_that_are_dicts_or_numbers_have_a_fingerprint(tmp_path: Path, home: Path) -> None:
+    for number, shards in enumerate([[{"x": np.ones(3), "y": k} for k in range(3)], [1.0, 2.0, 3.0]]):
+        done = federate(
+            tmp_path / str(number), train=lambda m, s, r: None, shards=shards, data_id=None, rounds=1
+        )
+        assert done.rounds == 1
+
+
+def test_a_client_that_puts_its_own_tensors_into_the_model_is_refused(tmp_path: Path, home: Path) -> None:
+    """The global weights would be written to tensors that nobody reads, and what it trained stay in the model."""
+    model = torch.nn.Linear(2, 1)
+
+    def assign(lent: torch.nn.Module, shard: float, round: int) -> None:
+        lent.load_state_dict({k: v + shard for k, v in lent.state_dict().items()}, assign=True)
+
+    with pytest.raises(ModelError, match="another tensor in the place of weight"):
+        federate(tmp_path, train=assign, model=model)
+
+    def grow(lent: torch.nn.Module, shard: float, round: int) -> None:
+        lent.more = torch.nn.Parameter(torch.full((2,), shard))
+
+    with pytest.raises(ModelError, match="added more"):
+        federate(tmp_path / "b", train=grow, model=torch.nn.Linear(2, 1))
+
+
+def test_a_buffer_that_no_state_names_goes_back_too(tmp_path: Path, home: Path) -> None:
+    class Counting(torch.nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 1)
+            self.register_buffer("seen", torch.zeros(3), persistent=False)
+
+    def remember(lent: Any, shard: float, round: int) -> None:
+        lent.seen += 1000 * shard
+
+    model = Counting()
+    federate(tmp_path, train=remember, model=model)
+    assert not model.seen.any()
+
+
+def test_the_command_states_integer_noise_by_the_accountant_that_is_valid_for_it(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = federate(tmp_path, noise="skellam", protection="masking", rounds=1)
+    assert done.ledger is not None
+    assert main(["epsilon", str(done.folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["epsilon"], told["accountant"]) == (done.ledger.statement(1e-3).epsilon, "rdp")
+    assert main(["epsilon", str(done.folder), "--accountant", "pld"]) != 0
