@@ -19,7 +19,7 @@ from securefed.data import load_dataset, make_shards
 from securefed.data.public import public_records
 from securefed.data.records import Dataset, Examples, Shard
 from securefed.engine.liars import poisoned
-from securefed.errors import ConfigError
+from securefed.errors import ConfigError, PrivacyError
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
 from securefed.registry import ALGORITHMS, make
@@ -183,11 +183,21 @@ def register(ledger: Ledger, run: str, assembly: Assembly) -> None:
 
     Under client-level DP the only mechanism is the server's, so the ledger has one line, `SERVER`,
     whose records are the clients.
+
+    Raises:
+        PrivacyError: a record of two clients in one noised sum.
     """
     unit = assembly.config.privacy.unit
     if unit == "example":
         keys = {s.client: ShardKey(s.digest, len(s.train)) for s in assembly.shards}
-        ledger.register(run, keys, assembly.dataset.account, "example", disjoint=disjoint(assembly.shards))
+        apart = disjoint(assembly.shards)
+        if assembly.config.fedsgd and not apart:
+            # Two copies move one sum by two clips under one noise: more than both clients' events composed.
+            raise PrivacyError(
+                "the same record lies at two clients, and algorithm fedsgd hides one copy of it under its one noise; remove "
+                'the copies, or use algorithm = "fedavg", where each client\'s own noise hides its own'
+            )
+        ledger.register(run, keys, assembly.dataset.account, "example", disjoint=apart)
     elif unit == "client":
         whole = {SERVER: ShardKey(assembly.dataset.digest, len(assembly.shards))}
         if assembly.config.privacy.noise == "local":  # each client charges itself

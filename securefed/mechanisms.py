@@ -58,9 +58,9 @@ class NoisePlan:
         if self.guarantee is None:
             return None
         if self.guarantee.steps is not None:
-            return StepRelease(self.guarantee.steps, self.sizes)
-        if config.privacy.unit != "client" or config.privacy.noise == "local":
-            return None
+            return StepRelease(self.guarantee.steps, self.sizes, ledger)
+        if config.privacy.unit == "example" or config.privacy.noise == "local":
+            return None  # each client adds and charges its own
         assert ledger is not None
         sigma, budget = self.guarantee.noise_multiplier, self.guarantee.budget
         if self.mechanisms is not None:

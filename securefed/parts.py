@@ -20,7 +20,6 @@ from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
 from securefed.root import Root
 from securefed.rounds import Rounds
-from securefed.types import SERVER
 
 
 class Parts:
@@ -94,7 +93,7 @@ class Parts:
         if self.guarantee is None or self.ledger is None or budget is None:
             return
         if self.mechanism is not None and not isinstance(self.mechanism, StepRelease):
-            self.ledger.admit(run=self.run_id, client=SERVER, event=self.mechanism.event, budget=budget)
+            self.mechanism.admit()
             return
         event = self.mechanism.event_of(0) if self.mechanism is not None else self.runner.event()
         refused: BudgetExceeded | None = None

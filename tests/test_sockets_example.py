@@ -143,3 +143,25 @@ def test_the_server_ends_though_a_client_never_answers(example: Any, tmp_path: P
     for party in parties:
         finish(party)
     assert 4 not in metrics(tmp_path)[0]["survivors"]
+
+
+def test_terms_that_claim_less_than_they_spend_are_stopped_by_the_clients_own_ledger(
+    example: Any, tmp_path: Path, home: Path
+) -> None:
+    """What a server signs as its epsilon is its word only; the client's ledger counts what is really released."""
+    import learn  # type: ignore[import-not-found]  # the example's own folder is on the path
+
+    (tmp_path / "client-0").mkdir()
+    np.savez(tmp_path / "client-0" / "data.npz", images=np.ones((5, 65), np.float32), labels=np.arange(5))
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        learner = learn.Learner(tmp_path / "client-0", ledger, "run")
+        model = np.zeros(learn.SIZE, np.float32)
+        liar = sf.Terms("masking", 10, 4, noise_multiplier=1.0, epsilon=2.0, delta=1e-3)
+        with pytest.raises(sf.BudgetExceeded, match="of 2 at delta"):
+            learner.update(model, 0, liar)
+        assert ledger.events(run="run") == ()
+        silent = sf.Terms("masking", 10, 4, noise_multiplier=1.0)
+        assert learner.update(model, 0, silent).shape == (learn.SIZE,)
+        (home / "policy.toml").write_text("max_epsilon = 5.0\n")
+        with pytest.raises(sf.BudgetExceeded, match="of 5 at delta"):
+            learner.update(model, 1, silent)

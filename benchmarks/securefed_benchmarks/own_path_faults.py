@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefed.crypto.entropy import Stream
-from securefed.privacy import distributed, server_mechanism
+from securefed.privacy import client_level, distributed, server_mechanism, shared_release
 from securefed.privacy.client_level import Clipped
 from securefed.privacy.distributed import DistributedMechanism
 from securefed.privacy.ledger import Ledger
+from securefed.privacy.matrix_factorization import Participation
 from securefed.privacy.rotation import rotate
 from securefed.privacy.samplers import Sampler
-from securefed.training import client, dp
+from securefed.training import dp
 from securefed.types import Vector
-from securefed.wrapping import federate
 
 Fault = Callable[[], AbstractContextManager[None]]
 
@@ -57,7 +57,7 @@ def no_clip() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(dp, "MARGIN", 1e12))
-        for module in (server_mechanism, client, federate, distributed):
+        for module in (client_level, server_mechanism, shared_release, distributed):
             stack.enter_context(patch.object(module, "clip_update", unclipped))
         stack.enter_context(patch.object(DistributedMechanism, "_rounded", rounded))
         yield
@@ -90,10 +90,18 @@ def nine_of_ten_unlogged() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def in_every_round() -> Iterator[None]:
+    """Clients take part in every round, whatever separation their noise was scaled for."""
+    with patch.object(Participation, "allows", lambda self, taken, round: True):
+        yield
+
+
 FAULTS: Mapping[str, Fault] = {
     "noise / 10": a_tenth_of_the_noise,
     "no clip": no_clip,
     "rate 0.01 run at 1": everybody_every_time,
     "9 of 10 rounds unlogged": nine_of_ten_unlogged,
+    "in every round": in_every_round,
 }
 """Name -> the context in which the fault is there."""

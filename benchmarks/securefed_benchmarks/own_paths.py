@@ -41,6 +41,9 @@ RATE = 0.1
 FAR = 20.0
 """Length of a canary client's update in clips."""
 
+TOGETHER = 10
+"""Clients of a masked sum of records."""
+
 Noise = Literal["central", "skellam", "discrete-gaussian"]
 
 
@@ -73,6 +76,8 @@ class Job:
         unit: "example": one client holds a record for each canary. "client": each canary is a client.
         noise_multiplier: over the sensitivity. sample_rate: of records; of clients where the server adds the noise.
         steps: private steps a round (example level).
+        together: at example level, one step of all clients a round (`fedsgd`) in place of each client's own steps.
+        adaptive: at client level, the clip follows the norms, for a noised bit a client.
     """
 
     unit: Literal["example", "client"]
@@ -81,11 +86,18 @@ class Job:
     noise: Noise = "central"
     sample_rate: float = 1.0
     steps: int = 1
+    together: bool = False
+    adaptive: bool = False
+
+    @property
+    def holders(self) -> int:
+        """Clients who hold the canaries' records, at example level."""
+        return TOGETHER if self.together and self.noise != "central" else 1
 
     def __call__(self, canaries: Canaries, folder: Path, entropy: Entropy | None = None) -> Released:
         """Plays the job into a new folder."""
         config = load_config(self._tree(canaries.m))
-        assembly = _assembly(config, canaries)
+        assembly = _assembly(config, canaries, self.holders)
         federation = Federation(assembly, folder, secrets.token_hex(8), entropy or SystemEntropy())
         folder.mkdir(parents=True)
         try:
@@ -112,14 +124,24 @@ class Job:
         tree: dict[str, Any] = {}
         if self.unit == "example":
             privacy["sample_rate"] = self.sample_rate
-            train = {"steps": self.steps, "learning_rate": RATE, "physical_batch": 256}
+            train = {"steps": self.steps, "physical_batch": 256}
+            if self.together:
+                tree |= {"algorithm": "fedsgd", "server": {"learning_rate": RATE}}
+            else:
+                train["learning_rate"] = RATE
         elif self.noise == "central":
             tree["clients_per_round"] = round(self.sample_rate * m) % m
-        else:
-            tree["protection"] = {"name": "masking", "bits": 24}
+        if self.noise != "central":
+            tree["protection"] = {"name": "masking", "bits": 32 if self.together else 24}
+        if self.adaptive:
+            privacy["clip"] = "adaptive"
         return tree | {
             "rounds": self.rounds,
-            "data": {"name": "digits", "clients": 1 if self.unit == "example" else m, "partition": "iid"},
+            "data": {
+                "name": "digits",
+                "clients": self.holders if self.unit == "example" else m,
+                "partition": "iid",
+            },
             "model": {"name": "logistic", "adapter": "full"},
             "train": train,
             "privacy": privacy,
@@ -128,7 +150,7 @@ class Job:
         }
 
 
-def _assembly(config: Config, canaries: Canaries) -> Assembly:
+def _assembly(config: Config, canaries: Canaries, holders: int = 1) -> Assembly:
     """The parts of the job, with canaries' images in place of a data set and a model that begins at zero."""
     images = np.stack([_image(canaries, j) for j in range(canaries.m)])
     records = Examples(images=images, labels=np.ones(canaries.m, np.int64))
@@ -137,7 +159,10 @@ def _assembly(config: Config, canaries: Canaries) -> Assembly:
     nothing = test.take([])
     shards: tuple[Shard, ...]
     if config.privacy.unit == "example":
-        shards = (Shard(0, "canaries", records, nothing, digests[0]),)
+        shards = tuple(
+            Shard(k, f"canaries {k}", records.take(list(range(k, canaries.m, holders))), nothing, digests[k])
+            for k in range(holders)
+        )
     else:
         shards = tuple(Shard(j, f"canary {j}", records.take([j]), nothing, d) for j, d in enumerate(digests))
     dataset = Dataset(
@@ -220,6 +245,7 @@ class Foreign:
     noise_multiplier: float
     rounds: int = 1
     sample_rate: float = 1.0
+    adaptive: bool = False
 
     def __call__(self, canaries: Canaries, folder: Path, entropy: Entropy | None = None) -> Released:
         """Federates a function that adds the canary's direction, loud, to the model it is lent."""
@@ -236,6 +262,7 @@ class Foreign:
             noise_multiplier=self.noise_multiplier,
             delta=DELTA,
             clip=CLIP,
+            adaptive_clip=self.adaptive,
             clients_per_round=round(self.sample_rate * canaries.m) % canaries.m,
             data_id="canaries",
             ledger=sf.Ledger(folder.with_suffix(".sqlite")),

@@ -33,6 +33,7 @@ from securefed_attacks.canaries import (
     one_run_audit,
 )
 from securefed_attacks.many_runs import many_runs_audit
+from securefed_benchmarks.own_factored import Factored
 from securefed_benchmarks.own_path_faults import FAULTS
 from securefed_benchmarks.own_paths import DELTA, Foreign, Job, Loop
 from securefed_benchmarks.own_words import Words
@@ -55,7 +56,7 @@ class Case:
     """
 
     name: str
-    path: Job | Loop | Foreign | Words
+    path: Job | Loop | Foreign | Words | Factored
     canaries: int
     fault: str = ""
     assumes: Assumed = "nothing"
@@ -71,6 +72,12 @@ def honest(m: int) -> list[Case]:
         Case("client, job", Job("client", 4.0, rounds=3), m, assumes="gaussian"),
         Case("client, job, rate 0.1", Job("client", 1.0, rounds=10, sample_rate=0.1), m),
         Case("client, federate", Foreign(4.0, rounds=3), m, assumes="gaussian"),
+        Case("example, fedsgd", Job("example", 5.0, rounds=3, together=True), m, assumes="gaussian"),
+        Case("example, fedsgd, rate 0.1", Job("example", 1.5, rounds=10, sample_rate=0.1, together=True), m),
+        Case("example, fedsgd, masked Skellam", Job("example", 4.0, noise="skellam", together=True), m),
+        Case("client, adaptive clip", Job("client", 4.0, rounds=3, adaptive=True), m, assumes="gaussian"),
+        Case("client, federate, adaptive clip", Foreign(4.0, rounds=3, adaptive=True), m, assumes="gaussian"),
+        Case("client, matrix factorization", Factored(3.0), m, assumes="gaussian"),
         Case("client, masked Skellam", Job("client", 2.0, noise="skellam"), MASKED),
         Case("client, masked discrete Gaussian", Job("client", 2.0, noise="discrete-gaussian"), MASKED),
         Case("client, Skellam, many runs", Words("skellam", 1.25), RUNS),
@@ -85,16 +92,26 @@ def broken(m: int) -> Iterator[Case]:
         yield Case("example, make_private", Loop(4.0), m, fault)
         yield Case("client, job", Job("client", 4.0), m, fault)
         yield Case("client, federate", Foreign(4.0), m, fault)
+        yield Case("example, fedsgd", Job("example", 4.0, together=True), m, fault)
+        yield Case("client, adaptive clip", Job("client", 4.0, adaptive=True), m, fault)
+        yield Case("client, federate, adaptive clip", Foreign(4.0, adaptive=True), m, fault)
+        yield Case("client, matrix factorization", Factored(4.0), m, fault)
         yield Case("client, masked Skellam", Job("client", 2.5, noise="skellam"), MASKED, fault)
         yield Case(
             "client, masked discrete Gaussian", Job("client", 2.5, noise="discrete-gaussian"), MASKED, fault
         )
+    masked = Job("example", 4.0, noise="skellam", together=True)
+    yield Case("example, fedsgd, masked Skellam", masked, m, "noise / 10")
+    yield Case("client, matrix factorization", Factored(3.0, separation=12), m, "in every round", "gaussian")
     fault = "rate 0.01 run at 1"
+    yield Case("example, fedsgd", Job("example", 1.0, rounds=60, sample_rate=0.01, together=True), m, fault)
     yield Case("example, job", Job("example", 1.0, sample_rate=0.01, steps=60), m, fault)
     yield Case("example, make_private", Loop(1.0, steps=60, sample_rate=0.01), m, fault)
     yield Case("client, job", Job("client", 0.7, rounds=10, sample_rate=0.01), m, fault)
     yield Case("client, federate", Foreign(0.7, rounds=10, sample_rate=0.01), m, fault)
     fault = "9 of 10 rounds unlogged"
+    yield Case("example, fedsgd", Job("example", 1.5, rounds=10, together=True), m, fault, "gaussian")
+    yield Case("client, adaptive clip", Job("client", 1.5, rounds=10, adaptive=True), m, fault, "gaussian")
     yield Case("example, job", Job("example", 1.5, rounds=10), m, fault, "gaussian")
     yield Case("example, make_private", Loop(1.5, steps=10), m, fault, "gaussian")
     yield Case("client, job", Job("client", 1.5, rounds=10), m, fault, "gaussian")

@@ -28,7 +28,7 @@ def train(learner: Learner, work: Work, folder: Path, hold: int) -> Any:
     """The update of one round; kept in this client's own folder too, for whoever checks the sum."""
     if work.round == hold:
         threading.Event().wait()
-    update = learner.update(work.model, work.round, work.terms.noise_multiplier)
+    update = learner.update(work.model, work.round, work.terms)
     np.save(folder / f"sent-{work.round:04d}.npy", update)
     return update
 
@@ -92,7 +92,13 @@ async def work_on(
     writer: asyncio.StreamWriter,
 ) -> None:
     """Trains beside the loop, so that the protocol's messages are answered meanwhile."""
-    update = await asyncio.to_thread(train, learner, work, folder, hold)
+    try:
+        update = await asyncio.to_thread(train, learner, work, folder, hold)
+    except (
+        sf.BudgetExceeded
+    ) as error:  # the terms claimed less than they spend; the round goes on without this client
+        print(f"spent: {error}", flush=True)
+        return
     try:
         reply = session.submit(update)
     except sf.ProtocolError as error:  # too late: the round has ended without this client

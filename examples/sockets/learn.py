@@ -6,6 +6,7 @@ gives back carries its noise.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ import numpy as np
 
 import securefed as sf
 from securefed.crypto.entropy import SystemEntropy
+from securefed.privacy.budget import Budget
 from securefed.privacy.events import SampledGaussian
+from securefed.privacy.policy import load_policy
 from securefed.privacy.records import ShardKey
+from securefed.sessions import Terms
 
 CLASSES, PIXELS = 10, 64
 SIZE = CLASSES * (PIXELS + 1)
 CLIP, RATE = 1.0, 4.0
+DELTA = 1e-5
+"""Where the terms name none."""
 
 
 def deal_digits(root: Path, clients: int) -> None:
@@ -43,10 +49,19 @@ class Learner:
         records = ShardKey(folder.name.encode().hex(), len(self.images))
         ledger.register(run, {0: records}, f"digits of {folder.name}", "example")
 
-    def update(self, model: Any, round: int, noise_multiplier: float) -> Any:
-        """New minus old after one noisy step over all records, float32 (d,); reserved before, settled after."""
+    def update(self, model: Any, round: int, terms: Terms) -> Any:
+        """New minus old after one noisy step over all records, float32 (d,); reserved before, settled after.
+
+        The ledger holds what the terms claim, and this site's own cap, against what they make this client spend.
+
+        Raises:
+            BudgetExceeded: this round would break either; nothing is charged, and nothing may be sent.
+        """
+        noise_multiplier = terms.noise_multiplier
         event = SampledGaussian(noise_multiplier, 1.0, 1)
-        reservation = self.ledger.reserve(run=self.run, client=0, round=round, event=event)
+        claimed = Budget(math.inf if terms.epsilon is None else terms.epsilon, terms.delta or DELTA)
+        budget = load_policy().tighten(claimed)
+        reservation = self.ledger.reserve(run=self.run, client=0, round=round, event=event, budget=budget)
         weights = model.reshape(CLASSES, PIXELS + 1)
         errors = softmax(self.images @ weights.T) - np.eye(CLASSES, dtype=np.float32)[self.labels]
         # a record's gradient is errors x images, so its norm is the product of theirs

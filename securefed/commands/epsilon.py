@@ -38,7 +38,7 @@ def play(args: argparse.Namespace) -> int:
     from securefed.commands.output import say, say_json
     from securefed.privacy.ledger import Ledger
 
-    run, delta, accountant = _asked(args)
+    run, delta, jobs = _asked(args)
     if not 0 < delta < 1:
         raise PrivacyError(f"--delta must lie strictly between 0 and 1, got {delta:g}")
     with Ledger.site() as ledger:
@@ -47,6 +47,7 @@ def play(args: argparse.Namespace) -> int:
         if args.export is not None:
             ledger.check()
             ledger.export(args.export)
+        accountant = args.accountant or _valid(jobs, view)
         statement = view.statement(delta, accountant)
         one = None if args.client is None else _client(view, args.client, delta, accountant)
     if args.json:
@@ -67,12 +68,12 @@ def _tree(text: str) -> dict[str, Any]:
 
 
 def _asked(args: argparse.Namespace) -> tuple[str, float, Any]:
-    """Run id, delta and accountant; those of the folder's job where nothing else was said."""
+    """Run id, delta (the folder's job's where nothing else was said) and the job's accountant, if any."""
     folder = Path(args.run)
     if not folder.is_dir():
         if len(folder.parts) > 1:
             raise PrivacyError(f"no folder {folder}; give a result folder, or the run's id")
-        return args.run, DELTA if args.delta is None else args.delta, args.accountant
+        return args.run, DELTA if args.delta is None else args.delta, None
 
     from securefed.config import load_config
     from securefed.errors import CheckpointError
@@ -85,14 +86,21 @@ def _asked(args: argparse.Namespace) -> tuple[str, float, Any]:
         if stored.get("unit") == "none":
             raise PrivacyError(f"{folder} was not private: no epsilon holds")
         delta = float(stored["delta"]) if args.delta is None else args.delta
-        return str(stored["run"]), delta, args.accountant or stored.get("accountant")
+        return str(stored["run"]), delta, stored.get("accountant")
     privacy = load_config(folder / "config.toml").privacy
     if privacy.unit == "none":
         raise PrivacyError(
             f"{folder} was not private: nothing bounds what its updates tell, so no epsilon holds"
         )
     delta = privacy.delta if args.delta is None else args.delta
-    return str(stored["run"]), delta, args.accountant or privacy.accountant
+    return str(stored["run"]), delta, privacy.accountant
+
+
+def _valid(accountant: Any, view: RunView) -> Any:
+    """The job's accountant; none, so that the tightest that is valid answers, where it does not cover the job's noise."""
+    from securefed.privacy.events import covers
+
+    return accountant if accountant and covers(accountant, view.events()) else None
 
 
 def _known(ledger: Any, name: str, run: str) -> None:

@@ -5,6 +5,7 @@ from securefed.config.check import check as check
 from securefed.config.check import check_against_shards as check_against_shards
 from securefed.config.load import load_config as load_config
 from securefed.config.load import parse_value as parse_value
+from securefed.config.load import typed as typed
 from securefed.config.schema import Adapter as Adapter
 from securefed.config.schema import Architecture as Architecture
 from securefed.config.schema import AttackConfig as AttackConfig

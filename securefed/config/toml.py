@@ -14,8 +14,8 @@ COMPONENTS = ("algorithm", "protection", "aggregator")
 """Fields of the job that choose a part by name."""
 
 
-def to_tree(config: Config) -> dict[str, Any]:
-    """The config as nested plain values, fields that are None left out; `load_config` reads it back."""
+def to_tree(config: Config, *, keep_none: bool = False) -> dict[str, Any]:
+    """The config as nested plain values, by default without fields that are None; `load_config` reads it back."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Component):
@@ -24,7 +24,7 @@ def to_tree(config: Config) -> dict[str, Any]:
             return {
                 f.name: plain(getattr(value, f.name))
                 for f in fields(value)
-                if getattr(value, f.name) is not None
+                if keep_none or getattr(value, f.name) is not None
             }
         if isinstance(value, tuple):
             return [plain(v) for v in value]

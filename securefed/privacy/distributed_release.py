@@ -251,8 +251,20 @@ class DistributedRelease(JournaledRelease):
         """What a round spends, for every client, whether it is in the cohort or not."""
         return self.mechanisms[self.sizes[round]].event()
 
+    def admit(self) -> None:
+        """Raises BudgetExceeded where not even the first round fits, with its bits; charges nothing."""
+        self._admit_round(0)
+
+    def _admit_round(self, round: int) -> None:
+        self._admit(self.event_of(round), *([] if self.count is None else [self.count.event()]))
+
     def reserve(self, round: int) -> int:
-        """Charges the round before anything is trained. Raises BudgetExceeded, charging nothing."""
+        """Charges the round before anything is trained. Raises BudgetExceeded, charging nothing.
+
+        Where the clip moves these are two charges: both are looked at before the first is made.
+        """
+        if self.count is not None:
+            self._admit_round(round)
         reservation = self._reserve(round, self.event_of(round))
         if self.count is not None:  # nothing of it is sent by itself, so it is settled here
             self.ledger.settle(self._reserve(round, self.count.event()), steps_taken=1)

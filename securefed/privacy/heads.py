@@ -33,16 +33,18 @@ class Witness:
 
         Args:
             head: what the client shows now; None where it keeps no ledger.
-            start, links: its proof, the links after its first `start`. Where that begins after the head
-                that was seen here (a round was missed), nothing can be said.
+            start, links: its proof, the links after its first `start`. One that begins after the head that was seen
+                here proves nothing: whoever asks for proofs asks from the oldest head that a party has seen.
         """
         old = self.seen.get(client)
-        if old is None or (head is not None and old.count < start <= head.count):
+        if old is None:
             if head is not None:
                 self.seen[client] = head
             return None
         if head is None:
             return f"client {client} kept a privacy ledger with {old.count} entries and shows none now"
+        if start > old.count:
+            return f"client {client} does not show its privacy ledger's links since entry {old.count}, which was seen"
         if head.count < old.count:
             return f"client {client}'s privacy ledger was cut short: {old.count} entries were seen, it shows {head.count}"
         if follow(old, links[old.count - start :]) != head:

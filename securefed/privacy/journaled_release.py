@@ -41,9 +41,17 @@ class JournaledRelease(ABC):
         vector = np.frombuffer(payload, "<f4").copy()
         return vector if self.clip is None else self.clip.take(vector)
 
+    def admit(self) -> None:
+        """Raises BudgetExceeded where not even one round fits; charges nothing."""
+        self._admit(self.event)
+
     def reserve(self, round: int) -> int:
         """Charges the round before anything is trained. Raises BudgetExceeded, charging nothing."""
         return self._reserve(round, self.event)
+
+    def _admit(self, event: Event, *beside: Event) -> None:
+        if self.budget is not None:
+            self.ledger.admit(run=self.run, client=SERVER, event=event, budget=self.budget, beside=beside)
 
     def _reserve(self, round: int, event: Event) -> int:
         return self.ledger.reserve(run=self.run, client=SERVER, round=round, event=event, budget=self.budget)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -224,10 +224,12 @@ class Ledger(Continuity):
 
     # ------------------------------------------------------------------------------------- answers
 
-    def admit(self, *, run: str, client: int, event: Event, budget: Budget) -> None:
-        """Raises what `reserve` would raise now; charges nothing."""
+    def admit(
+        self, *, run: str, client: int, event: Event, budget: Budget, beside: Sequence[Event] = ()
+    ) -> None:
+        """Raises what `reserve` would raise now, after the events `beside` it; charges nothing."""
         with self._store.reading() as connection:
-            _admit(connection, run, client, event, budget)
+            _admit(connection, run, client, event, budget, beside)
 
     def events(
         self,
@@ -344,7 +346,12 @@ class Ledger(Continuity):
 
 
 def _admit(
-    connection: sqlite3.Connection, run: str, client: int, event: Event, budget: Budget | None
+    connection: sqlite3.Connection,
+    run: str,
+    client: int,
+    event: Event,
+    budget: Budget | None,
+    beside: Sequence[Event] = (),
 ) -> None:
     """Raises unless this client may spend this event now."""
     row = known_run(connection, run)
@@ -352,11 +359,13 @@ def _admit(
         raise PrivacyError(f"client {client} holds no shard of run {run!r} at {row.unit} level")
     if budget is None:
         return
-    for before in touched(connection, row, client):
+    for met in touched(connection, row, client):
+        before = (*met, *beside)
         if not fits(before, event, budget.epsilon, budget):
             raise BudgetExceeded(refusal(f"client {client}", before, event, budget.epsilon, budget))
     if budget.site_epsilon > 0:
-        for before in touched_at_site(connection, row, client):
+        for met in touched_at_site(connection, row, client):
+            before = (*met, *beside)
             if not fits(before, event, budget.site_epsilon, budget):
                 who = f"this site, on data set {row.dataset!r},"
                 raise BudgetExceeded(refusal(who, before, event, budget.site_epsilon, budget))

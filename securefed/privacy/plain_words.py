@@ -5,8 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from securefed.privacy.events import Accountant, BestOf, Event, NonPrivate, Unit
-from securefed.privacy.words import is_distributed
+from securefed.privacy.events import (
+    Accountant,
+    BestOf,
+    CentralGaussian,
+    Event,
+    NonPrivate,
+    SharedGaussian,
+    Unit,
+)
+from securefed.privacy.words import is_any, is_distributed
 
 ACCOUNTANTS: dict[Accountant, str] = {
     "pld": "PLD, which composes the losses of all steps numerically and rounds up",
@@ -31,6 +39,13 @@ def reading(epsilon: float, delta: float, unit: Unit) -> str:
 
 def trust_model(unit: Unit, clients: int, own_noise: bool, events: Sequence[Event]) -> str:
     """Who has to be honest for it to hold."""
+    if is_any(events, CentralGaussian):
+        return "the server is trusted: it sees the sum of every client before it adds the noise"
+    if is_any(events, SharedGaussian):
+        return (
+            "whoever holds the key is trusted to open nothing but the agreed sums; more than the agreed number of clients "
+            "must not pool what they know, or leave out their share of the noise"
+        )
     if is_distributed(events):
         return (
             "no server is trusted; more than the agreed number of clients must not pool what they know, or leave out "

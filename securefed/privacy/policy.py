@@ -31,6 +31,8 @@ class Asked:
     Attributes:
         epsilon: its target, infinite where it gave only the noise. noise_multiplier: 0 without privacy.
         protection: by name. cohort: clients in a round (expected, where they are sampled).
+        capped: whether a ledger holds this site's cap against the job whatever it claims. If not, a job that claims
+            no epsilon or delta has no limit at all.
     """
 
     epsilon: float
@@ -39,6 +41,7 @@ class Asked:
     protection: str | None = None
     cohort: int | None = None
     rounds: int | None = None
+    capped: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,12 @@ class Policy:
                 self._refuse("max_epsilon", "a job without noise")
             if math.isfinite(asked.epsilon) and asked.epsilon > self.max_epsilon:
                 self._refuse("max_epsilon", f"epsilon = {asked.epsilon:g}")
+            if math.isinf(asked.epsilon) and not asked.capped:
+                self._refuse("max_epsilon", "a job that claims no finite epsilon")
         if asked.delta is not None and private and asked.delta > self.max_delta:
             self._refuse("max_delta", f"delta = {asked.delta:g}")
+        if asked.delta is None and not asked.capped and self.max_delta < 1:
+            self._refuse("max_delta", "a job that claims no delta")
         if asked.noise_multiplier < self.min_noise_multiplier:
             self._refuse("min_noise_multiplier", f"noise_multiplier = {asked.noise_multiplier:.4g}")
         allowed = self.allowed_protections

@@ -8,6 +8,7 @@ part, so every client counts as taking part in every round.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,29 @@ class Shares:
         return centred_bit(vector, clip) + self.count_std / math.sqrt(self.honest) * float(
             stream.normal(1)[0]
         )
+
+
+def bounded(
+    vector: Vector,
+    clip: float,
+    moves: bool,
+    shares: Shares | None,
+    stream: Callable[[], Stream],
+    scale: float = 1.0,
+) -> tuple[Vector, float | None]:
+    """What a client does to its whole update: clips it, scales it, adds its share of the noise where it adds one.
+
+    Args:
+        clip: the round's. moves: whether the clip follows the norms, by the bit that is given back; else that is None.
+        stream: of this client's share, opened only where there is one.
+        scale: public, in (0, 1], so that no norm exceeds the clip after it.
+    """
+    short = vector if scale == 1 else np.float32(scale) * clip_update(vector, clip).vector
+    if shares is None:
+        return clip_update(short, clip).vector, centred_bit(vector, clip) if moves else None
+    own = stream()
+    bit = shares.bit(vector, clip, own) if moves else None
+    return shares.update(short, clip, own), bit
 
 
 @dataclass(frozen=True)

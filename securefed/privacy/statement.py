@@ -13,7 +13,7 @@ from securefed.privacy.exposure import exposures, site_cases, worst
 from securefed.privacy.plain_words import ACCOUNTANTS, amplification, reading, trust_model, tuning
 from securefed.privacy.records import RunRow, find_runs, find_shards
 from securefed.privacy.site import Exposure
-from securefed.privacy.words import describe, held_against, relation_of
+from securefed.privacy.words import describe, held_against, is_one_noise, relation_of
 from securefed.types import SERVER
 
 _ADVERSARY: dict[Unit, str] = {
@@ -33,6 +33,8 @@ _NOT_COVERED = (
     "the same records under another data set name, in a file that has changed since, or at another site",
     "what a person's other records reveal about them",
 )
+_K_TIMES = "for k of them epsilon is k times as large, and delta k e^((k - 1) epsilon) times"
+"""Group privacy: k steps from neighbour to neighbour."""
 _UNIT_WORDS: dict[Unit, str] = {"example": "one record", "client": "everything of one client"}
 
 
@@ -148,7 +150,7 @@ def make_statement(
             spent.accountant,
             [key.records for key in shards.values()],
         ),
-        not_covered=(*_other_unit(connection, row), *_overlap(row, clients), *_NOT_COVERED),
+        not_covered=(*_other_unit(connection, row), *_overlap(row, clients, worst_off), *_NOT_COVERED),
         trust=trust_model(row.unit, clients, bool(local), worst_off),
         amplification=amplification(row.unit, clients, bool(local), worst_off),
         tuning=tuning(worst_off),
@@ -181,8 +183,15 @@ def _other_unit(connection: sqlite3.Connection, row: RunRow) -> tuple[str, ...]:
     )
 
 
-def _overlap(row: RunRow, clients: int) -> tuple[str, ...]:
-    if row.unit == "example" and row.disjoint and clients > 1:
+def _overlap(row: RunRow, clients: int, exposure: Exposure) -> tuple[str, ...]:
+    """What it means that clients share records, or people."""
+    if clients < 2:
+        return ()
+    if row.unit == "client":
+        return (f"a person whose records lie at k clients, beyond one of them: {_K_TIMES}",)
+    if is_one_noise(exposure):
+        return (f"a record that lies at k clients, under the one noise of all: {_K_TIMES}",)
+    if row.disjoint:
         return ("a record that appears at several clients: it spends the sum of what they spend",)
     return ()
 

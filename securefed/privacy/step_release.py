@@ -11,7 +11,9 @@ from pathlib import Path
 
 from securefed.crypto.entropy import Entropy
 from securefed.errors import PrivacyError, ProtocolError
+from securefed.privacy.chain import EMPTY
 from securefed.privacy.journal import Journal
+from securefed.privacy.ledger import Ledger
 from securefed.privacy.step_noise import StepEvent, StepNoise
 from securefed.types import Collected, Vector
 
@@ -22,11 +24,13 @@ class StepRelease:
 
     Attributes:
         noise: the run's. sizes: coordinates of each round's update.
+        ledger: where the clients charge; here only held to its own past.
         journal: where a released step is kept until a checkpoint holds it; None before the run has a folder.
     """
 
     noise: StepNoise
     sizes: Sequence[int]
+    ledger: Ledger | None = field(default=None, repr=False)
     journal: Journal | None = field(default=None, repr=False)
 
     def kept_in(self, folder: Path) -> StepRelease:
@@ -38,8 +42,18 @@ class StepRelease:
         return self.noise.event(self.sizes[round])
 
     def stored(self, round: int) -> Vector | None:
-        """The step that was released before a crash; applied again unchanged, at no charge."""
-        return None if self.journal is None else self.journal.read(round)
+        """The step that was released before a crash; applied again unchanged, at no charge.
+
+        Raises:
+            PrivacyError: the ledger does not hold what was charged for it: it was restored from an older copy.
+        """
+        found = None if self.journal is None else self.journal.read(round)
+        if found is None:
+            return None
+        vector, head = found
+        if self.ledger is not None:
+            self.ledger.check_grown(head)
+        return vector
 
     def forget(self, before_round: int) -> None:
         """A checkpoint holds what came of the steps before this round."""
@@ -66,5 +80,5 @@ class StepRelease:
             self.noise.check_survivors(n)
         vector: Vector = (total / n).astype("<f4")
         if self.journal is not None:
-            self.journal.write(round, vector)
+            self.journal.write(round, vector, EMPTY if self.ledger is None else self.ledger.head())
         return vector

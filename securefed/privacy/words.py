@@ -53,21 +53,27 @@ def describe(event: Event) -> str:
 
 def held_against(events: Sequence[Event]) -> str | None:
     """Against whom it holds, where the events say who added the noise; None where whoever trained did."""
-    flat = [inner for event in events for inner in (event.trial if isinstance(event, BestOf) else (event,))]
-    if any(isinstance(event, CentralGaussian) for event in flat):  # the weakest counts
+    if is_any(events, CentralGaussian):  # the weakest counts
         return CENTRAL
-    if any(isinstance(event, SharedGaussian) for event in flat):
+    if is_any(events, SharedGaussian):
         return SHARED
     return DISTRIBUTED if is_distributed(events) else None
 
 
+def is_any(events: Sequence[Event], *kinds: type) -> bool:
+    """Whether any of these, or of the trials in them, is of one of these kinds."""
+    flat = (inner for event in events for inner in (event.trial if isinstance(event, BestOf) else (event,)))
+    return any(isinstance(event, kinds) for event in flat)
+
+
 def is_distributed(events: Sequence[Event]) -> bool:
-    """Whether the noise of any of these was added by clients inside a secure sum."""
-    return any(
-        isinstance(event, SkellamSum | DiscreteGaussianSum)
-        or (isinstance(event, BestOf) and is_distributed(event.trial))
-        for event in events
-    )
+    """Whether the noise of any of these was added by clients, inside a secure or an encrypted sum."""
+    return is_any(events, SkellamSum, DiscreteGaussianSum, SharedGaussian)
+
+
+def is_one_noise(events: Sequence[Event]) -> bool:
+    """Whether any of these has one noise for the sum of several clients."""
+    return is_distributed(events) or is_any(events, CentralGaussian)
 
 
 def relation_of(events: Sequence[Event]) -> str:

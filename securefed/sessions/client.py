@@ -182,6 +182,7 @@ class ClientSession:
         if not np.isfinite(offer.model).all():
             raise ProtocolError("session: the server's model is not finite")
         self._run, self._last, self._round, self._offer = sealed.run, sealed.round, None, None
+        self._begun = b""
         no = self._forbidden(offer, sealed.round)
         if no is not None:
             answer = Answer(sealed.digest, refusal=no)
@@ -217,6 +218,7 @@ class ClientSession:
             protection=t.protection,
             cohort=t.min_cohort,
             rounds=t.rounds,
+            capped=False,
         )
         try:
             (load_policy() if self._policy is None else self._policy).check(asked)
@@ -226,7 +228,7 @@ class ClientSession:
 
     def _begin(self, sealed: Sealed) -> Reply:
         """Checks who takes part, and what all have signed of their ledgers; the round's own protocol starts."""
-        if self._offer is None or self._round is not None:
+        if self._offer is None or self._begun:
             raise ProtocolError(f"session: round {sealed.round} has begun already, or was refused")
         offered, offer, mine = self._offer
         begin = Begin.decode(sealed.body)
@@ -260,8 +262,10 @@ class ClientSession:
             for k, a in sorted(answers.items())
             if (why := self.witness.judge(k, a.head, a.start, a.links)) is not None
         }
+        self._begun = (
+            sealed.digest
+        )  # once: sums of one update over two cohorts would differ by who is left out
         self._round = self._protection.client(base, self.client, self._entropy)
-        self._begun = sealed.digest
         started = self._wrap(self._round.start())
         work = Work(sealed.round, offer.model.copy(), offer.terms, cohort, suspects)
         return Reply(started.send, work=work)

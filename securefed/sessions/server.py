@@ -15,6 +15,7 @@ from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.crypto.identity import Identity, Roster
 from securefed.errors import PrivacyError, ProtocolError
 from securefed.layout import vector_digest
+from securefed.privacy.chain import Head
 from securefed.privacy.heads import Witness, heads_digest
 from securefed.sessions.joining import joined
 from securefed.sessions.messages import (
@@ -87,6 +88,8 @@ class ServerSession:
         self._refused: dict[int, str] = {}
         self._out: dict[int, str] = {}
         self._lost: set[int] = set()
+        self._shown: dict[int, dict[int, int]] = {}
+        self._heads: dict[int, Head] = {}
         self._round: RoundSession | None = None
         self._cohort: tuple[int, ...] = ()
         self._open = False
@@ -136,7 +139,7 @@ class ServerSession:
         self._asked, self._lost, self._answers = set(asked), set(), {}
         self._refused, self._out = {}, {}
         self._model, self.refusals = np.array(model, np.float32), {}
-        since = {k: self.witness.since(k) for k in asked}
+        since = {k: self._since(k) for k in asked}
         body = Offer(self.terms, bytes.fromhex(self._layout), since, self._model).encode()
         payload = self._seal(Kind.OFFER, body)
         self._offered = unseal(payload).digest
@@ -188,6 +191,8 @@ class ServerSession:
         if sealed.kind is Kind.INPUT and self._round is not None and sealed.sender in self._cohort:
             if sealed.body[:32] != self._begun:
                 raise ProtocolError(f"session: client {sealed.sender} plays another round than this")
+            heads = {k: head.count for k, head in self._heads.items()}
+            self._shown.setdefault(sealed.sender, {}).update(heads)  # it has read the round's beginning
             return self._wrap(self._round.receive(sealed.sender, sealed.body[32:]))
         raise ProtocolError(f"session: {sealed.kind.name.lower()} does not belong into step {self.step}")
 
@@ -199,18 +204,16 @@ class ServerSession:
         if answer.refusal is not None:
             self.refusals[client] = Refusal(client, self._last, *answer.refusal, evidence=sealed.payload)
             self._out[client] = "refused: {2} ({1}, {0})".format(*answer.refusal)
-        elif why := self._judge(client, answer):
+        elif why := self.witness.judge(client, answer.head, answer.start, answer.links):
             self._out[client] = why
         else:
             self._answers[client] = sealed.payload, answer
         return Output()
 
-    def _judge(self, client: int, answer: Answer) -> str | None:
-        """Why this client's ledger cannot be the one it showed before, None where it can."""
-        since = self.witness.since(client)
-        if since and answer.head is not None and answer.start > since:
-            return f"client {client} does not show its privacy ledger's links since entry {since}"
-        return self.witness.judge(client, answer.head, answer.start, answer.links)
+    def _since(self, client: int) -> int:
+        """The oldest head of this client that anybody who is asked has seen last: its proof then serves them all."""
+        seen = [shown[client] for k, shown in self._shown.items() if k in self._asked and client in shown]
+        return min([self.witness.since(client), *seen])
 
     def _go_on(self, output: Output) -> Output:
         """Ends every step that nobody is waited for in any longer."""
@@ -247,6 +250,7 @@ class ServerSession:
             weights=None if self._secret_weights else (1.0,) * len(cohort),
             ledgers=heads_digest(heads),
         )
+        self._heads = heads
         try:
             self._round = self._protection.server(base)
             started = self._wrap(self._round.start())

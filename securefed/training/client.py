@@ -15,17 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from securefed.config import Config
-from securefed.crypto.entropy import Entropy
+from securefed.crypto.entropy import Entropy, Stream
 from securefed.data.batch import Encoded
 from securefed.data.records import Shard
 from securefed.errors import BudgetExceeded, DivergedError, SuspiciousModelError
 from securefed.layout import Layout
 from securefed.privacy.budget import Budget
-from securefed.privacy.client_level import clip_update
 from securefed.privacy.events import SampledGaussian
 from securefed.privacy.ledger import Ledger
-from securefed.privacy.moving_clip import centred_bit
-from securefed.privacy.shared_release import Shares
+from securefed.privacy.shared_release import Shares, bounded
 from securefed.privacy.step_noise import StepEvent, StepNoise
 from securefed.registry import ALGORITHMS, make
 from securefed.training.frozen_cache import FrozenCache
@@ -270,16 +268,12 @@ class ClientRunner:
         """A whole update, clipped, then scaled, with what the job's client-level mechanism asks of the client."""
         clip = self.config.privacy.max_grad_norm if job.clip is None else job.clip
         shares = None if self._guarantee is None else self._guarantee.shares
-        short = vector if job.scale == 1 else np.float32(job.scale) * clip_update(vector, clip).vector
-        bit = None
-        if shares is None:
-            bit = None if job.clip is None else centred_bit(vector, clip)
-            sent = clip_update(short, clip).vector
-        else:
-            stream = self._entropy.stream("noise share", job.client, job.round)
-            bit = None if job.clip is None else shares.bit(vector, clip, stream)
-            sent = shares.update(short, clip, stream)
-        return Update(job.client, job.round, sent, job.weight, bit=bit)
+
+        def stream() -> Stream:
+            return self._entropy.stream("noise share", job.client, job.round)
+
+        vector, bit = bounded(vector, clip, job.clip is not None, shares, stream, job.scale)
+        return Update(job.client, job.round, vector, job.weight, bit=bit)
 
     def _dp_work(self, records: int) -> DPWork | None:
         p = self.config.privacy

@@ -34,7 +34,7 @@ class Carrier:
         self.layout = Layout.of(self._tensors)
         self._buffers: dict[str, torch.Tensor] = {}
         if isinstance(model, nn.Module):
-            rest = {n: t for n, t in model.state_dict().items() if n not in self._tensors}
+            rest = {n: t for n, t in _held(model).items() if n not in self._tensors}
             self._buffers = {n: t.detach().clone() for n, t in rest.items()}
 
     def read(self) -> Vector:
@@ -54,15 +54,19 @@ class Carrier:
         """What became of the lent model, float32 (d,).
 
         Raises:
-            ModelError: an array vanished or changed its shape.
+            ModelError: an array vanished or changed its shape, or another tensor is in the place of the model's own.
         """
-        return self.layout.flatten(dict(_tensors(lent)))
+        found = dict(_tensors(lent))
+        if isinstance(self.model, nn.Module):
+            self._require_own(found)
+        return self.layout.flatten(found)
 
     def write(self, vector: Vector) -> None:
         """Puts the weights into the model itself, and its buffers back."""
         if isinstance(self.model, nn.Module):
+            self._require_own(_tensors(self.model))
             self.layout.write(vector, self._tensors)
-            state = self.model.state_dict()
+            state = _held(self.model)
             with torch.no_grad():
                 for name, value in self._buffers.items():
                     state[name].copy_(value)
@@ -70,9 +74,31 @@ class Carrier:
         for name, array in self._arrays(vector).items():
             self.model[name if isinstance(self.model, Mapping) else int(name)][...] = array
 
+    def _require_own(self, found: Mapping[str, torch.Tensor]) -> None:
+        """Raises ModelError unless these are the tensors that the global weights are written to.
+
+        Others would keep what one client trained, past its clip and the noise.
+        """
+        for name, tensor in self._tensors.items():
+            if found.get(name) is not tensor:
+                raise ModelError(
+                    f"train_fn put another tensor in the place of {name}; change the model's tensors in place (an optimizer "
+                    "does; load_state_dict without assign=True)"
+                )
+        if len(found) > len(self._tensors):
+            extra = next(n for n in found if n not in self._tensors)
+            raise ModelError(
+                f"train_fn added {extra} to what is trained; give the model as it shall be trained"
+            )
+
     def _arrays(self, vector: Vector) -> dict[str, np.ndarray[Any, Any]]:
         types = {n: t.numpy().dtype for n, t in self._tensors.items()}
         return {n: t.numpy().astype(types[n]) for n, t in self.layout.unflatten(vector).items()}
+
+
+def _held(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All tensors that a module keeps, by name, buffers that its state leaves out included."""
+    return {**dict(model.named_buffers()), **model.state_dict(keep_vars=True)}
 
 
 def _tensors(model: Any) -> Mapping[str, torch.Tensor]:

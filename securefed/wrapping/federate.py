@@ -29,15 +29,15 @@ from securefed.assembly import cohort
 from securefed.checkpoint import State, load_state, save_state
 from securefed.config import Component, Config, PrivacyConfig, ServerConfig
 from securefed.config.schema import Noise
-from securefed.crypto.entropy import Entropy, SystemEntropy
+from securefed.crypto.entropy import Entropy, Stream, SystemEntropy
 from securefed.engine.exchange import opened
-from securefed.errors import BudgetExceeded, CheckpointError, PrivacyError
+from securefed.errors import BudgetExceeded, CheckpointError, ConfigError, DataError, PrivacyError
 from securefed.federation import Result, new_folder
 from securefed.grouping import fixed_groups
 from securefed.mechanisms import plan_noise
-from securefed.privacy.client_level import clip_update
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
+from securefed.privacy.shared_release import bounded
 from securefed.privacy.step_release import StepRelease
 from securefed.registry import make_aggregator, make_protection
 from securefed.rounds import Rounds
@@ -69,6 +69,10 @@ def federate(
     noise_multiplier: float | None = None,
     delta: float = 1e-5,
     clip: float = 1.0,
+    adaptive_clip: bool = False,
+    clip_quantile: float = 0.5,
+    clip_learning_rate: float = 0.2,
+    clip_count_std: float = 0.0,
     noise: Noise = "central",
     clients_per_round: int = 0,
     weights: Sequence[float] | None = None,
@@ -99,6 +103,9 @@ def federate(
             without privacy, which the ledger notes: after it no epsilon speaks of these shards; "example" is
             refused, because arbitrary code cannot carry it.
         delta: below 1 / clients. clip: L2 bound on a client's whole update, > 0.
+        adaptive_clip: `clip` is the first round's only; then it follows `clip_quantile` of the clients' norms at
+            `clip_learning_rate`, by one noised bit a client. clip_count_std: of the noise on their count (0: by rule).
+            The bit is paid for: the update's noise is raised, so that epsilon is the same.
         noise: who adds it. "central": the server, which sees updates. "skellam" or "discrete-gaussian": the clients,
             in integers, with protection="masking" (or "grouped"); "gaussian": the clients, with "ckks". Then it holds
             against the server too.
@@ -123,6 +130,12 @@ def federate(
             "example-level privacy needs every record's gradient clipped inside training, and train_fn may do anything with a record; "
             'use unit="client" here, or sf.make_private in a loop of your own, or sf.run for a federation'
         )
+    if not callable(train_fn) or not (evaluate is None or callable(evaluate)):
+        raise ConfigError(
+            "train_fn and evaluate are functions: train_fn(model, shard, round), evaluate(model)"
+        )
+    if not (hasattr(shards, "__len__") and hasattr(shards, "__getitem__")):
+        raise DataError(f"shards is a sequence, one shard for each client, found {type(shards).__name__}")
     config = make_config(
         len(shards),
         rounds=rounds,
@@ -138,6 +151,10 @@ def federate(
             noise_multiplier=noise_multiplier,
             delta=delta,
             max_grad_norm=clip,
+            clip="adaptive" if adaptive_clip else "fixed",
+            clip_quantile=clip_quantile,
+            clip_learning_rate=clip_learning_rate,
+            clip_count_std=clip_count_std,
             site_epsilon=site_epsilon,
             accountant=accountant,
         ),
@@ -224,6 +241,8 @@ class _Play:
                     run, 0 if found is None else found.charges, None if found is None else found.seen
                 )
             fresh = found or fresh
+            if self.noise.clip is not None:
+                self.noise.clip.unpack(fresh.rule)
         key = ShardKey(hashlib.sha256(self.data_id.encode()).hexdigest(), len(self.shards))
         if self.ledger is not None:
             self.ledger.register(run, {SERVER: key}, self.data_id, "client")
@@ -235,16 +254,13 @@ class _Play:
         protection, rule = make_protection(self.config.protection), make_aggregator(self.config.aggregator)
         once = opened(protection, run, range(len(self.shards)), self.entropy)  # keys and groups last a run
         mechanism = self.noise.mechanism(self.config, len(self.shards), self.ledger, run)
-        return Rounds(
-            run, self.noise.carried(once, self.entropy), rule, mechanism, self.entropy, ledger=self.ledger
-        )
+        carried = self.noise.carried(once, self.entropy)
+        return Rounds(run, carried, rule, mechanism, self.entropy, clip=self.noise.clip, ledger=self.ledger)
 
     def _admit(self, server: Rounds) -> None:
         """Raises BudgetExceeded where not even one round fits, before a folder is made."""
-        mechanism = server.mechanism
-        if mechanism is None or isinstance(mechanism, StepRelease) or mechanism.budget is None:
-            return
-        mechanism.ledger.admit(run=server.run, client=SERVER, event=mechanism.event, budget=mechanism.budget)
+        if server.mechanism is not None and not isinstance(server.mechanism, StepRelease):
+            server.mechanism.admit()
 
     # -------------------------------------------------------------------------------------- a round
 
@@ -252,7 +268,7 @@ class _Play:
         self, server: Rounds, folder: Path, state: State, evaluate: Evaluate | None, every: int
     ) -> State:
         began = time.perf_counter()
-        layout = self.carrier.layout
+        layout, clip = self.carrier.layout, self._clip
         chosen = cohort(self.config, len(self.shards), state.round, self.entropy)
         vector, collected, _ = server.play(
             state.round,
@@ -279,13 +295,14 @@ class _Play:
             seconds=state.seconds + time.perf_counter() - began,
             charges=charges,
             ledger=head,
+            rule={} if self.noise.clip is None else self.noise.clip.pack(),
         )
         if evaluate is not None and every > 0 and new.round % every == 0:
             new = replace(new, metrics=self._score(evaluate, moved))
         save_state(folder, new, self._identity(server.run))
         if self.ledger is not None:
             self.ledger.clear_outbox(server.run, new.round)
-        self._record(folder, new, collected, server.run)
+        self._record(folder, new, collected, server.run, clip)
         return new
 
     def _train(self, chosen: Sequence[int], state: State) -> list[ClientOutcome]:
@@ -309,13 +326,21 @@ class _Play:
             if not self.config.distributed:
                 return None
             vector = np.zeros_like(vector)
-        clip, guarantee = self.config.privacy.max_grad_norm, self.noise.guarantee
-        if guarantee is not None and guarantee.shares is not None:
-            stream = self.entropy.stream("noise share", client, round)
-            vector = guarantee.shares.update(vector, clip, stream)
-        elif self.config.private:
-            vector = clip_update(vector, clip).vector
-        return Update(client, round, vector, 1.0 if self.weights is None else float(self.weights[client]))
+        guarantee, bit = self.noise.guarantee, None
+        if guarantee is not None:
+            moves, shares = self.noise.clip is not None, guarantee.shares
+
+            def stream() -> Stream:
+                return self.entropy.stream("noise share", client, round)
+
+            vector, bit = bounded(vector, self._clip, moves, shares, stream)
+        weight = 1.0 if self.weights is None else float(self.weights[client])
+        return Update(client, round, vector, weight, bit=bit)
+
+    @property
+    def _clip(self) -> float:
+        """Of whole updates, in the round that is being played."""
+        return self.config.privacy.max_grad_norm if self.noise.clip is None else self.noise.clip.value
 
     def _score(self, evaluate: Evaluate, vector: Vector) -> dict[str, float]:
         self.carrier.write(vector)
@@ -323,8 +348,9 @@ class _Play:
             self.carrier.model.eval()
         return {k: float(v) for k, v in evaluate(self.carrier.model).items()}
 
-    def _record(self, folder: Path, state: State, collected: Collected, run: str) -> None:
+    def _record(self, folder: Path, state: State, collected: Collected, run: str, clip: float) -> None:
         line = {
+            **({} if self.noise.clip is None else {"clip": clip}),
             "round": state.round - 1,
             "metrics": dict(state.metrics),
             "survivors": len(collected.survivors),

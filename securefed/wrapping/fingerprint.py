@@ -21,13 +21,22 @@ def fingerprint(dataset: Any) -> str:
 
     Args:
         dataset: map-style (`len` and `[i]`); its records are tensors, arrays, numbers, text, bytes, None,
-            or dicts and sequences of these.
+            or dicts and sequences of these. A dict or a number is one record.
 
     Raises:
         DataError: no records, a record of another kind, or records that differ between two readings
             (random augmentation), so that their digest would name a new data set in every run.
     """
-    count = len(dataset)
+    if isinstance(dataset, Mapping | numbers.Number | np.generic):
+        return record_digest(dataset).hex()
+    try:
+        count = len(dataset)
+        if count:
+            dataset[0]
+    except (TypeError, KeyError, AttributeError):
+        raise DataError(
+            f'a {type(dataset).__name__} has no records 0, 1, ... that could be read for a fingerprint; give data_id="..."'
+        ) from None
     if count == 0:
         raise DataError("the data set has no records")
     first = [record_digest(dataset[i]) for i in range(min(3, count))]

@@ -18,9 +18,10 @@ from securefed.assembly import assemble
 from securefed.config import load_config
 from securefed.crypto.entropy import Stream
 from securefed.engine.inprocess import InProcess
-from securefed.errors import BudgetExceeded, ConfigError, ProtocolError
+from securefed.errors import BudgetExceeded, ConfigError, PrivacyError, ProtocolError
 from securefed.federation import resume, run
 from securefed.privacy import Ledger, epsilon_of
+from securefed.privacy.chain import Head
 from securefed.privacy.distributed import DistributedSkellam
 from securefed.privacy.events import CentralGaussian, SharedGaussian, SkellamSum
 from securefed.privacy.step_noise import StepNoise
@@ -372,14 +373,42 @@ def test_a_released_step_is_applied_again_and_one_that_was_lost_is_drawn_and_cha
     )
 
 
+def test_a_journal_outlives_no_ledger(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The site's ledger is put back to what it was when the run began: it knows the run, and none of its steps."""
+    import shutil
+
+    job = {"rounds": 4, "privacy.epsilon": None, "privacy.noise_multiplier": 2.0}
+    with monkeypatch.context() as patched:
+        patched.setattr(InProcess, "train", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(JOB, job, folder=tmp_path / "a")
+    with Ledger.site() as ledger:
+        path = ledger.path
+    shutil.copy(path, tmp_path / "old.sqlite")
+    with monkeypatch.context() as patched:
+        patched.setattr(federation, "save_state", crash)
+        with pytest.raises(KeyboardInterrupt):
+            resume(tmp_path / "a")
+    assert [p.name for p in (tmp_path / "a" / "released").iterdir()] == ["000000000"]
+    for leftover in path.parent.glob("ledger.sqlite*"):
+        leftover.unlink()
+    shutil.copy(tmp_path / "old.sqlite", path)
+    with pytest.raises(PrivacyError, match="rolled back or rewritten"):
+        resume(tmp_path / "a")
+
+
 def test_a_torn_journal_is_none(home: Path, tmp_path: Path) -> None:
     from securefed.privacy.journal import Journal
 
     journal = Journal(tmp_path / "released")
     vector = np.arange(5, dtype=np.float32)
+    head = Head(7, b"\5" * 32)
     for round in range(3):
-        journal.write(round, vector + round)
-    np.testing.assert_array_equal(journal.read(2), vector + 2)
+        journal.write(round, vector + round, head)
+    found = journal.read(2)
+    assert found is not None
+    np.testing.assert_array_equal(found[0], vector + 2)
+    assert found[1] == head
     journal.clear(2)
     assert [journal.read(r) is None for r in range(4)] == [True, True, False, True]
     path = next((tmp_path / "released").iterdir())
@@ -437,3 +466,38 @@ def test_the_ready_job_is_one(tmp_path: Path) -> None:
     config = load_config(Path(__file__).parents[2] / "configs" / "fedsgd.toml")
     assert config.fedsgd
     assert json.dumps(config.privacy.noise) == '"skellam"'
+
+
+# ------------------------------------------------------------------------------------------ copies of a record
+
+
+def test_a_record_at_two_clients_is_refused_as_one_noise_hides_one_copy(home: Path, tmp_path: Path) -> None:
+    """Two copies move the sum by two clips: 4 / sigma^2, where two clients' events composed say 2 / sigma^2."""
+    from dataclasses import replace
+
+    config = load_config(JOB)
+    whole = assemble(config)
+    first, second, *rest = whole.shards
+    doubled = replace(second, train=first.train.take([0, 1, 2]), digest="ab" * 32)
+    assembly = replace(whole, shards=(first, doubled, *rest))
+    with pytest.raises(PrivacyError, match="hides one copy"):
+        run(config, folder=tmp_path / "a", assembly=assembly)
+    assert not (tmp_path / "a").exists()
+    with Ledger.site() as ledger:
+        assert ledger.events() == ()
+    two_clips = epsilon_of([CentralGaussian(1.0, 1.0, 1)], 1e-4)
+    composed = epsilon_of([CentralGaussian(2.0, 1.0, 2)], 1e-4)
+    assert two_clips > 1.3 * composed, "what the ledger would have said is too small"
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted"), [("skellam", "no server is trusted"), ("central", "the server is trusted")]
+)
+def test_the_statement_says_whom_it_trusts_and_what_copies_cost(
+    home: Path, tmp_path: Path, name: str, trusted: str
+) -> None:
+    result = run(JOB, {**WAYS[name], "rounds": 1}, folder=tmp_path / "a")
+    assert result.ledger is not None
+    statement = result.ledger.statement(1e-4)
+    assert statement.trust.startswith(trusted)
+    assert any("at k clients, under the one noise of all" in matter for matter in statement.not_covered)

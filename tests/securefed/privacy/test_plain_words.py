@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from securefed.privacy.events import BestOf, Event, NonPrivate, SampledGaussian, SkellamSum, Unit
+from securefed.privacy.events import (
+    BestOf,
+    CentralGaussian,
+    Event,
+    NonPrivate,
+    SampledGaussian,
+    SharedGaussian,
+    SkellamSum,
+    Unit,
+)
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.plain_words import reading
 from securefed.privacy.records import ShardKey
@@ -39,6 +48,9 @@ def stated(folder: Path, unit: Unit, event: Event, clients: int = 3, holder: int
         ("client", HALF, 40, SERVER, "the server is trusted", "void for whoever knows who took part"),
         ("client", WHOLE, 40, SERVER, "the server is trusted", "absent: each step counts as having used every client"),
         ("client", SKELLAM, 40, SERVER, "no server is trusted", "absent: each step counts as having used every client, cohort or not; who takes part is known to the server"),
+        ("client", SharedGaussian(2.0, 1.0, 3), 40, SERVER, "whoever holds the key is trusted", "absent: each step counts as having used every client"),
+        ("example", SharedGaussian(2.0, 0.5, 3), 3, 0, "whoever holds the key is trusted", "chance 0.5"),
+        ("example", CentralGaussian(2.0, 0.5, 3), 3, 0, "the server is trusted: it sees the sum", "chance 0.5"),
         ("client", HALF, 3, 0, "each client trusts its own machine", "chance 0.5"),
     ],
 )  # fmt: skip
@@ -48,6 +60,20 @@ def test_trust_and_amplification_are_said(
     text = stated(tmp_path, unit, event, clients, holder).text()
     assert f"  trust: {trust}" in text
     assert sampling in text
+
+
+@pytest.mark.parametrize(
+    ("unit", "event", "said"),
+    [
+        ("client", HALF, "a person whose records lie at k clients"),
+        ("example", SKELLAM, "a record that lies at k clients, under the one noise of all: for k of them epsilon is k times"),
+        ("example", HALF, "a record that appears at several clients: it spends the sum"),
+    ],
+)  # fmt: skip
+def test_what_an_overlap_of_clients_means_is_said(
+    tmp_path: Path, unit: Unit, event: Event, said: str
+) -> None:
+    assert f"  not covered: {said}" in stated(tmp_path, unit, event).text()
 
 
 def test_the_choice_of_settings_is_charged_or_said_not_to_be(tmp_path: Path) -> None:

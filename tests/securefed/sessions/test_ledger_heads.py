@@ -147,12 +147,46 @@ def test_without_the_chain_nobody_could_tell(cast: Cast) -> None:
     assert output.result.refused == {}
 
 
-def test_a_round_that_was_missed_is_no_accusation() -> None:
+def test_a_round_that_was_missed_is_no_accusation(cast: Cast) -> None:
+    """The server asks for proofs from the oldest head that any client has seen, so all can follow."""
+    play(cast, 0)
+    for round, there in ((1, range(5)), (2, range(5)), (3, (0, 1, 2, 5))):
+        assert cast.play(round, clients=there).result is not None
+        for ledger in cast.ledgers.values():
+            spend(ledger, round)
+    cast.replies.clear()
+    output = cast.play(4)
+    assert output.result is not None
+    assert output.result.refused == {}
+    found = {k: dict(reply.work.suspects) for k, reply in cast.replies if reply.work is not None}
+    assert found == {k: {} for k in range(6)}
+
+
+def test_a_proof_that_begins_after_what_was_seen_proves_nothing() -> None:
     witness = Witness({0: Head(4, b"\1" * 32)})
-    assert witness.judge(0, Head(9, b"\2" * 32), 7, (b"\3" * 32, b"\4" * 32)) is None
-    assert witness.seen[0].count == 9
+    found = witness.judge(0, Head(9, b"\2" * 32), 7, (b"\3" * 32, b"\4" * 32))
+    assert found is not None
+    assert "since entry 4" in found
+    assert witness.seen[0].count == 4
     assert witness.judge(5, None, 0, ()) is None
     assert 5 not in witness.seen
+
+
+def test_a_server_in_league_with_the_cut_client_asks_for_too_little_and_the_others_notice(cast: Cast) -> None:
+    """It does not ask for the links across the cut, so the proof is whole as far as it goes."""
+    play(cast, 0)
+    play(cast, 1)
+    cut(cast.ledgers[3], 4)
+    for round in range(7, 10):
+        spend(cast.ledgers[3], round)
+    assert cast.ledgers[3].head().count > 5
+    cast.server._since = lambda client: 6 if client == 3 else 0  # type: ignore[method-assign]  # a liar's
+    cast.server.witness = Witness()
+    cast.replies.clear()
+    assert cast.play(2).result is not None
+    found = {k: reply.work.suspects for k, reply in cast.replies if reply.work is not None}
+    for k in (0, 1, 2, 4, 5):
+        assert set(found[k]) == {3}
 
 
 def test_the_rounds_parameters_carry_the_heads() -> None:

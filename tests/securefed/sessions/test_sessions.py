@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from securefed.protect.masking import Masking
 from securefed.protect.plain import Plain
 from securefed.sessions import Refusal, ServerSession, Terms
 from securefed.sessions.messages import Answer, Begin, Kind, Offer, check_answer, seal, unseal
+from securefed.types import Message
 from tests.entropy import SeededEntropy
 from tests.securefed.sessions.playing import TERMS, Cast, D, make_roster
 
@@ -163,6 +165,26 @@ def test_no_job_lowers_the_policy_by_saying_nothing(limited: Callable[[str], Pol
     assert "without noise" in cast.server.refusals[4].reason
 
 
+@pytest.mark.parametrize("epsilon", [None, math.inf])
+def test_terms_with_a_grain_of_noise_that_claim_nothing_keep_to_no_limit(
+    limited: Callable[[str], Policy], epsilon: float | None
+) -> None:
+    """No ledger holds the cap against them, as a job of `securefed run` has one."""
+    delta = None if epsilon is None else 1e-5
+    terms = Terms("masking", 10, 4, noise_multiplier=1e-3, epsilon=epsilon, delta=delta)
+    cast = Cast(terms=terms, policies={4: limited("max_epsilon = 2.0")})
+    cast.play(0)
+    assert cast.server.refusals[4].key == "max_epsilon"
+    assert "no finite epsilon" in cast.server.refusals[4].reason
+
+
+def test_terms_without_a_delta_keep_to_no_limit_of_delta(limited: Callable[[str], Policy]) -> None:
+    cast = Cast(terms=Terms("masking", 10, 4, 1e-3), policies={4: limited("max_delta = 1e-6")})
+    cast.play(0)
+    assert cast.server.refusals[4].key == "max_delta"
+    assert "no delta" in cast.server.refusals[4].reason
+
+
 @pytest.mark.parametrize(
     ("terms", "words"),
     [
@@ -238,6 +260,19 @@ def test_a_round_is_not_offered_twice_nor_backwards() -> None:
         cast.clients[0].receive(payload)
     with pytest.raises(ProtocolError, match="cannot begin"):
         offered(cast, 3)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_round_is_begun_once_even_after_its_end(ended: bool) -> None:
+    """Else a server sums the same updates over two cohorts, and the difference shows who was left out."""
+    sent: list[Message] = []
+    cast = Cast(lose=lambda message: bool(sent.append(message)))
+    if not ended:
+        cast.lose = lambda m: bool(sent.append(m)) or unseal(m.payload).kind is Kind.END
+    assert cast.play(0).result is not None
+    (begin,) = [m for m in sent if m.receiver == 2 and unseal(m.payload).kind is Kind.BEGIN]
+    with pytest.raises(ProtocolError, match="has begun already"):
+        cast.clients[2].receive(begin.payload)
 
 
 def test_a_run_is_pinned_by_its_first_offer() -> None:

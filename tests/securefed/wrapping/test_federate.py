@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -354,3 +355,189 @@ def test_shares_are_encrypted_under_ckks(tmp_path: Path) -> None:
 def test_shared_noise_that_protects_nobody_is_refused(tmp_path: Path, changes: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         federate(tmp_path, **changes)
+
+
+# ------------------------------------------------------------------------------------- what was found by trying
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"unit": "Client"}, "did you mean 'client'"),
+        ({"unit": None}, "privacy.unit"),
+        ({"clients_per_round": 2.5}, "a whole number"),
+        ({"rounds": 1.5}, "rounds must be a whole number"),
+        ({"rounds": True}, "rounds must be a whole number"),
+        ({"delta": "1e-5"}, "privacy.delta must be a number"),
+        ({"clip": math.inf}, "max_grad_norm must be a finite number"),
+        ({"accountant": "gdp"}, "privacy.accountant"),
+        ({"seed": "x"}, "seed must be a whole number"),
+        ({"server": 5}, "server is a table"),
+        ({"protection": 5}, "protection is a name"),
+        ({"train": 5}, "train_fn"),
+        ({"evaluate": 5}, "evaluate"),
+        ({"shards": None}, "shards is a sequence"),
+        ({"shards": [object()] * 3, "data_id": None}, 'data_id="..."'),
+    ],
+)
+def test_what_is_of_no_known_word_or_type_is_refused_before_anything_is_trained(
+    tmp_path: Path, home: Path, wrong: dict[str, Any], said: str
+) -> None:
+    """A unit that is mistyped was once released without noise, at an epsilon of zero."""
+    model = weights()
+    with pytest.raises(sf.SecureFedError, match=said):
+        federate(tmp_path, model=model, **wrong)
+    assert not model["w"].any()
+    with sf.Ledger.site() as ledger:
+        assert ledger.events(unit="client") == ()
+
+
+def test_shards_that_are_dicts_or_numbers_have_a_fingerprint(tmp_path: Path, home: Path) -> None:
+    for number, shards in enumerate([[{"x": np.ones(3), "y": k} for k in range(3)], [1.0, 2.0, 3.0]]):
+        done = federate(
+            tmp_path / str(number), train=lambda m, s, r: None, shards=shards, data_id=None, rounds=1
+        )
+        assert done.rounds == 1
+
+
+def test_a_client_that_puts_its_own_tensors_into_the_model_is_refused(tmp_path: Path, home: Path) -> None:
+    """The global weights would be written to tensors that nobody reads, and what it trained stay in the model."""
+    model = torch.nn.Linear(2, 1)
+
+    def assign(lent: torch.nn.Module, shard: float, round: int) -> None:
+        lent.load_state_dict({k: v + shard for k, v in lent.state_dict().items()}, assign=True)
+
+    with pytest.raises(ModelError, match="another tensor in the place of weight"):
+        federate(tmp_path, train=assign, model=model)
+
+    def grow(lent: torch.nn.Module, shard: float, round: int) -> None:
+        lent.more = torch.nn.Parameter(torch.full((2,), shard))
+
+    with pytest.raises(ModelError, match="added more"):
+        federate(tmp_path / "b", train=grow, model=torch.nn.Linear(2, 1))
+
+
+def test_a_buffer_that_no_state_names_goes_back_too(tmp_path: Path, home: Path) -> None:
+    class Counting(torch.nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 1)
+            self.register_buffer("seen", torch.zeros(3), persistent=False)
+
+    def remember(lent: Any, shard: float, round: int) -> None:
+        lent.seen += 1000 * shard
+
+    model = Counting()
+    federate(tmp_path, train=remember, model=model)
+    assert not model.seen.any()
+
+
+def test_the_command_states_integer_noise_by_the_accountant_that_is_valid_for_it(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = federate(tmp_path, noise="skellam", protection="masking", rounds=1)
+    assert done.ledger is not None
+    assert main(["epsilon", str(done.folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["epsilon"], told["accountant"]) == (done.ledger.statement(1e-3).epsilon, "rdp")
+    assert main(["epsilon", str(done.folder), "--accountant", "pld"]) != 0
+
+
+# ------------------------------------------------------------------------------------------ a clip that moves
+
+
+def lengths(model: Any, shard: float, round: int) -> None:
+    model["w"][0] += shard
+
+
+ADAPTIVE: dict[str, Any] = {
+    "train": lengths,
+    "adaptive_clip": True,
+    "clip_learning_rate": 1.0,
+    "rounds": 4,
+    "shards": [0.2 + k / 100 for k in range(CLIENTS)],
+    "noise_multiplier": 0.5,
+}
+SHARED_WAYS: dict[str, dict[str, Any]] = {
+    "central": {},
+    "skellam": {"noise": "skellam", "protection": Component("masking", {"bits": 24})},
+    "gaussian": {
+        "noise": "gaussian",
+        "protection": Component("ckks", {"min_survivors": CLIENTS, "value_range": 32.0}),
+    },
+}
+
+
+def clips_of(folder: Path) -> list[float]:
+    return [json.loads(line)["clip"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("first", [4.0, 0.01])
+@pytest.mark.parametrize("name", SHARED_WAYS)
+def test_a_clip_follows_the_clients_norms(tmp_path: Path, home: Path, name: str, first: float) -> None:
+    if name == "gaussian":
+        pytest.importorskip("tenseal", reason="the extra ckks is not installed")
+    done = federate(tmp_path, **{**ADAPTIVE, **SHARED_WAYS[name], "clip": first})
+    met = clips_of(done.folder)
+    assert met[0] == pytest.approx(first)
+    assert met[-1] < 0.6 * first if first > 1 else met[-1] > 1.6 * first
+    assert done.ledger is not None
+    events = done.ledger.events()
+    if name == "skellam":
+        assert len(events) == 8, "the bits' noise is an event of its own"
+    else:
+        assert [e.noise_multiplier for e in events if isinstance(e, SampledGaussian)] == [0.5] * 4
+
+
+def test_a_clip_that_moves_costs_what_a_fixed_one_costs(tmp_path: Path, home: Path) -> None:
+    fixed = federate(tmp_path / "a", rounds=2)
+    moving = federate(tmp_path / "b", rounds=2, adaptive_clip=True)
+    assert fixed.ledger is not None
+    assert moving.ledger is not None
+    assert fixed.ledger.epsilon(1e-3) == moving.ledger.epsilon(1e-3)
+    with pytest.raises(ConfigError, match='unit = "client"'):
+        federate(tmp_path / "c", unit="none", noise_multiplier=None, adaptive_clip=True)
+    with pytest.raises(ConfigError, match="clip_quantile"):
+        federate(tmp_path / "c", adaptive_clip=True, clip_quantile=1.0)
+
+
+def test_the_clip_outlives_a_stop_and_a_round_that_was_released_before_it(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from securefed.wrapping import federate as module
+
+    whole = clips_of(federate(tmp_path / "a", **ADAPTIVE, entropy=SeededEntropy(3), clip=4.0).folder)
+    saves = []
+
+    def dies(*args: Any) -> None:
+        saves.append(args)
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+        save(*args)
+
+    save = module.save_state
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "save_state", dies)
+        with pytest.raises(KeyboardInterrupt):
+            federate(tmp_path / "b", **ADAPTIVE, entropy=SeededEntropy(3), clip=4.0)
+    done = federate(tmp_path / "b", **ADAPTIVE, entropy=SeededEntropy(3), clip=4.0, resume=True)
+    assert clips_of(done.folder) == whole
+    assert done.ledger is not None
+    assert len(done.ledger.events()) == 4, "the third round was journaled, and is applied again at no charge"
+
+
+def test_a_budget_that_the_bit_would_break_is_refused_before_either_is_charged(
+    tmp_path: Path, home: Path
+) -> None:
+    """The update alone would fit."""
+    options = {**ADAPTIVE, **SHARED_WAYS["skellam"], "noise_multiplier": 1.0, "clip_count_std": 0.6}
+    probe = federate(tmp_path / "a", **{**options, "rounds": 1})
+    assert probe.ledger is not None
+    update, bit = probe.ledger.events()
+    both, alone = epsilon_of([update, bit], 1e-3), epsilon_of([update], 1e-3)
+    assert alone < 0.95 * both
+    with pytest.raises(BudgetExceeded):
+        federate(
+            tmp_path / "b", **options, site_epsilon=(alone + both) / 2, data_id="another", accountant="rdp"
+        )
+    with sf.Ledger.site() as ledger:
+        assert len(ledger.events(unit="client", dataset="another")) == 0
