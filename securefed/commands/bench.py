@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="axis=label",
         help="a part of the grid, e.g. defence=median 'attack=sign*'",
     )
+    parser.add_argument(
+        "--claims", action="store_true", help="only the cells that the suite's claims speak of"
+    )
     parser.add_argument("--folder", type=Path, help="where results are kept (default: runs/bench-NAME)")
     parser.add_argument(
         "--resume", action="store_true", help="go on in a folder; what is done is not played again"

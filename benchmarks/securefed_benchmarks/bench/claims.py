@@ -127,6 +127,17 @@ def check_claims(claims: Sequence[Claim], suite: Suite) -> None:
                     raise ConfigError(f"claim {claim.claim!r}: grid {side['grid']} has no {axis}={label}")
 
 
+def sides_of(claims: Sequence[Claim], suite: Suite) -> list[Mapping[str, Any]]:
+    """The configurations that the claims speak of, for a bench of nothing else.
+
+    Raises:
+        ConfigError: the suite has no claim.
+    """
+    if not claims:
+        raise ConfigError(f"{suite.name} has no claims.toml beside it; leave --claims out")
+    return [side for claim in claims for side in (claim.of, claim.minus, claim.over) if side]
+
+
 def judge(claim: Claim, table: Sequence[Line]) -> Judged:
     """The verdict, and the reason in words."""
     try:

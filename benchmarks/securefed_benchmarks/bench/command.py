@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import shlex
 import signal
@@ -15,7 +16,7 @@ from typing import IO, Any
 
 from securefed.commands.output import INTERRUPTED, fail, say, say_json
 from securefed.errors import ConfigError
-from securefed_benchmarks.bench.claims import check_claims, load_claims
+from securefed_benchmarks.bench.claims import check_claims, load_claims, sides_of
 from securefed_benchmarks.bench.grid import Only
 from securefed_benchmarks.bench.progress import hours, tell_skipped
 from securefed_benchmarks.bench.runner import Plan, Played, ask_before, bench, describe, plan
@@ -55,8 +56,11 @@ def play(args: argparse.Namespace) -> int:
     """Plays or lists a suite; exit code 1 if a cell failed, 130 after Ctrl-C."""
     _find_own_code(find_suite(args.suite))
     suite = load_suite(args.suite, None if args.seeds is None else seed_list(args.seeds, "--seeds"))
-    check_claims(load_claims(suite.path.with_name("claims.toml")), suite)
+    claims = load_claims(suite.path.with_name("claims.toml"))
+    check_claims(claims, suite)
     only = Only.parse(args.only or [], suite)
+    if args.claims:
+        only = dataclasses.replace(only, sides=sides_of(claims, suite))
     if args.jobs < 1:
         raise ConfigError(f"--jobs is 1 or more, found {args.jobs}")
     folder = args.folder or Path("runs") / f"bench-{suite.name}"

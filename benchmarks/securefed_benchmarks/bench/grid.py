@@ -57,9 +57,15 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Only:
-    """A part of a suite: axis -> patterns of its labels, as `defence=mean` or `attack=sign*`."""
+    """A part of a suite: axis -> patterns of its labels, as `defence=mean` or `attack=sign*`.
+
+    Attributes:
+        sides: besides, one of these has to take a cell: grid and axis -> a pattern, as claims name theirs.
+            None: all cells.
+    """
 
     patterns: Mapping[str, Sequence[str]]
+    sides: Sequence[Mapping[str, Any]] | None = None
 
     @classmethod
     def parse(cls, words: Sequence[str], suite: Suite) -> Only:
@@ -86,13 +92,22 @@ class Only:
             found.setdefault(axis, []).append(pattern)
         return cls(found)
 
-    def takes(self, grid: str, labels: Mapping[str, Any]) -> bool:
-        """Whether a cell belongs to the part; a grid without a named axis has none of its cells in it."""
-        here = {"grid": grid, **labels}
-        return all(
-            axis in here and any(fnmatch.fnmatchcase(str(here[axis]), p) for p in patterns)
-            for axis, patterns in self.patterns.items()
-        )
+    def combinations(self, grid: Grid, axes: Mapping[str, list[Choice]]) -> Iterator[tuple[Choice, ...]]:
+        """The choices of each configuration of a grid that belongs to the part, without making one."""
+        if self.sides is None:
+            yield from itertools.product(*axes.values())
+            return
+        found: dict[tuple[str, ...], tuple[Choice, ...]] = {}
+        for side in self.sides:
+            if not fnmatch.fnmatchcase(grid.name, str(side.get("grid", "*"))):
+                continue
+            left = [
+                [c for c in choices if fnmatch.fnmatchcase(str(c.label), str(side.get(axis, "*")))]
+                for axis, choices in axes.items()
+            ]
+            for one in itertools.product(*left):
+                found.setdefault(tuple(str(c.label) for c in one), one)
+        yield from found.values()
 
     def reduced(self, suite: Suite) -> Iterator[tuple[Grid, dict[str, list[Choice]]]]:
         """Each grid with the choices that are left."""
@@ -111,7 +126,9 @@ class Only:
 def sizes(suite: Suite, only: Only) -> Iterator[tuple[Grid, int]]:
     """Each grid with how many cells it would have, impossible ones included, without making one."""
     for grid, axes in only.reduced(suite):
-        yield grid, len(grid.seeds) * math.prod(len(choices) for choices in axes.values())
+        all_of_them = math.prod(len(choices) for choices in axes.values())
+        kept = all_of_them if only.sides is None else sum(1 for _ in only.combinations(grid, axes))
+        yield grid, len(grid.seeds) * kept
 
 
 def count(suite: Suite, only: Only) -> int:
@@ -124,7 +141,7 @@ def expand(suite: Suite, only: Only) -> tuple[list[Cell], list[Skipped]]:
     found: list[tuple[Grid, dict[str, Choice], dict[str, Any]]] = []
     skipped: list[Skipped] = []
     for grid, axes in only.reduced(suite):
-        for combination in itertools.product(*axes.values()):
+        for combination in only.combinations(grid, axes):
             chosen = dict(zip(axes, combination, strict=True))
             try:
                 found.append((grid, chosen, _resolve(grid, chosen)))

@@ -145,6 +145,21 @@ def test_a_part_of_a_suite_is_chosen_by_axis_and_pattern(tmp_path: Path) -> None
     }
 
 
+def test_only_what_claims_speak_of_is_a_part_too(tmp_path: Path) -> None:
+    suite = load_suite(write(tmp_path))
+    sides = [{"grid": "small", "defence": "krum"}, {"grid": "small", "attack": "none", "defence": "*an"}]
+    part = Only({}, sides)
+    cells, _ = expand(suite, part)
+    assert count(suite, part) == len(cells) == 8
+    assert {(c.labels["defence"], c.labels["attack"]) for c in cells} == {
+        ("krum", "none"),
+        ("krum", "sign_flip"),
+        ("mean", "none"),
+        ("median", "none"),
+    }
+    assert {c.labels["attack"] for c in expand(suite, Only({"attack": ["none"]}, sides))[0]} == {"none"}
+
+
 @pytest.mark.parametrize(
     ("word", "wanted"),
     [("defense=krum", "did you mean defence?"), ("defence=krumm", "did you mean krum?"), ("smal", "small")],
