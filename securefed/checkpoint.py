@@ -42,6 +42,8 @@ class State:
         ledger: head of the site's ledger as text; one that does not go on from it was rolled back.
         mib_up, mib_down, seconds: totals so far, for the report.
         metrics, client_metrics: the last evaluation.
+        residual: client -> what compression left out of its updates so far, float32 (d,) over the whole layout.
+        memory: what the server's side of a compression carries, named vectors.
     """
 
     round: int
@@ -59,6 +61,8 @@ class State:
     metrics: Mapping[str, float] = field(default_factory=dict)
     client_metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     average: Vector | None = field(default=None, repr=False)
+    residual: Mapping[int, Vector] = field(default_factory=dict, repr=False)
+    memory: Mapping[str, Vector] = field(default_factory=dict, repr=False)
 
     @property
     def seen(self) -> Head | None:
@@ -100,6 +104,8 @@ def save_state(folder: Path, state: State, identity: Mapping[str, str]) -> Path:
     tensors |= {} if state.average is None else {"average": state.average}
     tensors |= {f"local.{k}": v for k, v in state.local.items()}
     tensors |= {f"rule.{k}": v for k, v in state.rule.items()}
+    tensors |= {f"residual.{k}": v for k, v in state.residual.items()}
+    tensors |= {f"memory.{k}": v for k, v in state.memory.items()}
     data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()})
     facts = {name: getattr(state, name) for name in _FACTS}
     text = json.dumps(
@@ -163,10 +169,21 @@ def _state(tree: dict[str, Any], data: bytes) -> State:
     arrays = load(data)
     local = {int(k.removeprefix("local.")): v for k, v in arrays.items() if k.startswith("local.")}
     rule = {k.removeprefix("rule."): v for k, v in arrays.items() if k.startswith("rule.")}
+    memory = {k.removeprefix("memory."): v for k, v in arrays.items() if k.startswith("memory.")}
+    residual = {int(k.removeprefix("residual.")): v for k, v in arrays.items() if k.startswith("residual.")}
     facts = {name: tree[name] for name in _FACTS if name != "ledger"}
     facts["ledger"] = tree.get("ledger", "")  # checkpoints from before the chain have none
     facts["client_metrics"] = {int(k): v for k, v in facts["client_metrics"].items()}
     none = Moments.zeros(arrays["vector"].size)
     moments = Moments(arrays.get("first", none.first), arrays.get("second", none.second))
     average = arrays.get("average")
-    return State(vector=arrays["vector"], moments=moments, local=local, rule=rule, average=average, **facts)
+    return State(
+        vector=arrays["vector"],
+        moments=moments,
+        local=local,
+        rule=rule,
+        average=average,
+        residual=residual,
+        memory=memory,
+        **facts,
+    )

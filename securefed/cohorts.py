@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from securefed.algorithms.plan import RoundPlan, local_names
 from securefed.checkpoint import State
+from securefed.compression.sending import keep, residual_of
 from securefed.layout import Layout
 from securefed.parts import Parts
 from securefed.training.client import ClientJob, ClientOutcome
@@ -69,7 +71,21 @@ class Cohorts:
             kept = self.local_layout()
             start = self.model.layout.scatter(state.local[client], kept, start)
         clip = None if self.parts.clip is None else self.parts.clip.value
-        return ClientJob(client, state.round, plan.train, plan.share, start, self._weight(client), clip)
+        residual = None
+        if client in state.residual:
+            shared = self.model.layout.select(set(plan.share).__contains__)
+            residual = residual_of(state.residual, client, self.model.layout, shared)
+        return ClientJob(
+            client,
+            state.round,
+            plan.train,
+            plan.share,
+            start,
+            self._weight(client),
+            clip,
+            residual,
+            self.parts.server.memory,
+        )
 
     def local_layout(self) -> Layout:
         """Of what each client keeps to itself."""
@@ -86,7 +102,21 @@ class Cohorts:
         secret = not self.config.private and self.config.weights != "equal"
         return None if secret else tuple(self._weight(client) for client in chosen)
 
-    def bytes_down(self, chosen: tuple[int, ...], collected: Collected) -> int:
-        """The global model goes to each client of the cohort as float32, and what the protection sends."""
-        sent = self.model.layout.size - self.local_layout().size
-        return 4 * sent * len(chosen) + sum(collected.bytes_down.values())
+    def residuals(
+        self, state: State, plan: RoundPlan, outcomes: Sequence[ClientOutcome]
+    ) -> dict[int, Vector]:
+        """What compression has left out of each client's updates, after this round."""
+        found = {o.client: o.residual for o in outcomes if o.residual is not None}
+        shared = self.model.layout.select(set(plan.share).__contains__)
+        return keep(state.residual, found, self.model.layout, shared)
+
+    def bytes_down(self, chosen: tuple[int, ...], collected: Collected, state: State, plan: RoundPlan) -> int:
+        """The global model goes to each client of the cohort as float32, and what the protection sends.
+
+        Where a compression is built from the last sum, that too.
+        """
+        sent = 4 * (self.model.layout.size - self.local_layout().size)
+        if self.parts.sending is not None:
+            shared = self.model.layout.select(set(plan.share).__contains__)
+            sent += self.parts.sending.down_bytes(shared, state.round, state.memory)
+        return sent * len(chosen) + sum(collected.bytes_down.values())

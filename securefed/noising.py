@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from securefed.algorithms.fedavg import FedAvg
 from securefed.assembly import cohort
+from securefed.compression.sending import Sending
 from securefed.config import Config
 from securefed.crypto.entropy import SystemEntropy
 from securefed.errors import ConfigError
@@ -20,7 +21,7 @@ from securefed.privacy.distributed_release import Design
 from securefed.privacy.moving_clip import MovingClip, count_deviation
 from securefed.privacy.shared_release import Shares
 from securefed.privacy.step_noise import StepNoise
-from securefed.registry import ALGORITHMS, make, make_protection
+from securefed.registry import ALGORITHMS, make, make_compression, make_protection
 from securefed.training.client import Guarantee
 from securefed.training.limits import under_policy
 from securefed.types import NoiseCarrying
@@ -47,8 +48,17 @@ def planned_releases(config: Config, clients: int) -> tuple[float, int]:
 def shared_sizes(config: Config, model: TaskModel) -> tuple[int, ...]:
     """Coordinates of an update, round by round."""
     algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
-    plans = (algorithm.plan(config, model.part_of, round) for round in range(config.rounds))
-    return tuple(model.layout.select(set(plan.share).__contains__).size for plan in plans)
+    plans = [algorithm.plan(config, model.part_of, round) for round in range(config.rounds)]
+    layouts = [model.layout.select(set(plan.share).__contains__) for plan in plans]
+    sending = sending_of(config)
+    if sending is None:
+        return tuple(layout.size for layout in layouts)
+    return tuple(sending.size(layout, round) for round, layout in enumerate(layouts))
+
+
+def sending_of(config: Config) -> Sending | None:
+    """How updates are compressed; None where they are sent whole."""
+    return None if config.compression is None else Sending(make_compression(config.compression), config.seed)
 
 
 def distributed_design(config: Config, sizes: tuple[int, ...], records: Sequence[int]) -> Design | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from securefed.config.attack import check_attack, declared
+from securefed.config.compression import check_compression
 from securefed.config.noise import check_noise
 from securefed.config.schema import Config
 from securefed.errors import ConfigError, ProtocolError
@@ -32,6 +33,7 @@ def check(config: Config) -> None:
     _check_privacy(config)
     _check_adapter(config)
     _check_pairs(config)
+    check_compression(config)
     check_attack(config)
 
 
