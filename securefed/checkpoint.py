@@ -44,6 +44,8 @@ class State:
         metrics, client_metrics: the last evaluation.
         versions: round -> the model before it, where a client still trains from it (fedbuff).
         sim_seconds: of the simulated clock so far.
+        residual: client -> what compression left out of its updates so far, float32 (d,) over the whole layout.
+        memory: what the server's side of a compression carries, named vectors.
     """
 
     round: int
@@ -63,6 +65,8 @@ class State:
     average: Vector | None = field(default=None, repr=False)
     versions: Mapping[int, Vector] = field(default_factory=dict, repr=False)
     sim_seconds: float = 0.0
+    residual: Mapping[int, Vector] = field(default_factory=dict, repr=False)
+    memory: Mapping[str, Vector] = field(default_factory=dict, repr=False)
 
     @property
     def seen(self) -> Head | None:
@@ -106,6 +110,8 @@ def save_state(folder: Path, state: State, identity: Mapping[str, str]) -> Path:
     tensors |= {f"local.{k}": v for k, v in state.local.items()}
     tensors |= {f"version.{k}": v for k, v in state.versions.items()}
     tensors |= {f"rule.{k}": v for k, v in state.rule.items()}
+    tensors |= {f"residual.{k}": v for k, v in state.residual.items()}
+    tensors |= {f"memory.{k}": v for k, v in state.memory.items()}
     data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()})
     facts = {name: getattr(state, name) for name in _FACTS}
     text = json.dumps(
@@ -170,6 +176,8 @@ def _state(tree: dict[str, Any], data: bytes) -> State:
     local = {int(k.removeprefix("local.")): v for k, v in arrays.items() if k.startswith("local.")}
     rule = {k.removeprefix("rule."): v for k, v in arrays.items() if k.startswith("rule.")}
     versions = {int(k.removeprefix("version.")): v for k, v in arrays.items() if k.startswith("version.")}
+    memory = {k.removeprefix("memory."): v for k, v in arrays.items() if k.startswith("memory.")}
+    residual = {int(k.removeprefix("residual.")): v for k, v in arrays.items() if k.startswith("residual.")}
     later = {"ledger": "", "sim_seconds": 0.0}  # what older checkpoints lack
     facts = {name: tree.get(name, later[name]) if name in later else tree[name] for name in _FACTS}
     facts["client_metrics"] = {int(k): v for k, v in facts["client_metrics"].items()}
@@ -183,5 +191,7 @@ def _state(tree: dict[str, Any], data: bytes) -> State:
         rule=rule,
         average=average,
         versions=versions,
+        residual=residual,
+        memory=memory,
         **facts,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from securefed.algorithms.clock import Clock
 from securefed.algorithms.fedbuff import Buffer, FedBuff
 from securefed.algorithms.plan import RoundPlan
 from securefed.checkpoint import State
+from securefed.compression.sending import keep, residual_of
 from securefed.errors import BudgetExceeded
 from securefed.layout import Layout
 from securefed.parts import Parts
@@ -137,6 +138,10 @@ class Cohorts:
         if client in state.local:
             own = self.model.layout.scatter(state.local[client], self.local_layout(), start)
             start = start if self.algorithm.beside else own
+        residual = None
+        if client in state.residual:
+            shared = self.model.layout.select(set(plan.share).__contains__)
+            residual = residual_of(state.residual, client, self.model.layout, shared)
         return ClientJob(
             client,
             state.round,
@@ -148,6 +153,8 @@ class Cohorts:
             keep=self.local_layout().names if self.algorithm.keeps(plan) else (),
             own=own if self.algorithm.beside else None,
             scale=self.algorithm.weight(behind) if isinstance(self.algorithm, FedBuff) else 1.0,
+            residual=residual,
+            memory=self.parts.server.memory,
         )
 
     def local_layout(self) -> Layout:
@@ -165,14 +172,27 @@ class Cohorts:
         secret = not self.config.private and self.config.weights != "equal"
         return None if secret else tuple(self._weight(client) for client in chosen)
 
+    def residuals(
+        self, state: State, plan: RoundPlan, outcomes: Sequence[ClientOutcome]
+    ) -> dict[int, Vector]:
+        """What compression has left out of each client's updates, after this round."""
+        found = {o.client: o.residual for o in outcomes if o.residual is not None}
+        shared = self.model.layout.select(set(plan.share).__contains__)
+        return keep(state.residual, found, self.model.layout, shared)
+
     def bytes_down(self, state: State, plan: RoundPlan, chosen: tuple[int, ...], collected: Collected) -> int:
         """The global model goes to each client of the cohort as float32, and what the protection sends.
 
-        In a round that shares nothing only those need it that have not begun to tune their own.
+        Where a compression is built from the last sum, that too. In a round that shares nothing only those need it that
+        have not begun to tune their own.
         """
         private = 0 if self.algorithm.beside else self.local_layout().size
         asking = [k for k in chosen if plan.share or k not in state.local]
-        return 4 * (self.model.layout.size - private) * len(asking) + sum(collected.bytes_down.values())
+        each = 4 * (self.model.layout.size - private)
+        if self.parts.sending is not None:
+            shared = self.model.layout.select(set(plan.share).__contains__)
+            each += self.parts.sending.down_bytes(shared, state.round, state.memory)
+        return each * len(asking) + sum(collected.bytes_down.values())
 
     def weighing(self, chosen: tuple[int, ...]) -> tuple[dict[int, float], tuple[float, ...] | None]:
         """Each client's weight, and all of them where they are public, for a round that is not one of updates."""

@@ -235,6 +235,7 @@ class Federation:
         if self.parts.clip is not None:
             self.parts.clip.unpack(stored)
         self.server.rule_state = unpack_state({k: v for k, v in stored.items() if k != CLIP_KEY})
+        self.server.memory = state.memory
         before = state.seconds
         resumed_at = None if resumed is None else state.round
         facts = run_info(
@@ -291,6 +292,8 @@ class Federation:
             average=averaged(state.average, vector, plan, self.config.server.average),
             local=local,
             rule={**pack_state(self.server.rule_state), **self.liars.pack(), **self.cohorts.packed_clip()},
+            residual=self.cohorts.residuals(state, plan, outcomes),
+            memory=self.server.memory,
             mib_up=state.mib_up + up,
             mib_down=state.mib_down + down,
             versions=self.cohorts.versions(state),

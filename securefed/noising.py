@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from securefed.algorithms.algorithm import Algorithm
 from securefed.algorithms.distill import Distill
 from securefed.assembly import cohort
+from securefed.compression.sending import Sending
 from securefed.config import Config
 from securefed.crypto.entropy import SystemEntropy
 from securefed.errors import ConfigError
@@ -21,7 +22,7 @@ from securefed.privacy.distributed_release import Design
 from securefed.privacy.moving_clip import MovingClip, count_deviation
 from securefed.privacy.shared_release import Shares
 from securefed.privacy.step_noise import StepNoise
-from securefed.registry import ALGORITHMS, make, make_protection
+from securefed.registry import ALGORITHMS, make, make_compression, make_protection
 from securefed.training.client import Guarantee
 from securefed.training.limits import under_policy
 from securefed.types import NoiseCarrying
@@ -61,8 +62,17 @@ def shared_sizes(config: Config, model: TaskModel) -> tuple[int, ...]:
     algorithm = _algorithm(config)
     if isinstance(algorithm, Distill):
         return (algorithm.layout(config, model.classes).size,) * config.rounds
-    plans = (algorithm.plan(config, model.part_of, round) for round in range(algorithm.released(config)))
-    return tuple(model.layout.select(set(plan.share).__contains__).size for plan in plans)
+    plans = [algorithm.plan(config, model.part_of, round) for round in range(algorithm.released(config))]
+    layouts = [model.layout.select(set(plan.share).__contains__) for plan in plans]
+    sending = sending_of(config)
+    if sending is None:
+        return tuple(layout.size for layout in layouts)
+    return tuple(sending.size(layout, round) for round, layout in enumerate(layouts))
+
+
+def sending_of(config: Config) -> Sending | None:
+    """How updates are compressed; None where they are sent whole."""
+    return None if config.compression is None else Sending(make_compression(config.compression), config.seed)
 
 
 def distributed_design(config: Config, sizes: tuple[int, ...], records: Sequence[int]) -> Design | None:

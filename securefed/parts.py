@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from securefed.algorithms.fedavg import FedAvg
 from securefed.assembly import Assembly, RunnerBuilder, cohort, make_runner, register, register_unprotected
+from securefed.compression import Coding
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.engine.exchange import opened
 from securefed.engine.inprocess import Engine, InProcess, Pool
@@ -13,9 +14,10 @@ from securefed.engine.liars import Liars
 from securefed.errors import BudgetExceeded
 from securefed.evaluation import Evaluator
 from securefed.mechanisms import plan_noise
-from securefed.noising import shared_sizes
+from securefed.noising import sending_of, shared_sizes
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.step_release import StepRelease
+from securefed.protect.packed import Packed
 from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
 from securefed.root import Root
@@ -38,6 +40,10 @@ class Parts:
         read = self.rule.needs != "sum" or config.privacy.unit == "client" or config.tracking.keep_views > 0
         if isinstance(protection, Plain) and not read:
             protection = replace(protection, keep_updates=False)  # O(d) memory; nobody needs the rows
+        self.sending = sending_of(config)
+        if self.sending is not None and isinstance(self.sending.compression, Coding):
+            assert isinstance(protection, Plain)  # checked with the job
+            protection = Packed(self.sending.compression, config.seed, protection.keep_updates)
         self.protection = opened(protection, run_id, range(len(assembly.shards)), entropy)
         noise = plan_noise(
             config, lambda: shared_sizes(config, self.model), [len(s.train) for s in assembly.shards]
@@ -64,6 +70,7 @@ class Parts:
             config.seed,
             self.clip,
             ledger=self.ledger,
+            sending=self.sending,
         )
         self.liars = Liars.of(config, len(assembly.shards))
         held = assembly.root

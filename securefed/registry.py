@@ -38,6 +38,13 @@ ALGORITHMS: dict[str, str] = {
     "finetune": "securefed.algorithms.finetune:FineTune",
     "distill": "securefed.algorithms.distill:Distill",
 }
+COMPRESSIONS: dict[str, str] = {
+    "random_k": "securefed.compression.random_k:RandomK",
+    "count_sketch": "securefed.compression.count_sketch:CountSketch",
+    "low_rank": "securefed.compression.low_rank:LowRank",
+    "top_k": "securefed.compression.top_k:TopK",
+    "quantized": "securefed.compression.quantized:Quantized",
+}
 ENGINES: dict[str, str] = {
     "inprocess": "securefed.engine.inprocess:InProcess",
 }
@@ -180,6 +187,20 @@ def make_aggregator(component: Component) -> Aggregator:
     """The aggregation rule a job names."""
     rule: Aggregator = make("aggregator", component, AGGREGATORS)
     return rule
+
+
+def make_compression(component: Component) -> Any:
+    """The compression a job names, a `securefed.compression.Linear` or `Coding`.
+
+    Raises:
+        ConfigError: as `make`; a class that is neither.
+    """
+    found = make("compression", component, COMPRESSIONS)
+    if not isinstance(getattr(found, "linear", None), bool):
+        raise ConfigError(
+            f"compression {component.name} is neither Linear nor Coding; inherit from one of them"
+        )
+    return found
 
 
 def make_attack(attack: AttackConfig, aggregator: Component) -> Any:

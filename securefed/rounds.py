@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from securefed.aggregation import aggregate, round_generator, row_ids, row_weights
+from securefed.compression.contract import Memory
+from securefed.compression.sending import Sending
 from securefed.crypto.entropy import Entropy
 from securefed.engine.exchange import exchange
 from securefed.errors import BudgetExceeded
@@ -47,6 +49,7 @@ class Rounds:
         clip: of whole updates, where it moves; its bits travel behind the updates.
         rule_state: what a rule with memory carries from round to round.
         ledger: the site's, whose head enters what the round's messages are signed over; None without DP.
+        sending: how updates are compressed; None where they are sent whole. memory: what its server side carries.
     """
 
     run: str
@@ -58,6 +61,8 @@ class Rounds:
     clip: MovingClip | None = None
     rule_state: Any = field(default=None, repr=False)
     ledger: Ledger | None = None
+    sending: Sending | None = None
+    memory: Memory = field(default_factory=dict, repr=False)
     _seen: Head | None = field(default=None, repr=False)
 
     def play(
@@ -107,7 +112,7 @@ class Rounds:
         root: torch.Tensor | None,
     ) -> tuple[Vector, Collected, list[ClientOutcome]]:
         if self.mechanism is not None and (stored := self.mechanism.stored(round)) is not None:
-            return stored, nobody(shared.size), []
+            return self._received(stored, shared, round), nobody(self._size(shared, round)), []
         own = None if isinstance(self.mechanism, StepRelease) else self.mechanism
         reservation = None if own is None else own.reserve(round)
         outcomes = train()
@@ -120,12 +125,16 @@ class Rounds:
             return self.mechanism.release(round, collected, self.entropy), collected, outcomes
         in_groups = isinstance(own, DistributedRelease) and collected.groups is not None
         if own is not None and reservation is not None and not in_groups:
-            return own.release(reservation, round, collected, self.entropy), collected, outcomes
+            released = own.release(reservation, round, collected, self.entropy)
+            return self._received(released, shared, round), collected, outcomes
+        compares = self.rule.needs != "sum" and own is None  # such a rule reads rows (d,)
+        if compares and self.sending is not None:
+            collected = self.sending.lifted(collected, shared, round, self.memory)
         context = RoundContext(
             round=round,
             clients=row_ids(collected),
             weights=row_weights(collected, public=weights is not None),
-            layout_digest=shared.digest,
+            layout_digest=shared.digest if compares else self._digest(shared, round),
             root_update=root,
             generator=round_generator(self.seed, round),
             space=space,
@@ -133,7 +142,18 @@ class Rounds:
         vector, self.rule_state = aggregate(self.rule, collected, context, self.rule_state)
         if isinstance(own, DistributedRelease) and reservation is not None and collected.groups is not None:
             vector = own.release_groups(reservation, round, collected.groups, vector)
+        if not compares:
+            return self._received(vector, shared, round), collected, outcomes
+        if self.sending is not None:
+            self.memory = self.sending.remembered(vector, shared, round, self.memory)
         return vector, collected, outcomes
+
+    def _received(self, vector: Vector, shared: Layout, round: int) -> Vector:
+        """The update (d,) from a mean or release of what was sent."""
+        if self.sending is None:
+            return vector
+        vector, self.memory = self.sending.received(vector, shared, round, self.memory)
+        return vector
 
     @property
     def _fewest(self) -> int:
@@ -149,7 +169,7 @@ class Rounds:
         outcomes: list[ClientOutcome],
         weights: tuple[float, ...] | None,
     ) -> Collected:
-        size = shared.size + (0 if self.clip is None else 1)
+        size = self._size(shared, round) + (0 if self.clip is None else 1)
         if not chosen:
             return nobody(size)
         parameters = RoundParameters(
@@ -157,13 +177,21 @@ class Rounds:
             round=round,
             clients=chosen,
             size=size,
-            layout_digest=shared.digest,
+            layout_digest=self._digest(shared, round),
             model_digest=vector_digest(model),
             weights=weights,
             ledgers=self._heads(chosen),
         )
         updates = {o.client: _as_sent(o.update) for o in outcomes if o.update is not None}
         return exchange(self.protection, parameters, updates, self.entropy)
+
+    def _size(self, shared: Layout, round: int) -> int:
+        """Numbers of an update as it is sent."""
+        return shared.size if self.sending is None else self.sending.size(shared, round)
+
+    def _digest(self, shared: Layout, round: int) -> str:
+        """Names the coordinates of an update as it is sent."""
+        return shared.digest if self.sending is None else self.sending.digest(shared, round)
 
     def _heads(self, chosen: tuple[int, ...]) -> str:
         """In one process all clients are one site, with one ledger."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from securefed.config.attack import check_attack, declared
+from securefed.config.compression import check_compression
 from securefed.config.distill import check_distill
 from securefed.config.noise import check_noise
 from securefed.config.schema import Config
@@ -35,6 +36,7 @@ def check(config: Config) -> None:
     _check_adapter(config)
     check_uneven(config)
     _check_pairs(config)
+    check_compression(config)
     check_attack(config)
     check_distill(config)
 

@@ -308,6 +308,7 @@ class Config:
 
     `weights`: how updates are weighted: by shard size, equally, or "auto": by size without DP, equally
     under DP, where "size" declares the shard sizes to be public constants.
+    `compression`: how updates are made smaller before they are sent (docs/compression.md); None sends them whole.
     """
 
     name: str = "run"
@@ -319,6 +320,7 @@ class Config:
     algorithm: Component = Component("fedavg")
     protection: Component = Component("plain")
     aggregator: Component = Component("mean")
+    compression: Component | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

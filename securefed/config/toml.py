@@ -10,7 +10,7 @@ from typing import Any
 from securefed.config.schema import Component, Config
 from securefed.errors import ConfigError
 
-COMPONENTS = ("algorithm", "protection", "aggregator")
+COMPONENTS = ("algorithm", "protection", "aggregator", "compression")
 """Fields of the job that choose a part by name."""
 
 

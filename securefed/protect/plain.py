@@ -3,7 +3,7 @@
 Adversary: none is resisted. The server sees each client's update; without DP it can learn from it
 what an honest-but-curious server can learn. Use it where the server is trusted, or in simulation.
 
-Wire format, version 2, little-endian: magic "SFPL", version u8, header (see `_HEADER`), d float32
+Wire format, version 2, little-endian: magic "SFPL", version u8, header (see `HEADER`), d float32
 values, XXH3-64 of all that precedes. The checksum finds accidents, not liars: nothing is signed here.
 (A CRC-32 cost as much as all the rest of a round of 1e5 weights; XXH3 costs a fourteenth of it.)
 """
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from securefed.crypto.identity import Identity, Roster
 
 _MAGIC, _VERSION = b"SFPL", 2
-_HEADER = struct.Struct("<4sB16sIi32s32sdQ")  # magic, version, run, round, client, layout, model, weight, d
-_CHECK = struct.Struct("<Q")
+HEADER = struct.Struct("<4sB16sIi32s32sdQ")  # magic, version, run, round, client, layout, model, weight, d
+CHECK = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,13 @@ class PlainClient:
                 f"plain: session of client {self.client}, round {self.parameters.round} was given the update "
                 f"of client {update.client}, round {update.round}"
             )
-        payload = encode(update, self.parameters)
+        payload = self.payload(update)
         self._sent = True
         return Output(send=(Message(self.client, SERVER, payload),))
+
+    def payload(self, update: Update) -> bytes:
+        """The bytes of this update."""
+        return encode(update, self.parameters)
 
 
 @dataclass
@@ -126,13 +130,17 @@ class PlainServer:
             self._refused[sender] = "duplicate submission; the first was kept"
             return Output()
         try:
-            weight, vector = decode(payload, self.parameters, sender)
+            weight, vector = self.read(payload, sender)
         except ProtocolError as error:
             self._refused[sender] = str(error)
         else:
             self._accept(sender, weight, vector)
         heard = self._weights.keys() | self._refused.keys()
         return self.advance() if len(heard) == len(self.parameters.clients) else Output()
+
+    def read(self, payload: bytes, sender: int) -> tuple[float, Vector]:
+        """(weight, vector) of a message, or a ProtocolError that says what is wrong with it."""
+        return decode(payload, self.parameters, sender)
 
     def _accept(self, sender: int, weight: float, vector: Vector) -> None:
         self._refused.pop(sender, None)  # garbage first, then a good message: the good one counts
@@ -178,9 +186,18 @@ def encode(update: Update, parameters: RoundParameters) -> bytes:
         raise ProtocolError(
             f"plain: an update of round {parameters.round} has shape ({parameters.size},), found {update.vector.shape}"
         )
-    header = _HEADER.pack(
-        _MAGIC,
-        _VERSION,
+    front = header(_MAGIC, _VERSION, update, parameters)
+    body = np.ascontiguousarray(update.vector, "<f4").data.cast("B")
+    check = xxhash.xxh3_64(front)
+    check.update(body)
+    return b"".join((front, body, CHECK.pack(check.intdigest())))
+
+
+def header(magic: bytes, version: int, update: Update, parameters: RoundParameters) -> bytes:
+    """What stands before an update's values."""
+    return HEADER.pack(
+        magic,
+        version,
         _run_tag(parameters.run),
         parameters.round,
         update.client,
@@ -189,10 +206,6 @@ def encode(update: Update, parameters: RoundParameters) -> bytes:
         update.weight,
         parameters.size,
     )
-    body = np.ascontiguousarray(update.vector, "<f4").data.cast("B")
-    check = xxhash.xxh3_64(header)
-    check.update(body)
-    return b"".join((header, body, _CHECK.pack(check.intdigest())))
 
 
 def decode(payload: bytes, parameters: RoundParameters, sender: int) -> tuple[float, Vector]:
@@ -202,14 +215,30 @@ def decode(payload: bytes, parameters: RoundParameters, sender: int) -> tuple[fl
         ProtocolError: wrong length, garbled bytes, another version, run, round, client, layout or
             global model, a weight that is not positive and finite, or a non-finite coordinate.
     """
-    expected = _HEADER.size + 4 * parameters.size + _CHECK.size
+    expected = HEADER.size + 4 * parameters.size + CHECK.size
     if len(payload) != expected:
         raise ProtocolError(f"plain: expected {expected} bytes, found {len(payload)}")
-    magic, version, run, round_, client, layout, model, weight, size = _HEADER.unpack_from(payload)
-    if magic != _MAGIC or version != _VERSION:
-        raise ProtocolError(f"plain: not a version {_VERSION} update message")
-    check = xxhash.xxh3_64_intdigest(memoryview(payload)[: -_CHECK.size])
-    if check != _CHECK.unpack_from(payload, expected - _CHECK.size)[0]:
+    weight = check_header(payload, parameters, sender, _MAGIC, _VERSION)
+    vector: Vector = np.frombuffer(payload, "<f4", parameters.size, HEADER.size)
+    if not np.isfinite(vector).all():
+        raise ProtocolError("plain: non-finite coordinate")
+    return weight, vector
+
+
+def check_header(
+    payload: bytes, parameters: RoundParameters, sender: int, wanted_magic: bytes, wanted_version: int
+) -> float:
+    """The weight of a message whose length is right.
+
+    Raises:
+        ProtocolError: garbled bytes, another version, run, round, client, layout or global model, or a weight that
+            is not positive and finite.
+    """
+    magic, version, run, round_, client, layout, model, weight, size = HEADER.unpack_from(payload)
+    if magic != wanted_magic or version != wanted_version:
+        raise ProtocolError(f"plain: not a version {wanted_version} update message")
+    check = xxhash.xxh3_64_intdigest(memoryview(payload)[: -CHECK.size])
+    if check != CHECK.unpack_from(payload, len(payload) - CHECK.size)[0]:
         raise ProtocolError("plain: garbled bytes, the checksum differs")
     facts: tuple[tuple[str, object, object], ...] = (
         ("run", run, _run_tag(parameters.run)),
@@ -224,7 +253,4 @@ def decode(payload: bytes, parameters: RoundParameters, sender: int) -> tuple[fl
             raise ProtocolError(f"plain: the message is of another {what} than round {parameters.round}'s")
     if not (np.isfinite(weight) and weight > 0):
         raise ProtocolError(f"plain: weight must be positive and finite, found {weight}")
-    vector: Vector = np.frombuffer(payload, "<f4", parameters.size, _HEADER.size)
-    if not np.isfinite(vector).all():
-        raise ProtocolError("plain: non-finite coordinate")
-    return weight, vector
+    return float(weight)

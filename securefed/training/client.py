@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from securefed.compression.sending import Sending
 from securefed.config import Config
 from securefed.crypto.entropy import Entropy, Stream
 from securefed.data.batch import Encoded
@@ -25,7 +26,7 @@ from securefed.privacy.events import SampledGaussian
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.shared_release import Shares, bounded
 from securefed.privacy.step_noise import StepEvent, StepNoise
-from securefed.registry import ALGORITHMS, make
+from securefed.registry import ALGORITHMS, make, make_compression
 from securefed.training.frozen_cache import FrozenCache
 from securefed.training.limits import under_policy
 from securefed.training.local import DPWork
@@ -51,6 +52,8 @@ class ClientJob:
         keep: names of its local part, of which it keeps new values; None: what it trains and does not share.
         own: its own model beside the global one, float32 (d,); None where it has none (yet).
         scale: in (0, 1], public: what its update is multiplied with once it is bounded (staleness).
+        residual: what compression left out of this client's updates, (d,) of `share`; None for nothing.
+        memory: what the server's side of a compression carries, public.
     """
 
     client: int
@@ -63,6 +66,8 @@ class ClientJob:
     keep: tuple[str, ...] | None = None
     own: Vector | None = field(default=None, repr=False)
     scale: float = 1.0
+    residual: Vector | None = field(default=None, repr=False)
+    memory: Mapping[str, Vector] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +79,7 @@ class ClientOutcome:
         local: new values of what it keeps, over the layout of the job's local names.
         resent: the update was journaled before a crash and is sent again unchanged.
         diagnostics: computed on private data; for simulations, never sent by a real client.
+        residual: what compression leaves out, kept by the client, (d,) of `share`; None where nothing is kept.
     """
 
     client: int
@@ -84,6 +90,7 @@ class ClientOutcome:
     steps: int = 0
     seconds: float = 0.0
     diagnostics: Mapping[str, float] = field(default_factory=dict)
+    residual: Vector | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,8 @@ class ClientRunner:
         self.algorithm: Algorithm = make("algorithm", config.algorithm, ALGORITHMS)
         self._encoded: dict[int, Encoded] = {}
         self._checked: set[tuple[str, ...]] = set()
+        named = config.compression
+        self._sending = None if named is None else Sending(make_compression(named), config.seed)
         self.cache = FrozenCache(config.train.cache_mib) if config.train.cache_frozen else None
 
     def encoded(self, client: int) -> Encoded:
@@ -160,16 +169,16 @@ class ClientRunner:
             except DivergedError:
                 if self.config.distributed:  # who takes part is seen, so it sends zero and its noise
                     zero = np.zeros(self._layouts(job)[1].size, np.float32)
-                    return ClientOutcome(job.client, self._bounded(job, zero))
+                    return ClientOutcome(job.client, self._bounded(job, self._compressed(job, zero)[0]))
                 # Ending the round would tell that this client is in it; left out, it counts as zero.
                 return ClientOutcome(job.client, refusal="its training left the finite numbers")
         if self.config.privacy.unit == "none":
-            return self._train(job)
+            return self._as_sent(job, self._train(job))
         assert self._ledger is not None
         stepping = self._guarantee is not None and self._guarantee.steps is not None
         stored = None if stepping else self._ledger.outbox(self.run, job.client, job.round)
         if stored is not None:
-            return self._unpack(stored, job)
+            return self._as_sent(job, self._unpack(stored, job))
         try:
             reservation = self._reserve(self._ledger, job)
         except BudgetExceeded as refusal:
@@ -180,7 +189,7 @@ class ClientRunner:
             return outcome
         outcome = self._train(job)
         self._ledger.settle(reservation, steps_taken=outcome.steps, payload=self._pack(outcome))
-        return outcome
+        return self._as_sent(job, outcome)
 
     def _reserve(self, ledger: Ledger, job: ClientJob) -> int:
         assert self._guarantee is not None
@@ -252,8 +261,10 @@ class ClientRunner:
         worked = self.algorithm.work(phases, job)
         layout, shared, kept = self._layouts(job)
         vector = layout.gather(worked.vector, shared) - layout.gather(job.start, shared)
+        residual = None
         if c.privacy.unit == "client":
-            update = self._bounded(job, vector)
+            sent, residual = self._compressed(job, vector)  # what is sent is what is clipped
+            update = self._bounded(job, sent)
         else:
             scaled = vector if job.scale == 1 else np.float32(job.scale) * vector
             update = Update(job.client, job.round, scaled, job.weight, private=c.privacy.unit == "example")
@@ -261,8 +272,21 @@ class ClientRunner:
         local = layout.gather(own, kept) if kept.names else None
         seconds = time.perf_counter() - start
         return ClientOutcome(
-            job.client, update, local, None, False, phases.taken, seconds, phases.diagnostics
+            job.client, update, local, None, False, phases.taken, seconds, phases.diagnostics, residual
         )
+
+    def _compressed(self, job: ClientJob, vector: Vector) -> tuple[Vector, Vector | None]:
+        """(what is sent of an update, what the client keeps of it)."""
+        if self._sending is None:
+            return vector, None
+        return self._sending.sent(vector, job.residual, self._layouts(job)[1], job.round, job.memory)
+
+    def _as_sent(self, job: ClientJob, outcome: ClientOutcome) -> ClientOutcome:
+        """The outcome with its update compressed. Under DP the update carries its noise already and is journaled."""
+        if self._sending is None or outcome.update is None:
+            return outcome
+        sent, residual = self._compressed(job, outcome.update.vector)
+        return replace(outcome, update=replace(outcome.update, vector=sent), residual=residual)
 
     def _bounded(self, job: ClientJob, vector: Vector) -> Update:
         """A whole update, clipped, then scaled, with what the job's client-level mechanism asks of the client."""

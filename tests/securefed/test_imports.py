@@ -21,7 +21,18 @@ PACKAGES = {
 STEPS = (
     {"errors", "types", "paths", "hub"},
     {"layout", "crypto"},
-    {"privacy", "protect", "data", "models", "rows", "gram", "factors", "views", "aggregation"},
+    {
+        "privacy",
+        "protect",
+        "data",
+        "models",
+        "rows",
+        "gram",
+        "factors",
+        "views",
+        "aggregation",
+        "compression",
+    },
     {"training", "algorithms", "tracking"},
     {
         "assembly",
