@@ -186,8 +186,11 @@ def _image(canaries: Canaries, canary: int) -> NDArray[np.float32]:
     A record whose gradient is not finite adds nothing, and a client that diverges counts as zero: so both are
     blanked out exactly, bias included, by rules that the paths have anyway.
     """
-    row = canaries.contribution(canary, LOUD) if canaries.included[canary] else np.full(canaries.d, np.nan)
-    return row.astype(np.float32).reshape(1, 1, -1)
+    if canaries.included[canary]:
+        return canaries.contribution(canary, LOUD).reshape(1, 1, -1)
+    blank = np.full(canaries.d, np.nan, np.float32)
+    blank[canary % canaries.d] = canary  # so that no two are copies of one record
+    return blank.reshape(1, 1, -1)
 
 
 def _moved(folder: Path, d: int) -> NDArray[np.float64]:
