@@ -13,7 +13,9 @@ from securefed_attacks.leakage_budget import LeakageBudget
 from securefed_attacks.span_tokens import TokenBag
 
 BEYOND_CONTROL = 3.0
-"""Ranking leaks where it names true tokens this many times as often as a wrong update's."""
+"""Ranking leaks where it names true tokens this many times as often as a wrong update's ..."""
+CHANCE = 0.01
+"""... and more often than chance would, by Fisher's exact test: a few hits of a short text prove nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,18 @@ def prove_budget(
     chance = len(true) / len(bag.ranking)
     if found and found >= len(true) - texts and not false:
         leaks = "exact"
-    elif ranked > BEYOND_CONTROL * max(beside, chance):
+    elif ranked > BEYOND_CONTROL * max(beside, chance) and _surely(
+        len(nearest & true), len(true), len(nearest & other), len(other)
+    ):
         leaks = "ranking"
     else:
         leaks = "nothing"
     return BudgetProof(budget, bag.rank, found, false, ranked, beside, leaks, leaks == budget.verdict)
+
+
+def _surely(hits: int, of: int, beside: int, of_beside: int) -> bool:
+    """Whether so many hits are surely more frequent than the control's."""
+    from scipy import stats
+
+    table = [[hits, of - hits], [beside, of_beside - beside]]
+    return float(stats.fisher_exact(table, alternative="greater").pvalue) < CHANCE

@@ -33,6 +33,7 @@ class Candidates:
         texts, or inputs: tensor (n, ...). labels: int64 (n,), None where there are none.
         member: (n,), whether the record was trained on; None where nobody says.
         coins: whether membership was decided by a fair coin for each record, which a bound on epsilon needs.
+        partial: more was trained on than the members here, so that counts of what was in an update are too low.
     """
 
     texts: tuple[str, ...] | None = field(default=None, repr=False)
@@ -40,6 +41,7 @@ class Candidates:
     labels: NDArray[np.int64] | None = field(default=None, repr=False)
     member: Bools | None = field(default=None, repr=False)
     coins: bool = False
+    partial: bool = False
 
     def __len__(self) -> int:
         if self.texts is not None:

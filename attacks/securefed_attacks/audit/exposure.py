@@ -40,9 +40,14 @@ class Exposure:
 
 
 def expose(
-    target: Target, reader: Reader, captured: Captured, recipe: Recipe, members: Sequence[int]
+    target: Target,
+    reader: Reader,
+    captured: Captured,
+    recipe: Recipe,
+    members: Sequence[int],
+    partial: bool = False,
 ) -> Exposure:
-    """The prediction for one round's update, before it is attacked."""
+    """The prediction for one round's update, before it is attacked; `partial`: not all members are at hand."""
     readers, low = reader.shown(0, captured.names), captured.lora
     tokens = len(distinct_tokens(target, members)) if members else None
     inputs = len(distinct_inputs(target, reader, members)) if members else None
@@ -59,6 +64,7 @@ def expose(
             ("the optimizer (recipe.optimizer)", recipe.optimizer is None),
             ("the number of local steps (recipe.steps)", recipe.steps is None),
             ("which candidates are members", inputs is None),
+            ("all of the members: these are a sample", partial),
         )
         if gone
     ]

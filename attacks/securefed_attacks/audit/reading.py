@@ -113,14 +113,15 @@ def _ordered(
     if not bag.tokens or not clock.allows(0.0, "putting tokens in order"):
         return NOTHING
     clock.tell("putting tokens in order")
-    end = getattr(target.tokenizer, "sep_token_id", None)
+    marked = [getattr(target.tokenizer, name, None) for name in ("sep_token_id", "eos_token_id")]
+    ends = () if reader.causal else [int(end) for end in marked if end in bag.tokens]
     return order_tokens(
         reader,
         update,
         bag,
         before=before,
         longest=longest,
-        ends=() if end is None or reader.causal else (int(end),),
+        ends=ends,
         seconds=min(ORDER_S, clock.left),
     )
 

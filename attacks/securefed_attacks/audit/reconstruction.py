@@ -1,6 +1,6 @@
 """The section on reconstruction: tokens and texts read out of each view, beside controls that must not do as well.
 
-The no-update baseline guesses the words most frequent in non-members' records. The wrong-update control
+The no-update baseline guesses the tokens most frequent in non-members' records. The wrong-update control
 runs the same attack on the same view of an update that these records had no part in. What either would have
 guessed is no leak.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from securefed_attacks.audit.exposure import distinct_tokens, marks
 from securefed_attacks.audit.reading import Reading
@@ -174,10 +175,18 @@ class _Judge:
 
 
 def _prior(target: Target, others: Sequence[int]) -> list[int]:
-    """Tokens of non-members, most frequent first."""
+    """Tokens of non-members, most frequent first, then the vocabulary in its order; empty without non-members.
+
+    Without the rest a control would run out of guesses, and look worse than it is. Usual vocabularies are in
+    the order of their words' frequency, or near it.
+    """
+    if not others or target.body is None:
+        return []
     special, tokens = marks(target), target.encoded.tokens or ()
     counts = Counter(int(t) for i in others for t in tokens[i] if int(t) not in special)
-    return [t for t, _ in counts.most_common()]
+    body: Any = target.body
+    rest = (t for t in range(int(body.get_input_embeddings().weight.shape[0])) if t not in special)
+    return list(dict.fromkeys([*(t for t, _ in counts.most_common()), *rest]))
 
 
 def _hits(target: Target, row: int, named: set[int]) -> tuple[int, tuple[bool, ...]]:

@@ -36,7 +36,7 @@ from securefed_attacks.audit.sections import (
     texts,
     warnings,
 )
-from securefed_attacks.audit.states import read_state
+from securefed_attacks.audit.states import name_arrays, read_state
 
 
 def audit(
@@ -65,8 +65,8 @@ def audit(
 ) -> AuditReport:
     """What the update between two states tells about the records behind it.
 
-    Works on anything captured anywhere: state dicts, modules, PEFT folders, safetensors or torch files; or
-    lists of them, one pair a round of the same client.
+    Works on anything captured anywhere: state dicts, modules, PEFT folders, safetensors, torch or NumPy files,
+    Flower's lists of arrays (named after the base module); or lists of them, one pair a round of the same client.
 
     Args:
         before, after: the two states; or a run's folder and None. base: the model (a module), a zoo name or a folder; an adapter's own
@@ -100,6 +100,8 @@ def audit(
         claimed_epsilon = run.claimed if claimed_epsilon is None else claimed_epsilon
         rounds, names = run.rounds, run.names
     else:
+        before, after = name_arrays(before, base, "before"), name_arrays(after, base, "after")
+        others = [name_arrays(o, base, f"others[{k}]") for k, o in enumerate(others)]
         rounds, beside = _rounds(before, after, others, made, seed)
         names = tuple(f"round {k + 1}" for k in range(len(rounds)))
     target = open_target(base, rounds[0][0], rows, made, tokenizer)

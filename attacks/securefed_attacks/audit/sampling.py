@@ -21,7 +21,7 @@ def sample_records(assembly: Any, asked: Sequence[int], sample: int, seed: int) 
     """(candidates, how they were drawn): half of them training records of these clients, half test records.
 
     Where not all clients are asked about, their labels may be mixed unlike the data set's: then the test records
-    are those clients' own, if there are enough, or else both groups are thinned to one mix of labels.
+    are those clients' own, or of the same mix of labels, where there are enough of either.
     """
     rng = np.random.default_rng([seed, 0xF01D])
     shards = [s for k in asked if len(s := assembly.shards[k].train)]
@@ -35,8 +35,8 @@ def sample_records(assembly: Any, asked: Sequence[int], sample: int, seed: int) 
         test, outside, whose = own, rng.permutation(len(own)), "of their own"
     elif not everybody and test.labels is not None:
         known = np.concatenate([s.labels for s in shards if s.labels is not None])
-        inside, outside = same_mix(known, test.labels, rng)
-        mixed = " with the same mix of labels"
+        outside = same_mix(known, test.labels, rng)
+        mixed = " with the same mix of labels" if len(outside) < len(test) else ""
     chosen, rows = np.sort(inside[: sample // 2]), np.sort(outside[: sample // 2])
     both = _joined([*_pick(shards, chosen), test.take(rows)])
     of = "" if everybody else f" of client{'s' if len(asked) > 1 else ''} {_numbers(asked)}"
@@ -44,35 +44,19 @@ def sample_records(assembly: Any, asked: Sequence[int], sample: int, seed: int) 
         f"a seeded sample of {len(chosen)} of {held:,} training{of} and {len(rows)} of {len(test):,} {whose} "
         f"test records{mixed}"
     )
-    return _candidates(both, len(chosen)), said
+    return _candidates(both, len(chosen), len(chosen) < held), said
 
 
-def same_mix(
-    members: NDArray[np.int64], others: NDArray[np.int64], rng: np.random.Generator
-) -> tuple[Rows, Rows]:
-    """Rows of both groups, shuffled, whose labels have one and the same mix.
-
-    As many members as possible stay while the others are still `ENOUGH` in that mix; labels that are frequent
-    among the members and scarce among the others are thinned first.
+def same_mix(members: NDArray[np.int64], others: NDArray[np.int64], rng: np.random.Generator) -> Rows:
+    """As many rows of the others as have the members' mix of labels, shuffled; all of them where those are too few.
 
     Args:
         members, others: labels, int64.
     """
-    kinds = np.unique(members)
-    of_members = np.array([(members == k).sum() for k in kinds])
+    kinds, of_members = np.unique(members, return_counts=True)
     of_others = np.array([(others == k).sum() for k in kinds])
-    best = np.minimum(of_members, 0)
-    for cap in range(int(of_members.max()), 0, -1):
-        best = np.where(of_others > 0, np.minimum(of_members, cap), 0)
-        if best.any() and _fitting(best, of_others) * best.sum() >= ENOUGH:
-            break
-    beside = np.floor(_fitting(best, of_others) * best + 1e-9).astype(int) if best.any() else best
-    return _drawn(members, kinds, best, rng), _drawn(others, kinds, beside, rng)
-
-
-def _fitting(mix: NDArray[Any], held: NDArray[Any]) -> float:
-    """The largest factor by which this mix still fits into what is held."""
-    return float((held[mix > 0] / mix[mix > 0]).min())
+    counts = np.floor((of_others / of_members).min() * of_members + 1e-9).astype(int)
+    return _drawn(others, kinds, counts, rng) if counts.sum() >= ENOUGH else rng.permutation(len(others))
 
 
 def _drawn(
@@ -82,12 +66,13 @@ def _drawn(
     return rng.permutation(np.concatenate(rows).astype(np.int64))
 
 
-def _candidates(both: Examples, members: int) -> Candidates:
+def _candidates(both: Examples, members: int, partial: bool) -> Candidates:
     return Candidates(
         texts=both.texts,
         inputs=None if both.images is None else torch.from_numpy(both.images),
         labels=both.labels,
         member=np.arange(len(both)) < members,
+        partial=partial,
     )
 
 

@@ -67,9 +67,12 @@ class Given:
 
     @cached_property
     def shown(self) -> tuple[Captured, list[Column]]:
-        """The first round whose update shows what the first layer was fed; the first where none does."""
+        """The first round whose update shows what the first layer was fed, at best in its own space; else the first."""
         reader = reader_of(self.target, {}) if isinstance(self.target, Target) else ""
-        shows = [] if isinstance(reader, str) else [r for r in self.rounds if reader.shown(0, r[0].names)]
+        if isinstance(reader, str):
+            return self.rounds[0]
+        seen = [(r, reader.observed(0, r[0].update, r[0].before.tensors)) for r in self.rounds]
+        shows = [r for r, o in seen if o.direct] or [r for r, o in seen if o.through]
         return next(iter(shows), self.rounds[0])
 
     @cached_property
@@ -123,7 +126,8 @@ def expose_round(given: Given) -> Exposure | None:
     reader, captured = given.reader, given.shown[0]
     if isinstance(reader, str):
         return Exposure((), captured.lora, None, None, 0, None, reader)
-    return expose(given.target, reader, captured, given.recipe, given.members)
+    partial = given.rows is not None and given.rows.partial
+    return expose(given.target, reader, captured, given.recipe, given.members, partial)
 
 
 def rebuild(given: Given, exposure: Exposure | None) -> tuple[list[Reconstruction], Exposure | None]:
@@ -262,6 +266,10 @@ def missing(given: Given) -> tuple[str, ...]:
 def warnings(given: Given, found: Belonging | None) -> tuple[str, ...]:
     """What makes the numbers mean something else than they seem to."""
     told = []
+    if given.rows is not None and given.rows.partial and given.rows.texts is not None:
+        told.append(
+            "the members are a sample of what was trained on: tokens of the others are counted as false"
+        )
     above = [] if found is None else [r for r in found.results if r.auc.low > CLEAR_AUC and not r.leaks]
     if above and found is not None and not any(r.leaks for r in found.results):
         best = max(above, key=lambda r: r.auc.value)

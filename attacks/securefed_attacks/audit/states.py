@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from securefed.errors import AuditError
@@ -63,8 +64,36 @@ def read_state(given: Any, name: str, *, lora_alpha: float | None = None) -> Sta
     if path.is_dir():
         return _from_folder(path, name, lora_alpha)
     if not path.is_file():
-        raise AuditError(f"{name}: nothing at {path}; give a folder, a .safetensors file or a torch file")
+        raise AuditError(f"{name}: nothing at {path}; give a folder, or a .safetensors, torch or .npz file")
     return _state(_read_file(path, name), name, {}, lora_alpha, _shown(path))
+
+
+def is_arrays(given: Any) -> bool:
+    """Whether this is one state as Flower sends it: a list of arrays without names, in the model's own order."""
+    return isinstance(given, list | tuple) and bool(given) and all(isinstance(a, np.ndarray) for a in given)
+
+
+def name_arrays(given: Any, base: Any, name: str) -> Any:
+    """A list of arrays (or rounds of them) under the names of the base model's `state_dict`; all else as it is.
+
+    Raises:
+        AuditError: no module to take the names from, or it holds another number of tensors.
+    """
+    if isinstance(given, list | tuple) and any(is_arrays(g) for g in given):
+        return [name_arrays(g, base, name) for g in given]
+    if not is_arrays(given):
+        return given
+    if not isinstance(base, torch.nn.Module):
+        raise AuditError(
+            f"{name} is a list of {len(given)} arrays without names; give the module itself as base=, whose order they have"
+        )
+    names = list(base.state_dict())
+    if len(names) != len(given):
+        raise AuditError(
+            f"{name} is a list of {len(given)} arrays and the base model holds {len(names)} tensors; "
+            "give a mapping of names to arrays"
+        )
+    return dict(zip(names, given, strict=True))
 
 
 def _shown(path: Path) -> str:
@@ -100,6 +129,9 @@ def _read_file(path: Path, name: str) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {key: file[key] for key in file.files}
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise their own kinds for a damaged file
         raise AuditError(
@@ -141,9 +173,9 @@ def _state(
 
 def _as_tensor(value: Any) -> torch.Tensor | None:
     """NumPy arrays are weights too (Flower sends them); other things beside weights are passed over."""
-    import numpy as np
-
-    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else None
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
+        return None
+    return torch.from_numpy(np.array(value))
 
 
 def clean(name: str) -> str:

@@ -229,3 +229,20 @@ def test_memberships_and_tensors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(AuditError, match="not finite"):
         read_candidates((torch.full((3, 2), torch.nan), [0, 1, 1]))
     assert read_candidates([]) is None
+
+
+def test_lists_of_arrays_as_flower_sends_them_are_named_after_the_module(
+    scene: scenes.Scene, tmp_path: Path
+) -> None:
+    names = list(scene.model.state_dict())
+    before, after = ([s[n].numpy() for n in names] for s in (scene.before, scene.after))
+    report = audit(before, after, **scene.given())
+    expected = audit(scene.before, scene.after, **scene.given())
+    assert report.to_json()["findings"] == expected.to_json()["findings"]
+    assert audit([before, after], [after, before], **scene.given()).facts["Rounds"] == "2"
+    np.savez(tmp_path / "after.npz", **{n: scene.after[n].numpy() for n in names})
+    assert torch.equal(read_state(tmp_path / "after.npz", "after").tensors[names[0]], scene.after[names[0]])
+    with pytest.raises(AuditError, match="give the module itself as base="):
+        audit(before, after)
+    with pytest.raises(AuditError, match="a list of 3 arrays and the base model holds 4 tensors"):
+        audit(before[:3], after, base=scene.model)

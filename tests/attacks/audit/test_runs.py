@@ -1,0 +1,127 @@
+"""Runs end to end through the command: language models, text classifiers, DP; views as the server had them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import securefed as sf
+from securefed.cli import main
+from securefed_attacks.audit.run_views import reveals_words
+from securefed_attacks.audit.sampling import same_mix
+from tests.attacks.audit import words
+
+ROOT = Path(__file__).parents[3]
+
+
+def digits(tmp_path: Path, **more: Any) -> Path:
+    job = {
+        "rounds": 2,
+        "output": str(tmp_path),
+        "evaluate.baselines": False,
+        "tracking.report": False,
+        **more,
+    }
+    return sf.run(ROOT / "configs" / "digits.toml", overrides=job, folder=tmp_path / "run").folder
+
+
+def audited(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    """What the command says as JSON."""
+    assert main(["audit", str(folder), "--json", "--output", str(folder / "audit.html"), *words]) == 0
+    tree: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return tree
+
+
+def views(tree: dict[str, Any]) -> set[str]:
+    return {v["name"] for v in tree["views"] if v["made"]}
+
+
+def found(tree: dict[str, Any], section: str) -> dict[str, str]:
+    return {f["view"]: f["verdict"] for f in tree["findings"] if f["section"] == section}
+
+
+@pytest.mark.parametrize("kind", words.KINDS)
+def test_a_text_runs_client_is_read_from_its_update_and_not_from_a_masked_sum(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """The same records, asked of both runs: client 0's update gives its tokens, the sum of all does not."""
+    for name, protection in (("plain", {"name": "plain"}), ("masked", {"name": "masking"})):
+        (tmp_path / name).mkdir()
+        job = words.job(tmp_path / name, kind, protection=protection)
+        folder = sf.run(job, folder=tmp_path / name / "run").folder
+        tree = audited(folder, capsys, "--client", "0", "--shadows", "0", "--quiet")
+        rebuilt = found(tree, "reconstruction")
+        page = (folder / "audit.html").read_text(encoding="utf-8")
+        assert not any(word in page for word in words.WORDS)
+        if name == "plain":
+            assert rebuilt["raw update"] == tree["verdict"] == "LEAKS"
+            assert {"raw update", "sum", "final model"} == views(tree)
+        else:
+            assert {"sum", "final model"} == views(tree)
+            assert rebuilt["sum"] != "LEAKS"
+        assert len(tree["rounds"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "made"),
+    [
+        ({}, {"raw update", "sum", "final model"}),
+        ({"protection": "masking"}, {"sum", "final model"}),
+        ({"protection": {"name": "grouped", "size": 4}}, {"sum", "final model"}),
+        (
+            {"privacy.unit": "client", "privacy.epsilon": 8.0},
+            {"clipped", "noised", "sum", "final model"},
+        ),
+        (
+            {"privacy.unit": "example", "privacy.epsilon": 8.0, "train.epochs": 0, "train.steps": 3},
+            {"noised", "sum", "final model"},
+        ),
+    ],
+)
+def test_every_view_is_what_the_server_had_and_the_rest_says_why_not(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, Any], made: set[str]
+) -> None:
+    tree = audited(
+        digits(tmp_path, **{"tracking.keep_views": 5, **more}), capsys, "--quiet", "--sample", "300"
+    )
+    assert views(tree) == made
+    assert all(v["why_not"] for v in tree["views"] if not v["made"])
+    assert [r["name"] for r in tree["rounds"]] == ["round 1", "round 2"]
+    assert all(0 <= r["auc"]["low"] <= r["auc"]["high"] <= 1 for r in tree["rounds"])
+    clients = {v["name"]: v["clients"] for v in tree["views"] if v["made"]}
+    assert clients["sum"] == (4 if "grouped" in str(more) else 8)
+    if "privacy.unit" in more:
+        assert found(tree, "epsilon") == {"": "UNDERPOWERED"}, "nobody threw coins for this run's records"
+
+
+def test_an_encrypted_runs_sum_is_seen_decrypted_only(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = audited(digits(tmp_path, **{"tracking.keep_views": 1, "protection": "ckks"}), capsys, "--quiet")
+    assert views(tree) == {"decrypted", "final model"}
+
+
+def test_a_client_that_took_no_part_and_a_folder_without_views_are_refused(
+    home: Path, tmp_path: Path
+) -> None:
+    kept = digits(tmp_path / "a", **{"tracking.keep_views": 1})
+    with pytest.raises(sf.AuditError, match="client 77 took part in none of the 1 kept rounds"):
+        sf.audit(kept, client=77)
+    with pytest.raises(sf.AuditError, match=r"run with tracking\.keep_views"):
+        sf.audit(digits(tmp_path / "b"), client=0)
+
+
+def test_others_of_the_same_mix_are_drawn_where_there_are_enough() -> None:
+    rng = np.random.default_rng(0)
+    members, others = np.repeat([0, 1], [90, 30]), np.repeat([0, 1, 2], [200, 200, 50])
+    drawn = others[same_mix(members, others, rng)]
+    assert np.bincount(drawn).tolist() == [200, 66]
+    few = np.repeat([0, 1], [90, 30])
+    assert len(same_mix(members, few[:50], rng)) == 50, (
+        "label 1 is not among them: all are taken, and shift is measured"
+    )
+    assert len({reveals_words(r) for r in ("updates", "sum", "group sums")}) == 3
