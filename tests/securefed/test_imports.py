@@ -22,7 +22,7 @@ STEPS = (
     {"errors", "types", "paths", "hub"},
     {"layout", "crypto"},
     {"privacy", "protect", "data", "models", "rows", "gram", "factors", "views", "aggregation"},
-    {"training", "algorithms", "tracking"},
+    {"training", "algorithms", "teachers", "tracking"},
     {
         "assembly",
         "evaluation",
