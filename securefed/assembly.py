@@ -14,6 +14,7 @@ import numpy as np
 
 from securefed.algorithms.algorithm import Algorithm
 from securefed.config import Config, check_against_shards, to_toml
+from securefed.config.distill import architectures
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.data import load_dataset, make_shards
 from securefed.data.public import public_records
@@ -101,7 +102,8 @@ def assemble(config: Config, parts: Parts | None = None) -> Assembly:
     """
     from securefed.models import check_available
 
-    check_available(config.model)  # a wrong name or device is told before data is read
+    for settings in (config.model, *(model for model, _ in architectures(config))):
+        check_available(settings)  # a wrong name or device is told before data is read
     parts = parts or Fresh()
     dataset, root = set_aside(config, parts.dataset(config))
     dataset, public = public_records(config, dataset)

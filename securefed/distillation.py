@@ -62,6 +62,7 @@ class Distillation(Federation):
             guarantee=self.parts.guarantee,
         )
         self.parts.runner, self.parts.engine = self.runner, InProcess(self.runner)
+        self.runner.cache = self.parts.evaluator.cache  # one bound on memory for all models of the process
         self.public = self.model.encode(assembly.public, self.config.data.max_length)
         self.layout = self.algorithm.layout(self.config, self.model.classes)
         self.taught: NDArray[np.float32] | None = None

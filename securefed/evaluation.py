@@ -28,21 +28,20 @@ class Evaluator:
 
     Where the clients' own test sets make up the global one, each record is predicted once and counted in
     both, so judging every client costs nothing more.
+
+    Attributes:
+        cache: hidden states of frozen layers, shared with whoever else runs the same model.
     """
 
     def __init__(self, assembly: Assembly, runner: ClientRunner) -> None:
         self._assembly, self._runner = assembly, runner
+        self.cache: FrozenCache | None = runner.cache
         self._global: Encoded | None = None
         self._clients: dict[int, Encoded] = {}
         parts = sum(len(s.test) for s in assembly.shards)
         self._covered = parts == len(assembly.dataset.test)
         self._triggered = triggered(assembly.config, assembly.dataset)
         self._backdoor: Encoded | None = None
-
-    @property
-    def cache(self) -> FrozenCache | None:
-        """Hidden states of frozen layers, shared with whoever else runs the same model."""
-        return self._runner.cache
 
     def evaluate(
         self, vector: Vector, local: Mapping[int, Vector], kept: Layout, *, whole: bool = True
@@ -110,7 +109,7 @@ class Evaluator:
             [self._runner.encoded(s.client) for s in assembly.shards],
             [self._client(k) for k in self._judged()] if self._covered else [self._whole()],
             assembly.config,
-            self._runner.cache,
+            self.cache,
         )
         return {name: m.values() for name, m in found.items()}
 
@@ -144,7 +143,7 @@ class Evaluator:
             data,
             physical_tokens=train.physical_tokens,
             physical_batch=train.physical_batch,
-            cache=self._runner.cache,
+            cache=self.cache,
         )
 
     def _score(self, predictions: Predictions) -> Scores:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-TESTED = {"make_private_loop.py", "hf_trainer.py", "federate_any_code.py"}
+TESTED = {"make_private_loop.py", "hf_trainer.py", "federate_any_code.py", "black_box_teacher.py"}
 """Those below; an example of a later room brings its own test."""
 
 
@@ -55,3 +55,18 @@ def test_a_trainer_is_made_private(
     require_dataset("spam")
     example("hf_trainer").main(records=64, steps=1, held_out=32)
     assert "1 Gaussian steps" in capsys.readouterr().out
+
+
+@pytest.mark.dataset
+def test_students_learn_from_a_teacher_that_they_can_only_ask(
+    tmp_path: Path, require_dataset: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A word list stands for the teacher; it runs here, so private texts may be shown to it."""
+    from securefed.teachers import Teacher
+
+    require_dataset("sentiment")
+    good = ("good", "great", "love", "best", "well", "nice", "funny", "excellent")
+    teacher = Teacher("words", lambda t: int(any(w in t.lower() for w in good)), leaves_site=False)
+    small = {"rounds": 2, "output": str(tmp_path / "runs")}
+    assert example("black_box_teacher").main(teacher, small, str(tmp_path)) > 0.45
+    assert "labelled=200" in capsys.readouterr().out

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from securefed.config.schema import Config, DistillConfig, ServerConfig
+from securefed.config.schema import Architecture, Config, DistillConfig, ModelConfig, ServerConfig
 from securefed.errors import ConfigError
+
+_SMALL = ("mlp", "cnn", "logistic", "bag", "transformer")
+"""Nets that are built here, whole."""
 
 
 def _require(ok: bool, message: str) -> None:
@@ -27,6 +31,17 @@ def check_distill(c: Config) -> None:
     _check_unused(c)
     _check_guarantee(c)
     _check_carried(c)
+
+
+def architectures(c: Config) -> tuple[tuple[ModelConfig, float | None], ...]:
+    """(model, learning rate or None for the job's) of each architecture, in order; the student's where none is named."""
+    return tuple((_model(c, a), a.learning_rate) for a in c.distill.clients) or ((c.model, None),)
+
+
+def _model(c: Config, a: Architecture) -> ModelConfig:
+    """The job's model, of this architecture."""
+    own = {name: getattr(a, name) for name in vars(a) if name != "learning_rate"}
+    return replace(c.model, **own)
 
 
 def largest_answer(d: DistillConfig) -> float:
@@ -54,6 +69,8 @@ def _check_ranges(d: DistillConfig) -> None:
 
 
 def _check_clients(c: Config) -> None:
+    from securefed.registry import is_path
+
     _require(
         c.model.task == "classification",
         f"algorithm distill averages answers over classes, model.task={c.model.task} has none; set "
@@ -67,6 +84,8 @@ def _check_clients(c: Config) -> None:
             a.learning_rate is None or a.learning_rate > 0,
             f"{where}: learning_rate must be above 0, found {a.learning_rate}",
         )
+        small = a.name in _SMALL or is_path(a.name)
+        _require(not small or a.adapter == "full", f"{where} has no adapters; leave adapter out")
         _require(
             a.adapter != "fedsa", f"{where}: fedsa shares factors and distill shares none; use lora or head"
         )

@@ -266,7 +266,7 @@ class Architecture:
     `name`: as `model.name`. A small net takes adapter "full", a pre-trained model any other.
     """
 
-    name: str
+    name: str = ""
     adapter: Adapter = "full"
     rank: int = 8
     layers: Literal["all"] | int | tuple[int, ...] = "all"

@@ -6,8 +6,9 @@
     allowed_protections = ["masking"]
     min_cohort = 10
     max_rounds = 200
+    allowed_teachers = ["our-own-api"] # outside teachers that may be sent private texts; without this line, none
 
-A key that is left out allows everything. A job that asks for more is refused before anything is trained or
+But for the last, a key that is left out allows everything. A job that asks for more is refused before anything is trained or
 spent, with the line that forbids it. The file binds an honest site's own software, not its owner.
 """
 
@@ -22,6 +23,8 @@ from typing import Any
 from securefed.errors import PolicyRefusal, PrivacyError
 from securefed.paths import policy_path
 from securefed.privacy.budget import Budget
+
+_LISTS = ("allowed_protections", "allowed_teachers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Policy:
     Attributes:
         max_epsilon: also the cap on all runs on one data set. max_rounds: 0 = no limit.
         allowed_protections: None = any.
+        allowed_teachers: outside teachers that may be sent private texts, by name; empty = none.
         path: the file it was read from, None if there is none.
     """
 
@@ -60,6 +64,7 @@ class Policy:
     allowed_protections: tuple[str, ...] | None = None
     min_cohort: int = 0
     max_rounds: int = 0
+    allowed_teachers: tuple[str, ...] = ()
     path: Path | None = None
 
     def check(self, asked: Asked) -> None:
@@ -85,6 +90,20 @@ class Policy:
             self._refuse("min_cohort", f"a cohort of {asked.cohort}")
         if asked.rounds is not None and 0 < self.max_rounds < asked.rounds:
             self._refuse("max_rounds", f"rounds = {asked.rounds}")
+
+    def check_teacher(self, name: str) -> None:
+        """Raises PolicyRefusal unless private texts may be sent to this teacher: what is not allowed in writing is not."""
+        if name in self.allowed_teachers:
+            return
+        words = f"private texts are not sent to teacher {name!r}, which no policy of this site allows"
+        where = policy_path() if self.path is None else self.path
+        raise PolicyRefusal(
+            f"{words}; label public records only, ask a model on this machine, or let the owner of the data add "
+            f'allowed_teachers = ["{name}"] to {where}',
+            "allowed_teachers",
+            where.name,
+            words,
+        )
 
     def tighten(self, budget: Budget) -> Budget:
         """The budget with this site's cap over all runs on the data set, where that is smaller."""
@@ -128,13 +147,12 @@ def load_policy(path: Path | None = None) -> Policy:
             )
         if not _fits(key, value):
             raise PrivacyError(f"the site's policy {path}: {key} = {value!r} is not a limit")
-    if "allowed_protections" in tree:
-        tree["allowed_protections"] = tuple(tree["allowed_protections"])
+    tree = {key: tuple(value) if key in _LISTS else value for key, value in tree.items()}
     return Policy(**tree, path=path)
 
 
 def _fits(key: str, value: Any) -> bool:
-    if key == "allowed_protections":
+    if key in _LISTS:
         return isinstance(value, list) and all(isinstance(v, str) for v in value)
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
         return False

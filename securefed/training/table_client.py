@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefed.algorithms.distill import Distill
-from securefed.config import Architecture, Config, ModelConfig, TrainConfig
+from securefed.config import Config, TrainConfig
+from securefed.config.distill import architectures
 from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
 from securefed.data.records import Examples, Shard
@@ -59,20 +60,6 @@ class Learner:
         return tuple(sorted(self.model.part_of))
 
 
-def model_config(config: Config, architecture: Architecture) -> ModelConfig:
-    """The job's model, of this architecture."""
-    a = architecture
-    return replace(
-        config.model,
-        name=a.name,
-        adapter=a.adapter,
-        rank=a.rank,
-        layers=a.layers,
-        head_layers=a.head_layers,
-        hidden=a.hidden,
-    )
-
-
 def make_learners(
     config: Config, public: Examples, classes: int, shape: tuple[int, int, int] | None
 ) -> tuple[Learner, ...]:
@@ -83,9 +70,8 @@ def make_learners(
     """
     from securefed.models import load_model
 
-    wanted = [(model_config(config, a), a.learning_rate) for a in config.distill.clients]
     found = []
-    for settings, rate in wanted or [(config.model, None)]:
+    for settings, rate in architectures(config):
         model = load_model(
             settings,
             classes=classes,

@@ -12,12 +12,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from securefed.config import load_config, to_toml
-from securefed.errors import ConfigError, DataError, DivergedError
+from securefed.errors import ConfigError, DataError, DivergedError, ModelError
 from securefed.federation import resume, run
 from securefed.models import load_result
 from securefed.privacy.accounting import epsilon_of
 from securefed.privacy.events import SampledGaussian, SkellamSum
 from securefed.privacy.ledger import Ledger
+from securefed.privacy.votes import vote_release
 from securefed.types import SERVER
 from tests.entropy import SeededEntropy
 
@@ -226,6 +227,46 @@ def test_integer_noise_inside_a_masked_sum_of_tables(tmp_path: Path) -> None:
     assert "the server included" in result.ledger.statement(0.01).adversary
 
 
+def test_real_noise_in_an_encrypted_sum_of_tables(tmp_path: Path) -> None:
+    pytest.importorskip("tenseal")
+    changed = {"privacy.noise": "gaussian", "protection": {"name": "ckks", "value_range": 16.0}, "rounds": 1}
+    result = play(tmp_path / "a", {**CLIENT, **changed, "distill.send": "votes"})
+    assert result.ledger is not None
+    assert "decrypted sums" in result.ledger.statement(0.01).adversary
+
+
+def test_a_rule_over_groups_that_hide_their_clients(tmp_path: Path) -> None:
+    changed = {"protection": {"name": "grouped", "size": 3}, "data.clients": 9, "aggregator": "median"}
+    assert play(tmp_path / "a", {**changed, "rounds": 1}).metrics["accuracy"] > 0.6
+
+
+def test_many_clients_vote_under_noise_and_their_student_learns(tmp_path: Path) -> None:
+    """GNMax with sixty clients of 20 records each: noise of 7 votes on counts of up to 60."""
+    changed: dict[str, Any] = {
+        "rounds": 1,
+        "data.clients": 60,
+        "distill.records": 60,
+        "distill.send": "votes",
+        "distill.clients": [{"name": "logistic"}],
+        "train.epochs": 15,
+        "train.batch_size": 8,
+        **CLIENT,
+    }
+    result = play(tmp_path / "a", {**changed, "privacy.noise_multiplier": 0.9})
+    assert result.metrics["accuracy"] > 0.5, "ten classes, sixty public records"
+    assert result.ledger is not None
+    assert result.ledger.epsilon(0.01) == pytest.approx(
+        epsilon_of([vote_release(0.9 * 60**0.5, 60, "client")], 0.01), rel=1e-9
+    )
+
+
+def test_a_model_that_is_not_there_is_told_before_anything_is_registered(tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        play(tmp_path / "a", {"distill.clients": [{"name": "./no-such-folder", "adapter": "head"}]})
+    with Ledger.site() as ledger:
+        assert ledger.events() == ()
+
+
 def test_a_spent_budget_ends_the_run(tmp_path: Path) -> None:
     """Local noise for one round at this epsilon, and a second round that would exceed it."""
     once = epsilon_of([SampledGaussian(1.0, 1.0, 1)], 0.01)
@@ -271,6 +312,8 @@ def test_a_stopped_run_ends_with_the_same_bits(changed: dict[str, Any], tmp_path
         ({"distill.clip": 0.0}, "clip must be above 0"),
         ({"distill.clients": [{"name": "mlp"}] * 7}, "7 architectures for data.clients=6"),
         ({"distill.clients": [{"name": "mlp", "learning_rate": -1.0}]}, "learning_rate must be above 0"),
+        ({"distill.clients": [{"hidden": 3}]}, "needs a name"),
+        ({"distill.clients": [{"name": "mlp", "adapter": "lora"}]}, "has no adapters"),
         ({"distill.send": "logit"}, "did you mean 'logits'"),
         ({"server.learning_rate": 2.0}, "the server's student learns"),
         ({"engine.workers": 2}, "set 0"),

@@ -33,7 +33,7 @@ STEPS = (
         "aggregation",
         "compression",
     },
-    {"training", "algorithms", "tracking"},
+    {"training", "algorithms", "teachers", "tracking"},
     {
         "assembly",
         "evaluation",
