@@ -37,7 +37,7 @@ STEPS = (
         "parts",
         "sessions",
     },
-    {"cohorts", "judging"},
+    {"cohorts", "gains", "judging"},
     {"federation", "sums", "auditing"},
     {"wrapping"},
     {"commands", "doctor", "cli", "__main__", "__init__"},
