@@ -55,7 +55,9 @@ def test_every_buffer_is_full_of_different_clients_whose_work_fits_the_clock(
             turns[arrival.client] += 1
             began = arrival.seconds - worked  # it held the version that was the newest when it began
             assert ends[arrival.version] - 1e-6 <= began
-            assert began <= (ends[arrival.version + 1] if arrival.version < version else buffer.seconds) + 1e-6
+            assert (
+                began <= (ends[arrival.version + 1] if arrival.version < version else buffer.seconds) + 1e-6
+            )
 
 
 def test_with_everybody_at_work_and_a_buffer_of_all_it_is_synchronous() -> None:
@@ -86,9 +88,7 @@ def test_the_versions_kept_are_those_that_later_buffers_train_from() -> None:
     job = load_config(JOB, {"rounds": 12, "clock.stragglers": 0.4})
     algorithm = FedBuff(concurrency=4)
     for round in range(12):
-        later = {
-            a.version for r in range(round + 1, 12) for a in algorithm.buffer(job, 6, r).taken
-        }
+        later = {a.version for r in range(round + 1, 12) for a in algorithm.buffer(job, 6, r).taken}
         assert algorithm.needed_later(job, 6, round) == {v for v in later if v <= round}
 
 

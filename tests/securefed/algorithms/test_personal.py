@@ -39,7 +39,9 @@ class Recorder:
         towards: Vector | None = None,
         mu: float | None = None,
     ) -> Vector:
-        self.calls.append({"start": start, "names": tuple(names), "steps": steps, "towards": towards, "mu": mu})
+        self.calls.append(
+            {"start": start, "names": tuple(names), "steps": steps, "towards": towards, "mu": mu}
+        )
         return (start + 1).astype(np.float32)
 
 
@@ -60,7 +62,12 @@ def test_ditto_sends_what_fedavg_sends_and_keeps_a_model_drawn_to_the_global_one
     assert train.calls[0]["start"] is W
     assert train.calls[0]["mu"] is None
     second = train.calls[1]
-    assert (second["start"] is V, second["towards"] is W, second["mu"], second["steps"]) == (True, True, 0.5, 7)
+    assert (second["start"] is V, second["towards"] is W, second["mu"], second["steps"]) == (
+        True,
+        True,
+        0.5,
+        7,
+    )
     assert (worked.vector.tolist(), worked.own is not None) == ((W + 1).tolist(), True)
     assert worked.own is not None
     assert worked.own.tolist() == (V + 1).tolist()

@@ -61,6 +61,4 @@ def test_a_weight_that_is_not_above_zero_is_refused(weights: list[float]) -> Non
 
 def test_a_task_without_labels_has_no_weights() -> None:
     with pytest.raises(ConfigError, match="leave it out"):
-        load_config(
-            {}, {"train.epochs": 1, "model.task": "causal-lm", "train.class_weights": "balanced"}
-        )
+        load_config({}, {"train.epochs": 1, "model.task": "causal-lm", "train.class_weights": "balanced"})
