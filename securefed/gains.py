@@ -98,6 +98,7 @@ def _told(rows: list[dict[str, Any]], domains: list[dict[str, Any]], score: str)
     known = [r["gain_over_alone"] for r in rows if r["gain_over_alone"] is not None]
     return {
         "score": score,
+        "note": "computed on the clients' own records: a simulation diagnostic that no epsilon covers",
         "clients": rows,
         "domains": domains,
         "worst_client": _worst(rows, score),
