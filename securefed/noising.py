@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from securefed.algorithms.fedavg import FedAvg
-from securefed.assembly import cohort
+from securefed.assembly import cohort, public_cohorts
 from securefed.config import Config
 from securefed.crypto.entropy import SystemEntropy
 from securefed.errors import ConfigError
@@ -34,10 +34,15 @@ def planned_releases(config: Config, clients: int) -> tuple[float, int]:
 
     Example level: its client's own rate, and its steps over all rounds in which that client is chosen;
     the schedule is public, so it is simply counted, turns that end too late for fedbuff included. Client level:
-    the cohort's rate (1 where the cohort is no secret draw), one release a round.
+    the cohort's rate, one release a round; where it is public who is in which buffer, the rounds of the busiest.
     """
     p, algorithm = config.privacy, _algorithm(config)
     if p.unit == "client":
+        if public_cohorts(config):
+            met = Counter(
+                k for r in range(config.rounds) for k in cohort(config, clients, r, SystemEntropy())
+            )
+            return 1.0, max(met.values())
         rate = 1.0 if config.buffered else (config.clients_per_round or clients) / clients
         return rate, algorithm.released(config)
     chosen: Counter[int] = Counter()

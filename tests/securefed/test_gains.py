@@ -96,7 +96,13 @@ def test_domains_are_pooled_over_their_clients(home: Path, tmp_path: Path) -> No
     table.write_text("\n".join(lines) + "\n")
     job = {
         **JOB,
-        "data": {"name": str(table), "clients": 4, "partition": "natural", "client_column": "who", "max_length": 16},
+        "data": {
+            "name": str(table),
+            "clients": 4,
+            "partition": "natural",
+            "client_column": "who",
+            "max_length": 16,
+        },
         "model": {"name": str(tiny.tiny_bert(tmp_path / "bert")), "adapter": "lora", "rank": 2},
         "algorithm": "fedavg",
         "rounds": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ import pytest
 from safetensors.numpy import load_file
 
 from securefed.algorithms.fedbuff import FedBuff, turns_of
-from securefed.assembly import assemble, make_runner
+from securefed.assembly import assemble, make_runner, register
 from securefed.config import load_config
 from securefed.crypto.entropy import SystemEntropy
-from securefed.errors import ConfigError
+from securefed.errors import BudgetExceeded, ConfigError
 from securefed.federation import resume, run
 from securefed.noising import make_guarantee, planned_releases
 from securefed.privacy.accounting import epsilon_of
-from securefed.privacy.events import SampledGaussian, steps_of
+from securefed.privacy.budget import Budget
+from securefed.privacy.buffer_mechanism import BufferMechanism
+from securefed.privacy.events import CentralGaussian, SampledGaussian, steps_of
 from securefed.privacy.ledger import Ledger
 from securefed.training.client import ClientJob, ClientRunner
-from securefed.types import SERVER
+from securefed.types import SERVER, Collected
 
 JOB: dict[str, Any] = {
     "name": "uneven",
@@ -238,16 +241,65 @@ def test_an_update_that_came_too_late_is_refused_counted_and_charged(home: Path,
             assert len(ledger.events(run=result.ledger.run, client=client)) == count
 
 
-def test_a_buffer_of_client_level_dp_claims_no_amplification(home: Path, tmp_path: Path) -> None:
-    job = load_config(JOB, {**BUFFERED, **CLIENT})
-    result = run(job, folder=tmp_path / "a")
+def test_at_client_level_each_client_is_charged_for_its_own_buffers_without_amplification(
+    home: Path, tmp_path: Path
+) -> None:
+    small = {"rounds": 6, "clients_per_round": 2, "algorithm.concurrency": 3, "data.clients": 6}
+    job = load_config(JOB, {**BUFFERED, **CLIENT, **small})
+    assert run(job, folder=tmp_path / "a", stop_flag=StopAfter(3)).stopped == "interrupted"
+    result = resume(tmp_path / "a")
+    met = Counter(a.client for r in range(6) for a in FedBuff(concurrency=3).buffer(job, 6, r).taken)
+    assert 1 < max(met.values()) < 6
     assert result.ledger is not None
+    once, name = CentralGaussian(1.0, 1.0, 1), result.ledger.run
     with Ledger.site() as ledger:
-        events = ledger.events(run=result.ledger.run, client=SERVER, unit="client")
-    assert list(events) == [SampledGaussian(1.0, 1.0, 1)] * 4
-    assert planned_releases(job, 5) == (1.0, 4)
+        for client in range(6):
+            assert list(ledger.events(run=name, client=client, unit="client")) == [once] * met[client]
+        assert not ledger.events(run=name, client=SERVER, unit="client")
+        spent = ledger.epsilon(0.01, run=name, unit="client")
+    assert spent == pytest.approx(epsilon_of([once] * max(met.values()), 0.01), rel=1e-6)
+    assert planned_releases(job, 6) == (1.0, max(met.values()))
+    statement = result.ledger.statement(0.01)
+    assert "not against the server" in statement.adversary
+    assert statement.trust.startswith("the server is trusted")
+    assert statement.amplification.startswith("absent")
+    assert (statement.clients, statement.unfinished) == (6, 0)
     sampled = load_config(JOB, {**CLIENT, "clients_per_round": 3})
-    assert planned_releases(sampled, 5) == (0.6, 4)  # the same cohort drawn in secret does amplify
+    assert planned_releases(sampled, 5) == (0.6, 4)  # a cohort of three drawn in secret does amplify
+
+
+def test_a_buffer_that_was_released_before_a_crash_is_applied_again_at_no_charge(
+    home: Path, tmp_path: Path
+) -> None:
+    assembly = assemble(load_config(JOB, {**BUFFERED, **CLIENT}))
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        register(ledger, "run", assembly)
+        mechanism = BufferMechanism(ledger, "run", 1.0, 1.0, 1.0, 2.0, None, cohorts=((1, 3), (0, 1)))
+        assert mechanism.stored(0) is None
+        reservation = mechanism.reserve(0)
+        rows = {k: np.zeros(4, np.float32) for k in (1, 3)}
+        collected = Collected(survivors=(1, 3), total=np.zeros(4), weight=2.0, updates=rows)
+        released = mechanism.release(reservation, 0, collected, SystemEntropy())
+        again = mechanism.stored(0)
+        assert again is not None
+        assert np.array_equal(again, released)
+        assert [len(ledger.events(run="run", client=k, unit="client")) for k in range(5)] == [0, 1, 0, 1, 0]
+
+
+def test_a_spent_client_stops_the_buffer_it_is_in_and_nobody_is_charged(home: Path, tmp_path: Path) -> None:
+    assembly = assemble(load_config(JOB, {**BUFFERED, **CLIENT}))
+    once = CentralGaussian(1.0, 1.0, 1)
+    budget = Budget(epsilon=epsilon_of([once], 0.01) * 1.01, delta=0.01)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        register(ledger, "run", assembly)
+        mechanism = BufferMechanism(
+            ledger, "run", 1.0, 1.0, 1.0, 2.0, budget, cohorts=((1, 3), (0, 1), (0, 2))
+        )
+        mechanism.reserve(0)
+        with pytest.raises(BudgetExceeded, match="client 1"):
+            mechanism.reserve(1)
+        assert not ledger.events(run="run", client=0, unit="client")
+        mechanism.reserve(2)
 
 
 def test_fedbuff_runs_under_distributed_noise_inside_masked_sums(home: Path, tmp_path: Path) -> None:
