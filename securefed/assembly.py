@@ -184,7 +184,7 @@ def register(ledger: Ledger, run: str, assembly: Assembly) -> None:
     """Names the run's shards in the site's ledger, before anything is spent on them.
 
     Under client-level DP the only mechanism is the server's, so the ledger has one line, `SERVER`,
-    whose records are the clients.
+    whose records are the clients; and one for each client where it is public who is in which round.
 
     Raises:
         PrivacyError: a record of two clients in one noised sum.
@@ -204,7 +204,19 @@ def register(ledger: Ledger, run: str, assembly: Assembly) -> None:
         whole = {SERVER: ShardKey(assembly.dataset.digest, len(assembly.shards))}
         if assembly.config.privacy.noise == "local":  # each client charges itself
             whole = {s.client: ShardKey(s.digest, len(s.train)) for s in assembly.shards}
+        if public_cohorts(assembly.config):
+            whole |= {s.client: ShardKey(_client_digest(s), 1) for s in assembly.shards}
         ledger.register(run, whole, assembly.dataset.account, "client")
+
+
+def public_cohorts(config: Config) -> bool:
+    """Whether client-level noise at the server is charged client by client, for the rounds each is in."""
+    return config.buffered and config.privacy.unit == "client" and not config.distributed
+
+
+def _client_digest(shard: Shard) -> str:
+    """Names a client at client level, also where two hold the same records."""
+    return hashlib.sha256(f"client {shard.client} with {shard.digest}".encode()).hexdigest()
 
 
 def register_unprotected(ledger: Ledger, run: str, assembly: Assembly) -> None:

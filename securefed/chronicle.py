@@ -17,6 +17,7 @@ from securefed.config import Config
 from securefed.data import plot_shards, shard_table
 from securefed.registry import ALGORITHMS, make
 from securefed.tracking.environment import environment
+from securefed.tracking.files import read_rounds
 from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary
 from securefed.training.client import ClientOutcome, Guarantee
 from securefed.types import Collected
@@ -160,7 +161,18 @@ def _mean_diagnostics(outcomes: Sequence[ClientOutcome]) -> dict[str, float]:
     return {k: float(np.mean([d[k] for d in told if k in d])) for k in keys}
 
 
-def run_summary(state: State, stopped: str, statement: Statement | None) -> RunSummary:
+def took_part(folder: Path) -> dict[int, list[int]]:
+    """Client -> the rounds on record in which its training counted."""
+    found: dict[int, list[int]] = {}
+    for line in read_rounds(folder):
+        for client in line["survivors"]:
+            found.setdefault(client, []).append(line["round"])
+    return found
+
+
+def run_summary(
+    state: State, stopped: str, statement: Statement | None, gains: Mapping[str, Any] | None = None
+) -> RunSummary:
     """The end of a run in numbers and, where it was private, in the ledger's words."""
     return RunSummary(
         metrics=dict(state.metrics),
@@ -173,6 +185,7 @@ def run_summary(state: State, stopped: str, statement: Statement | None) -> RunS
         mib_up=state.mib_up,
         mib_down=state.mib_down,
         peak_mib=peak_mib(),
+        gains=gains or {},
     )
 
 

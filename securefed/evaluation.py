@@ -6,7 +6,7 @@ diagnostic of a simulation, covered by no guarantee.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from securefed.data.batch import Encoded
@@ -83,17 +83,30 @@ class Evaluator:
             own = {k: self._predict_client(k) for k in self._judged()}
             return self._score(_joined(list(own.values()))), {k: self._score(p) for k, p in own.items()}
         together = self._predict_global() if whole else None
-        own = {}
-        for k in self._judged():
-            if personal:
-                model.write(local[k] if k in local else model.layout.gather(vector, kept), kept)
-            own[k] = self._predict_client(k)
-        model.write(vector, model.layout)
+        own = self.predictions(vector, local, kept)
         pooled, scores = _joined(list(own.values())), {k: self._score(p) for k, p in own.items()}
         found = self._score(pooled if together is None else together)
         if personal and whole:
             found |= {f"personal_{name}": value for name, value in self._score(pooled).items()}
         return found, scores if asked else {}
+
+    def predictions(
+        self, vector: Vector, local: Mapping[int, Vector], kept: Layout, only: Sequence[int] = ()
+    ) -> dict[int, Predictions]:
+        """Each client's own test records, predicted by the global model with the client's parts over `kept` in it.
+
+        Args:
+            only: these clients; all by default. A client that is not in `local` has the global model's parts.
+        """
+        model, found = self._assembly.model, {}
+        model.write(vector, model.layout)
+        for k in self._judged():
+            if not only or k in only:
+                if kept.names:
+                    model.write(local[k] if k in local else model.layout.gather(vector, kept), kept)
+                found[k] = self._predict_client(k)
+        model.write(vector, model.layout)
+        return found
 
     def baselines(self) -> dict[str, Scores]:
         """Majority class, TF-IDF or pixels with logistic regression, frozen-feature probe: on pooled data."""

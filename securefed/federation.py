@@ -28,6 +28,7 @@ from securefed.config import Config, load_config, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.engine.liars import describe
 from securefed.errors import BudgetExceeded, CheckpointError
+from securefed.gains import headline
 from securefed.grouping import fixed_groups
 from securefed.judging import Judge
 from securefed.kept_views import ViewKeeper
@@ -347,13 +348,16 @@ class Federation:
         if not state.metrics:
             metrics, per_client = self.judge.scores(state)
             state = replace(state, metrics=metrics, client_metrics=per_client)
+        found: dict[str, Any] = {} if stopped == "interrupted" else self.judge.gains(state, self.folder)
+        if found:
+            state = replace(state, metrics={**state.metrics, **headline(found)})
         self.model.write(state.handed_out, self.model.layout)
         self.model.save_adapter(self.folder / "adapter")
         view = None if self.ledger is None else self.ledger.run_view(self.run_id)
         statement = None if view is None else view.statement(self.config.privacy.delta)
         if self.config.tracking.report:
             draw_shards(self.assembly, self.folder)
-        tracker.end(run_summary(state, stopped, statement))
+        tracker.end(run_summary(state, stopped, statement, found))
         return Result(self.folder, dict(state.metrics), state.round, stopped, view)
 
 

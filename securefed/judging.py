@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from securefed.checkpoint import State
-from securefed.chronicle import is_evaluated, stored_baselines
+from securefed.chronicle import is_evaluated, stored_baselines, took_part
+from securefed.gains import gains
 from securefed.layout import Layout
 from securefed.parts import Parts
 
@@ -22,6 +23,7 @@ class Judge:
 
     def __init__(self, parts: Parts, kept: Layout) -> None:
         self.parts, self.config, self.evaluator, self.kept = parts, parts.config, parts.evaluator, kept
+        self.first = parts.model.read(parts.model.layout)  # before a client has trained it
 
     def evaluate(self, state: State) -> State:
         """The state with its scores, where this round is measured."""
@@ -46,6 +48,15 @@ class Judge:
         """Of the model that is handed out, and of each client's own."""
         whole = self.parts.algorithm.whole
         return self.evaluator.evaluate(state.handed_out, state.local, self.kept, whole=whole)
+
+    def gains(self, state: State, folder: Path) -> dict[str, Any]:
+        """Who gains and who loses, at the end of a run in which that can be told; else nothing."""
+        asked = self.config.evaluate
+        if not asked.clients or not (asked.alone or self.kept.names):
+            return {}
+        if asked.alone:
+            logger.info("training every client alone, to compare with")
+        return gains(self.parts, state, self.kept, self.first, took_part(folder))
 
     def converged(self, state: State) -> bool:
         """Whether the watched metric has stopped improving."""

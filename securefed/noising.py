@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from securefed.algorithms.algorithm import Algorithm
 from securefed.algorithms.distill import Distill
-from securefed.assembly import cohort
+from securefed.assembly import cohort, public_cohorts
 from securefed.compression.sending import Sending
 from securefed.config import Config
 from securefed.crypto.entropy import SystemEntropy
@@ -36,11 +36,16 @@ def planned_releases(config: Config, clients: int) -> tuple[float, int]:
 
     Example level: its client's own rate, and its steps over all rounds in which that client is chosen;
     the schedule is public, so it is simply counted, turns that end too late for fedbuff included. Client level:
-    the cohort's rate (1 where the cohort is no secret draw), one release a round; where each client adds its own noise, its
-    rounds, which are public too.
+    the cohort's rate, one release a round; where it is public who is in which buffer, the rounds of the busiest; where each
+    client adds its own noise, its rounds, which are public too.
     """
     p, algorithm = config.privacy, _algorithm(config)
     if p.unit == "client" and p.noise != "local":
+        if public_cohorts(config):
+            met = Counter(
+                k for r in range(config.rounds) for k in cohort(config, clients, r, SystemEntropy())
+            )
+            return 1.0, max(met.values())
         rate = 1.0 if config.buffered else (config.clients_per_round or clients) / clients
         return rate, algorithm.released(config)
     chosen: Counter[int] = Counter()

@@ -39,9 +39,13 @@ class Algorithm:
         """Clients that trained for a round which ended without them, charged all the same."""
         return ()
 
+    def phases(self, config: Config) -> tuple[int, ...]:
+        """Local steps of each of a client's trainings in one round; 0: the job's own steps or epochs."""
+        return (0,)
+
     def steps(self, config: Config) -> int:
         """Local steps of a client in one round, all of which are noised and charged under example-level DP."""
-        return config.train.steps
+        return sum(steps or config.train.steps for steps in self.phases(config))
 
     def released(self, config: Config) -> int:
         """Rounds whose aggregate leaves the server."""

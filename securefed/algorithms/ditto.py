@@ -55,8 +55,8 @@ class Ditto(FedAvg):
                 "train.proximal_mu out"
             )
 
-    def steps(self, config: Config) -> int:
-        return config.train.steps + (self.personal_steps or config.train.steps)
+    def phases(self, config: Config) -> tuple[int, ...]:
+        return (0, self.personal_steps)
 
     def local_names(self, config: Config, part_of: Mapping[str, str]) -> tuple[str, ...]:
         """The personal model: everything that trains; a head's centre is measured once, together."""

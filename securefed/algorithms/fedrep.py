@@ -36,8 +36,8 @@ class FedRep(FedPer):
         if self.head_steps < 0:
             raise ValueError(f"head_steps must be 0 (as train.steps) or more, found {self.head_steps}")
 
-    def steps(self, config: Config) -> int:
-        return config.train.steps + (self.head_steps or config.train.steps)
+    def phases(self, config: Config) -> tuple[int, ...]:
+        return (self.head_steps, 0)
 
     def work(self, train: Training, job: ClientJob) -> Worked:
         """Algorithm 1, the client's loop: h_k for tau steps, then phi."""

@@ -127,6 +127,7 @@ def _check_steps(c: Config) -> None:
         physical_tokens=t.physical_tokens,
         physical_batch=t.physical_batch,
         label_smoothing=t.label_smoothing,
+        class_weights=t.class_weights,
         inspect_model=t.inspect_model,
         cache_frozen=t.cache_frozen,
         cache_mib=t.cache_mib,

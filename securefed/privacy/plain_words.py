@@ -14,7 +14,7 @@ from securefed.privacy.events import (
     SharedGaussian,
     Unit,
 )
-from securefed.privacy.words import is_any, is_distributed
+from securefed.privacy.words import CENTRAL, held_against, is_any, is_distributed
 
 ACCOUNTANTS: dict[Accountant, str] = {
     "pld": "PLD, which composes the losses of all steps numerically and rounds up",
@@ -51,7 +51,7 @@ def trust_model(unit: Unit, clients: int, own_noise: bool, events: Sequence[Even
             "no server is trusted; more than the agreed number of clients must not pool what they know, or leave out "
             "their share of the noise"
         )
-    if unit == "client" and not own_noise:
+    if unit == "client" and (not own_noise or held_against(events) == CENTRAL):
         return "the server is trusted: it sees every update, clips it and adds the noise"
     if unit == "example" and clients == 1:
         return "whoever runs the training is trusted with the records; nobody is who sees what leaves it"

@@ -104,7 +104,13 @@ def server_mechanism(
 ) -> ServerMechanism:
     """The mechanism of a job whose unit is the client, over `clients` clients."""
     expected = float(config.clients_per_round or clients)
-    rate = 1.0 if config.buffered else expected / clients  # a buffer's cohort is known: nothing amplifies
     return ServerMechanism(
-        ledger, run, noise_multiplier, config.privacy.max_grad_norm, rate, expected, budget, clip
+        ledger,
+        run,
+        noise_multiplier,
+        config.privacy.max_grad_norm,
+        expected / clients,
+        expected,
+        budget,
+        clip,
     )

@@ -1,7 +1,7 @@
 """The result folder: plain files that explain a run without any program.
 
 config.toml, environment.json, facts.json, shards.json, baselines.json, metrics.jsonl (a line a round),
-privacy.json, bytes.json, summary.json, plots/*.png and report.html.
+privacy.json, bytes.json, summary.json, clients.json (who gains and who loses, where it was measured), plots/*.png and report.html.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class FolderTracker:
         write_json(self.folder / "summary.json", asdict(summary))
         self._write_privacy(summary.statement, summary.statement_text)
         write_json(self.folder / "bytes.json", self._bytes(summary))
+        if summary.gains:
+            write_json(self.folder / "clients.json", summary.gains)
         if self._report:
             from securefed.tracking.report import write_report
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from securefed.tracking import plots, sections
 from securefed.tracking.attack import attack
 from securefed.tracking.files import RunFiles, read_run, write_text
+from securefed.tracking.gains import gains
 from securefed.tracking.guarantee import guarantee
 from securefed.tracking.html import page
 
@@ -64,6 +65,7 @@ def render(run: RunFiles, inline: Mapping[str, str]) -> str:
             attack(run),
             sections.scores(run, inline),
             sections.clients(run),
+            gains(run),
             sections.data(run),
             sections.cost(run),
             sections.missing(run),

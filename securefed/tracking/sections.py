@@ -68,6 +68,7 @@ def what_ran(run: RunFiles) -> str:
     cohort = job["clients_per_round"] or len(run.shards)
     steps, epochs = job["train"]["steps"], job["train"]["epochs"]
     work = numbers.count(steps, "step") if steps else numbers.count(epochs, "epoch")
+    algorithm = job["algorithm"]["name"]
     train, test = sum(s["train"] for s in run.shards), data["test"]
     return html.section(
         "What ran",
@@ -89,6 +90,7 @@ def what_ran(run: RunFiles) -> str:
                     f"{cohort} of {len(run.shards)} clients, {work} each with {job['train']['optimizer']}; "
                     f"{job['aggregator']['name']} of their updates, applied by {job['server']['optimizer']}",
                 ),
+                ("Algorithm", "" if algorithm == "fedavg" else str(algorithm)),
             ]
         ),
     )
@@ -199,6 +201,9 @@ def cost(run: RunFiles) -> str:
         ("Time", f"{numbers.clock(seconds)}; {numbers.clock(run.total('seconds') / n)} a round"),
         ("Local training", f"{numbers.clock(training)} over all clients"),
     ]
+    if run.rounds[-1].get("sim_seconds") is not None:
+        told = f"{numbers.clock(run.rounds[-1]['sim_seconds'])} on the job's simulated clock"
+        pairs.append(("Simulated time", told))
     if run.summary.get("peak_mib"):
         pairs.append(("Peak memory", numbers.mib(run.summary["peak_mib"])))
     return html.section("What it cost", html.facts(pairs))

@@ -74,7 +74,10 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The end of a run; `statement` is the ledger's, `statement_text` the same for people."""
+    """The end of a run; `statement` is the ledger's, `statement_text` the same for people.
+
+    `gains`: who gains and who loses, a simulation diagnostic; empty where it was not measured.
+    """
 
     metrics: Scores
     client_metrics: Mapping[int, Scores]
@@ -86,6 +89,7 @@ class RunSummary:
     mib_up: float
     mib_down: float
     peak_mib: float
+    gains: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Tracker(Protocol):

@@ -254,7 +254,7 @@ class ClientRunner:
     def _train(self, job: ClientJob) -> ClientOutcome:
         start = time.perf_counter()
         c, data = self.config, self.encoded(job.client)
-        dp = self._dp_work(len(data))
+        dp = self.dp_work(len(data))
         phases = Phases(
             self.model, data, job.client, job.round, c, dp, self._entropy, self.cache, self._checked
         )
@@ -299,7 +299,8 @@ class ClientRunner:
         vector, bit = bounded(vector, clip, job.clip is not None, shares, stream, job.scale)
         return Update(job.client, job.round, vector, job.weight, bit=bit)
 
-    def _dp_work(self, records: int) -> DPWork | None:
+    def dp_work(self, records: int) -> DPWork | None:
+        """The mechanism of one client's steps under example-level DP, else None."""
         p = self.config.privacy
         if p.unit != "example":
             return None

@@ -18,6 +18,7 @@ from securefed.config import TrainConfig
 from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
 from securefed.errors import DivergedError, PrivacyError
+from securefed.training.class_weights import WeightedLosses
 from securefed.training.dp import (
     GRAD_SAMPLE,
     DPWork,
@@ -154,8 +155,9 @@ class _Steps:
             else make_optimizer(self.parameters, model.part_of, config, work)
         )
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.losses = WeightedLosses.of(model, feed.data, config)
         self.taken = self.examples = 0
-        self.losses: list[torch.Tensor] = []
+        self.seen_losses: list[torch.Tensor] = []
         self.seen = Seen()
         self.max_grad_norm: float | None = None
 
@@ -181,8 +183,8 @@ class _Steps:
             rows = next(order)
             self.optimizer.zero_grad(set_to_none=True)
             for piece in self._pieces(rows):
-                losses = self.model.losses(self.feed.batch(piece), c.label_smoothing)
-                self._note(losses)
+                losses, plain = self.losses(self.feed.batch(piece))
+                self._note(plain)
                 (losses.mean() if len(piece) == len(rows) else losses.sum() / len(rows)).backward()
             self._add_proximal()
             self.optimizer.step()
@@ -236,8 +238,8 @@ class _Steps:
         for piece in pieces:
             for p in self.parameters.values():
                 setattr(p, GRAD_SAMPLE, None)
-            losses = self.model.losses(self.feed.batch(piece), self.config.label_smoothing)
-            self._note(losses)
+            losses, plain = self.losses(self.feed.batch(piece))
+            self._note(plain)
             losses.sum().backward()
             private.clip_and_accumulate()
         if not pieces:
@@ -266,12 +268,12 @@ class _Steps:
                 p.grad.add_(p.detach() - reference, alpha=self.config.proximal_mu)
 
     def _note(self, losses: torch.Tensor) -> None:
-        self.losses.append(
+        self.seen_losses.append(
             losses.detach()
         )  # added up once at the end: a sum a step is time a small net feels
 
     def _total_loss(self) -> float:
-        return float(torch.cat(self.losses).double().sum()) if self.losses else 0.0
+        return float(torch.cat(self.seen_losses).double().sum()) if self.seen_losses else 0.0
 
     def diagnostics(self) -> dict[str, float]:
         """Mean loss and, under DP, how the clip met the gradients; private, for simulations only."""

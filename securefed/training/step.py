@@ -19,6 +19,7 @@ from securefed.config import TrainConfig
 from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
 from securefed.privacy.step_noise import StepNoise
+from securefed.training.class_weights import WeightedLosses
 from securefed.training.dp import (
     GRAD_SAMPLE,
     Seen,
@@ -117,6 +118,7 @@ class _Step:
         self.config, self.noise = config, noise
         self.size = sum(p.numel() for p in parameters.values())
         self.seen, self.losses = Seen(), [torch.zeros(0)]
+        self.weighted = WeightedLosses.of(model, feed.data, config)
 
     def total(self, drawn: NDArray[np.int64]) -> NDArray[np.float64]:
         """Sum of the clipped gradients, float64 (d,); zero for an empty batch."""
@@ -139,8 +141,8 @@ class _Step:
     def _gradients(self, piece: NDArray[np.int64]) -> list[torch.Tensor]:
         for p in self.parameters.values():
             setattr(p, GRAD_SAMPLE, None)
-        losses = self.model.losses(self.feed.batch(piece), self.config.label_smoothing)
-        self.losses.append(losses.detach())
+        losses, plain = self.weighted(self.feed.batch(piece))
+        self.losses.append(plain.detach())
         losses.sum().backward()
         return [getattr(p, GRAD_SAMPLE) for p in self.parameters.values()]
 

@@ -163,7 +163,7 @@ class TableRunner(ClientRunner):
             self._digest(job, mine),
             LocalWork(job.client, job.round, mine.names),
             mine.train,
-            dp=self._dp_work(len(data)),
+            dp=self.dp_work(len(data)),
             entropy=self._entropy,
             seed=self.config.seed,
             cache=self.cache,

@@ -49,7 +49,7 @@ STEPS = (
         "parts",
         "sessions",
     },
-    {"cohorts", "judging"},
+    {"cohorts", "gains", "judging"},
     {"federation", "distillation", "sums", "auditing"},
     {"wrapping"},
     {"commands", "doctor", "cli", "__main__", "__init__"},

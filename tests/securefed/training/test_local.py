@@ -159,3 +159,48 @@ def test_arguments_are_left_as_they_were() -> None:
     before = start.copy()
     play(model, images(10), start, steps=2)
     np.testing.assert_array_equal(start, before)
+
+
+def test_a_pull_towards_another_model_is_dittos_gradient() -> None:
+    """Li et al. 2021, algorithm 1: v - rate (grad F(v) + lambda (v - w)), from the first step on."""
+    model, data = logistic(), images(20)
+    start, w = stirred(model), stirred(model) + np.float32(0.3)
+    work = LocalWork(0, 0, tuple(model.layout.names), 1, w)
+    options = train(batch_size=20, steps=1, learning_rate=0.1)
+    free = train_locally(model, data, start, work, options, dp=None, entropy=None, seed=0).vector
+    pulled = train_locally(
+        model,
+        data,
+        start,
+        work,
+        train(batch_size=20, steps=1, learning_rate=0.1, proximal_mu=0.5),
+        dp=None,
+        entropy=None,
+        seed=0,
+    ).vector
+    np.testing.assert_allclose(pulled, free - 0.1 * 0.5 * (start - w), atol=1e-6)
+
+
+def test_two_phases_of_one_round_see_batches_and_noise_of_their_own() -> None:
+    """The same noise twice would cancel in the difference of the two phases."""
+    assert LocalWork(3, 5, ()).labels == (3, 5)
+    assert LocalWork(3, 5, (), 1).labels == (3, 5, 1)
+    model, data = logistic(), images(50)
+    start = stirred(model)
+    names, options = tuple(model.layout.names), train(steps=1)
+    dp = DPWork(1.0, 1.0, 0.5, 25.0)
+    vectors = [
+        train_locally(
+            model,
+            data,
+            start,
+            LocalWork(0, 0, names, phase),
+            options,
+            dp=dp,
+            entropy=SeededEntropy(0),
+            seed=0,
+        ).vector
+        for phase in (0, 1, 1)
+    ]
+    assert np.array_equal(vectors[1], vectors[2])
+    assert not np.array_equal(vectors[0], vectors[1])
