@@ -152,6 +152,8 @@ def _read(path: Path, into: dict[str, tuple[str, torch.nn.Parameter]]) -> None:
         )
     with torch.no_grad():
         for key, (name, parameter) in into.items():
+            if key.endswith(".ia3_l"):
+                found[key] = found[key].reshape(1, -1)  # PEFT writes those behind a layer as a column
             if found[key].shape != parameter.shape:
                 raise ModelError(
                     f"{path.name} holds {name} of shape {tuple(found[key].shape)}, the model needs {tuple(parameter.shape)}"
