@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from securefed.algorithms.plan import RoundPlan, local_names
+from securefed.algorithms.ranks import Joined, held, rank_of
 from securefed.checkpoint import State
 from securefed.compression.sending import keep, residual_of
 from securefed.layout import Layout
@@ -71,6 +72,10 @@ class Cohorts:
             kept = self.local_layout()
             start = self.model.layout.scatter(state.local[client], kept, start)
         clip = None if self.parts.clip is None else self.parts.clip.value
+        holds = None
+        if self.config.model.ranks:
+            holds = held(self.model.layout, self.model.part_of, rank_of(self.config.model, client))
+            start = (start * holds).astype(start.dtype)
         residual = None
         if client in state.residual:
             shared = self.model.layout.select(set(plan.share).__contains__)
@@ -85,6 +90,7 @@ class Cohorts:
             clip,
             residual,
             self.parts.server.memory,
+            holds,
         )
 
     def local_layout(self) -> Layout:
@@ -101,6 +107,27 @@ class Cohorts:
         """Weights are constants known to all but where they are the clients' record counts without DP."""
         secret = not self.config.private and self.config.weights != "equal"
         return None if secret else tuple(self._weight(client) for client in chosen)
+
+    def joined(self, state: State, plan: RoundPlan, collected: Collected) -> Joined:
+        """What an algorithm that joins unlike ranks may read of a round that was played.
+
+        Under client-level noise who took part is not told, so it counts all clients, a public constant.
+        """
+        m = self.config.model
+        central = self.config.privacy.unit == "client"
+        who = range(len(self.parts.assembly.shards)) if central else collected.survivors
+        weights = {} if central else dict(collected.weights or {})
+        return Joined(
+            layout=self.model.layout,
+            part_of=self.model.part_of,
+            plan=plan,
+            before=state.vector,
+            initial=self.parts.initial,
+            ranks={k: rank_of(m, k) for k in who},
+            weights={k: weights.get(k, self._weight(k)) for k in who},
+            updates=collected.updates or {},
+            scale=m.alpha / (m.rank**0.5 if m.rslora else m.rank),
+        )
 
     def residuals(
         self, state: State, plan: RoundPlan, outcomes: Sequence[ClientOutcome]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from securefed.algorithms.fedavg import FedAvg
+from securefed.algorithms.ranks import Ranked
 from securefed.assembly import Assembly, RunnerBuilder, cohort, make_runner, register, register_unprotected
 from securefed.compression import Coding
 from securefed.crypto.entropy import Entropy, SystemEntropy
@@ -38,7 +39,10 @@ class Parts:
         self.algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
         self.rule = make_aggregator(config.aggregator)
         protection = make_protection(config.protection)
-        if isinstance(protection, Plain) and self.rule.needs == "sum" and config.privacy.unit != "client":
+        self.initial = self.model.read(self.model.layout)
+        reads = isinstance(self.algorithm, Ranked) and self.algorithm.needs_updates
+        alone = self.rule.needs == "sum" and config.privacy.unit != "client" and not reads
+        if isinstance(protection, Plain) and alone:
             protection = replace(protection, keep_updates=False)  # O(d) memory; nobody needs the rows
         self.sending = sending_of(config)
         if self.sending is not None and isinstance(self.sending.compression, Coding):

@@ -30,6 +30,11 @@ AGGREGATORS: dict[str, str] = {
 ALGORITHMS: dict[str, str] = {
     "fedavg": "securefed.algorithms.fedavg:FedAvg",
     "fedsgd": "securefed.algorithms.fedsgd:FedSGD",
+    "hetlora": "securefed.algorithms.hetlora:HetLoRA",
+    "slices": "securefed.algorithms.hetlora:Slices",
+    "flexlora": "securefed.algorithms.flexlora:FlexLoRA",
+    "flora": "securefed.algorithms.flora:FLoRA",
+    "fedex": "securefed.algorithms.flora:FedEx",
 }
 COMPRESSIONS: dict[str, str] = {
     "random_k": "securefed.compression.random_k:RandomK",

@@ -55,6 +55,7 @@ def plan_round(
     Raises:
         ConfigError: head rounds without a head, or as many as there are rounds.
     """
+    part_of = {n: part for n, part in part_of.items() if part != "merged"}  # the server's alone
     names = sorted(n for n in part_of if part_of[n] != "centre")
     if len(names) < len(part_of):
         if rounds < 2:

@@ -33,6 +33,7 @@ def check(config: Config) -> None:
     _check_privacy(config)
     _check_adapter(config)
     _check_pairs(config)
+    _check_table(config)
     check_compression(config)
     check_attack(config)
 
@@ -219,6 +220,13 @@ def _check_adapter(c: Config) -> None:
         not (m.adapter == "fedsa" and c.privacy.unit == "client"),
         "fedsa keeps B on the client, outside a client-level guarantee; use rolora, ffa or lora",
     )
+
+
+def _check_table(c: Config) -> None:
+    """The table of adapters, ranks and compressions, which lies with the algorithms and is known here by name."""
+    from securefed.registry import load
+
+    load("securefed.algorithms.pairings_adapters:check_adapter_pairings")(c)
 
 
 def _check_soft(m: ModelConfig) -> None:

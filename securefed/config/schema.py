@@ -58,7 +58,8 @@ class ModelConfig:
     of 0 (embeddings) to the number of layers. `head_centre`: the first round measures the mean of these
     features, as one more release of the job's mechanism, and the head reads them less their mean.
     `ranks`: of the clients' own LoRA adapters, client k taking ranks[k mod length] of `rank`, for the algorithms
-    that join unlike ranks. `virtual_tokens`: that `prompt` and `prefix` train (docs/adapters.md).
+    that join unlike ranks. `merged`: the base weights under the adapters travel too, for a server that
+    adds to them (`flora`, `fedex`). `virtual_tokens`: that `prompt` and `prefix` train (docs/adapters.md).
     """
 
     name: str = "minilm"
@@ -66,6 +67,7 @@ class ModelConfig:
     adapter: Adapter = "rolora"
     rank: int = 8
     ranks: tuple[int, ...] = ()
+    merged: bool = False
     virtual_tokens: int = 16
     alpha: float = 8.0
     targets: tuple[str, ...] | Literal["auto"] = "auto"

@@ -90,7 +90,11 @@ def adapt(base: Any, config: ModelConfig, *, unit: str, name: str) -> Adapted:
     for n, p in tensors.items():
         p.requires_grad_(n not in frozen)
     trained = {n: p for n, p in tensors.items() if n not in frozen}
-    return Adapted(trained, {n: parts[n] for n in trained}, peft, frozen)
+    parts = {n: parts[n] for n in trained}
+    if config.merged:
+        bases = _bases(base, config)
+        trained, parts = trained | bases, parts | dict.fromkeys(bases, "merged")
+    return Adapted(trained, parts, peft, frozen)
 
 
 def clean(name: str) -> str:
@@ -192,7 +196,25 @@ def _soft(base: Any, config: ModelConfig, name: str) -> Adapted:
             start = first_prefix(tuple(table.shape), config.seed)
         table.copy_(start)
     table.requires_grad_(True)
+    if config.adapter == "prompt":
+        _look_up_for_each_record(peft, config.virtual_tokens)
     return Adapted({PROMPT: table}, {PROMPT: "adapter"}, peft, None, config.virtual_tokens)
+
+
+def _look_up_for_each_record(peft: Any, tokens: int) -> None:
+    """Makes every record look the prompt up for itself.
+
+    PEFT looks it up once and repeats it, so a hook would see one gradient for the whole batch: nothing to clip
+    record by record. (Of a prefix it makes one lookup a record already.)
+    """
+    encoder = peft.prompt_encoder["default"]
+
+    def get_prompt(batch_size: int, *_: Any, **__: Any) -> torch.Tensor:
+        indices = torch.arange(tokens, device=encoder.embedding.weight.device)
+        prompt: torch.Tensor = encoder(indices.expand(batch_size, -1))
+        return prompt
+
+    peft.get_prompt = get_prompt
 
 
 def _soft_settings(base: Any, config: ModelConfig) -> Any:
@@ -220,7 +242,7 @@ def _as_lookups(base: Any) -> dict[str, nn.Parameter]:
         layer.ia3_l.pop("default")
         width = layer.in_features if layer.is_feedforward else layer.out_features
         attach_scale(layer, width, layer.is_feedforward)
-        found.update({name + IA3_END: p for p in layer.scale.parameters()})
+        (found[name + IA3_END],) = layer.scale.parameters()
     return found
 
 
@@ -269,6 +291,22 @@ def _inject(base: Any, config: ModelConfig, name: str) -> Any:
             f"PEFT adapted {len(adapted)} modules where {len(expected)} match; name the modules in full in model.targets"
         )
     return peft
+
+
+def _bases(base: Any, config: ModelConfig) -> dict[str, nn.Parameter]:
+    """Clean name -> base weight of each adapted layer, which no client trains and the server may add to."""
+    end = ".base_layer.weight"
+    found = {n.removesuffix(end) + ".base": p for n, p in base.named_parameters() if n.endswith(end)}
+    if config.dtype != "float32":
+        raise ModelError(
+            f'model.merged adds small numbers to base weights; {config.dtype} would round them away, set dtype = "float32"'
+        )
+    for name, p in found.items():
+        if type(base.get_submodule(name.removesuffix(".base")).base_layer).__name__ == "Conv1D":
+            raise ModelError(
+                f"model.merged: {name} is stored transposed ({tuple(p.shape)}); use another model"
+            )
+    return found
 
 
 def _check_rank(rank: int, found: dict[str, nn.Module]) -> None:

@@ -52,6 +52,7 @@ class ClientJob:
         clip: of a whole update, where it moves from round to round; None where it is the job's.
         residual: what compression left out of this client's updates, (d,) of `share`; None for nothing.
         memory: what the server's side of a compression carries, public.
+        keep: 1 for each coordinate that this client holds, else 0, (d,) of the whole layout; None for all.
     """
 
     client: int
@@ -63,6 +64,7 @@ class ClientJob:
     clip: float | None = None
     residual: Vector | None = field(default=None, repr=False)
     memory: Mapping[str, Vector] = field(default_factory=dict, repr=False)
+    keep: Vector | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -234,7 +236,7 @@ class ClientRunner:
     def _train(self, job: ClientJob) -> ClientOutcome:
         start = time.perf_counter()
         c, data = self.config, self.encoded(job.client)
-        work = LocalWork(job.client, job.round, job.train)
+        work = LocalWork(job.client, job.round, job.train, job.keep)
         check = c.privacy.unit == "example" and job.train not in self._checked
         result = train_locally(
             self.model,

@@ -48,11 +48,13 @@ class LocalWork:
 
     Attributes:
         train: names of the tensors trained.
+        keep: 1 for each coordinate of the whole layout that this client holds, else 0; None where it holds all.
     """
 
     client: int
     round: int
     train: tuple[str, ...]
+    keep: Vector | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,6 +142,7 @@ class _Steps:
         self.anchor = (
             {n: p.detach().clone() for n, p in self.parameters.items()} if config.proximal_mu else {}
         )
+        self.keep = _masks(model, work)
         self.measures = model.measures_centre
         self.optimizer = (
             centre_optimizer(self.parameters, clip)
@@ -169,6 +172,7 @@ class _Steps:
                 self._note(losses)
                 (losses.mean() if len(piece) == len(rows) else losses.sum() / len(rows)).backward()
             self._add_proximal()
+            self._hold("grad")
             self.optimizer.step()
             self.taken += 1
             self.examples += len(rows)
@@ -223,6 +227,7 @@ class _Steps:
             losses = self.model.losses(self.feed.batch(piece), self.config.label_smoothing)
             self._note(losses)
             losses.sum().backward()
+            self._hold(GRAD_SAMPLE)  # what a client does not hold is no part of its records' norms
             private.clip_and_accumulate()
         if not pieces:
             self.seen.empty += 1
@@ -231,6 +236,7 @@ class _Steps:
         private.add_noise()
         private.scale_grad()
         self._add_proximal()  # a function of the weights alone, so it needs no noise
+        self._hold("grad")  # noise on what it does not hold would be trained on
         private.original_optimizer.step()
 
     # --------------------------------------------------------------------------------------- shared
@@ -248,6 +254,13 @@ class _Steps:
             p = self.parameters[name]
             if p.grad is not None:
                 p.grad.add_(p.detach() - reference, alpha=self.config.proximal_mu)
+
+    def _hold(self, attribute: str) -> None:
+        """Sets the gradients (or each record's) of coordinates that this client does not hold to zero."""
+        for name, mask in self.keep.items():
+            gradient = getattr(self.parameters[name], attribute, None)
+            if gradient is not None:
+                gradient.mul_(mask)
 
     def _note(self, losses: torch.Tensor) -> None:
         self.losses.append(
@@ -269,6 +282,15 @@ class _Steps:
                 "non_finite_gradients": float(self.seen.dropped),
             }
         return found
+
+
+def _masks(model: TaskModel, work: LocalWork) -> dict[str, torch.Tensor]:
+    """Name -> 0 / 1 in its tensor's shape, of the trained tensors that a client holds in part."""
+    if work.keep is None:
+        return {}
+    masks = model.layout.select(set(work.train).__contains__)
+    tensors = masks.unflatten(model.layout.gather(work.keep, masks))
+    return {n: t.to(model.device) for n, t in tensors.items() if not bool(t.all())}
 
 
 def _shuffled(generator: np.random.Generator, n: int, size: int) -> Iterator[NDArray[np.int64]]:
