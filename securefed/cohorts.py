@@ -11,6 +11,7 @@ import numpy as np
 from securefed.algorithms.clock import Clock
 from securefed.algorithms.fedbuff import Buffer, FedBuff
 from securefed.algorithms.plan import RoundPlan
+from securefed.algorithms.ranks import Joined, held, rank_of
 from securefed.checkpoint import State
 from securefed.compression.sending import keep, residual_of
 from securefed.errors import BudgetExceeded
@@ -138,6 +139,10 @@ class Cohorts:
         if client in state.local:
             own = self.model.layout.scatter(state.local[client], self.local_layout(), start)
             start = start if self.algorithm.beside else own
+        holds = None
+        if self.config.model.ranks:
+            holds = held(self.model.layout, self.model.part_of, rank_of(self.config.model, client))
+            start = (start * holds).astype(start.dtype)
         residual = None
         if client in state.residual:
             shared = self.model.layout.select(set(plan.share).__contains__)
@@ -155,6 +160,7 @@ class Cohorts:
             scale=self.algorithm.weight(behind) if isinstance(self.algorithm, FedBuff) else 1.0,
             residual=residual,
             memory=self.parts.server.memory,
+            holds=holds,
         )
 
     def local_layout(self) -> Layout:
@@ -171,6 +177,27 @@ class Cohorts:
         """Weights are constants known to all but where they are the clients' record counts without DP."""
         secret = not self.config.private and self.config.weights != "equal"
         return None if secret else tuple(self._weight(client) for client in chosen)
+
+    def joined(self, state: State, plan: RoundPlan, collected: Collected) -> Joined:
+        """What an algorithm that joins unlike ranks may read of a round that was played.
+
+        Under client-level noise who took part is not told, so it counts all clients, a public constant.
+        """
+        m = self.config.model
+        central = self.config.privacy.unit == "client"
+        who = range(len(self.parts.assembly.shards)) if central else collected.survivors
+        weights = {} if central else dict(collected.weights or {})
+        return Joined(
+            layout=self.model.layout,
+            part_of=self.model.part_of,
+            plan=plan,
+            before=state.vector,
+            initial=self.parts.initial,
+            ranks={k: rank_of(m, k) for k in who},
+            weights={k: weights.get(k, self._weight(k)) for k in who},
+            updates=collected.updates or {},
+            scale=m.alpha / (m.rank**0.5 if m.rslora else m.rank),
+        )
 
     def residuals(
         self, state: State, plan: RoundPlan, outcomes: Sequence[ClientOutcome]

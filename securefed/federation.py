@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from securefed.aggregation import pack_state, unpack_state
 from securefed.algorithms.averaging import averaged
+from securefed.algorithms.ranks import Ranked
 from securefed.algorithms.server_optimizer import Moments
 from securefed.assembly import Assembly, assemble, cohort
 from securefed.checkpoint import State, load_state, save_state
@@ -269,7 +270,11 @@ class Federation:
         chosen = cohort(self.config, len(self.assembly.shards), state.round, self.entropy)
         clip = None if self.parts.clip is None else self.parts.clip.value
         aggregate_, collected, outcomes = self.cohorts.train_and_collect(state, plan, chosen)
-        vector, moments = self.parts.algorithm.apply(
+        algorithm, joined = self.parts.algorithm, None
+        if isinstance(algorithm, Ranked) and plan.phase != "head":
+            joined = self.cohorts.joined(state, plan, collected)
+            aggregate_ = algorithm.combine(aggregate_, joined)
+        vector, moments = algorithm.apply(
             self.config.server,
             self.model.layout,
             self.model.part_of,
@@ -278,6 +283,8 @@ class Federation:
             aggregate_,
             state.moments,
         )
+        if isinstance(algorithm, Ranked) and joined is not None:
+            vector = algorithm.join(vector, joined)
         shared = self.model.layout.select(set(plan.share).__contains__)
         self.views.keep(state.round, shared, collected, state.vector, vector)
         local = dict(state.local) | {o.client: o.local for o in outcomes if o.local is not None}

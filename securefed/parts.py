@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from securefed.algorithms.fedavg import FedAvg
+from securefed.algorithms.ranks import Ranked
 from securefed.assembly import Assembly, RunnerBuilder, cohort, make_runner, register, register_unprotected
 from securefed.compression import Coding
 from securefed.crypto.entropy import Entropy, SystemEntropy
@@ -37,7 +38,10 @@ class Parts:
         self.algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
         self.rule = make_aggregator(config.aggregator)
         protection = make_protection(config.protection)
-        read = self.rule.needs != "sum" or config.privacy.unit == "client" or config.tracking.keep_views > 0
+        self.initial = self.model.read(self.model.layout)
+        joins = isinstance(self.algorithm, Ranked) and self.algorithm.needs_updates
+        client_level = config.privacy.unit == "client"
+        read = self.rule.needs != "sum" or client_level or joins or config.tracking.keep_views > 0
         if isinstance(protection, Plain) and not read:
             protection = replace(protection, keep_updates=False)  # O(d) memory; nobody needs the rows
         self.sending = sending_of(config)

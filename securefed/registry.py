@@ -35,6 +35,11 @@ ALGORITHMS: dict[str, str] = {
     "fedprox": "securefed.algorithms.fedprox:FedProx",
     "fedrep": "securefed.algorithms.fedrep:FedRep",
     "fedsgd": "securefed.algorithms.fedsgd:FedSGD",
+    "hetlora": "securefed.algorithms.hetlora:HetLoRA",
+    "slices": "securefed.algorithms.hetlora:Slices",
+    "flexlora": "securefed.algorithms.flexlora:FlexLoRA",
+    "flora": "securefed.algorithms.flora:FLoRA",
+    "fedex": "securefed.algorithms.flora:FedEx",
     "finetune": "securefed.algorithms.finetune:FineTune",
     "distill": "securefed.algorithms.distill:Distill",
 }

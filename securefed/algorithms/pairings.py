@@ -54,7 +54,8 @@ _MIXED = (
     'adapter "rolora" sends A in one round and B in the next, and a buffer of fedbuff holds updates of several '
     'rounds; use model.adapter = "ffa" (B alone) or "lora"'
 )
-_NOT_FEDSA = ("rolora", "ffa", "lora", "full", "head")
+_SOFT = ("prompt", "prefix", "ia3")
+_NOT_FEDSA = ("rolora", "ffa", "lora", "full", "head", *_SOFT)
 _TWO_HOMES = (
     'adapter "fedsa" keeps B at home, and {0} keeps a part of its own choice; use model.adapter = "lora" or "ffa" with '
     '{0}, or "fedsa" with algorithm = "fedavg"'
@@ -72,7 +73,7 @@ PAIRINGS: dict[str, Row] = {
         "algorithm",
         _WHOLE + ", scaled by its staleness",
         protections=("plain", "masking", "ckks"),
-        adapters=("ffa", "lora", "fedsa", "full", "head"),
+        adapters=("ffa", "lora", "fedsa", "full", "head", *_SOFT),
         refusals={"protection=grouped": _FIXED_GROUPS, "adapter=rolora": _MIXED},
     ),
     "ditto": Row(
@@ -86,14 +87,14 @@ PAIRINGS: dict[str, Row] = {
         "algorithm",
         "its update without the head",
         kept="the head",
-        adapters=("rolora", "ffa", "lora", "fedsa", "full"),
+        adapters=("rolora", "ffa", "lora", "fedsa", "full", *_SOFT),
         refusals={"adapter=head": _NO_HEAD.format("fedper")},
     ),
     "fedrep": Row(
         "algorithm",
         "its update without the head, which is trained first",
         kept="the head",
-        adapters=("rolora", "ffa", "lora", "full"),
+        adapters=("rolora", "ffa", "lora", "full", *_SOFT),
         refusals={"adapter=head": _NO_HEAD.format("fedrep"), "adapter=fedsa": _TWO_HOMES.format("fedrep")},
     ),
     "finetune": Row(

@@ -19,7 +19,7 @@ class RoundPlan:
     """One round's work, the same for every client.
 
     Attributes:
-        phase: "centre", "head", "A", "B", "AB" or "full", for people.
+        phase: "centre", "head", "A", "B", "AB", "adapter" or "full", for people.
         train: names trained, inside the one clipped vector under DP.
         share: names sent to the server, a subset of `train`.
         progress: in [0, 1), how far the phase has come; drives the server's learning-rate schedule.
@@ -49,11 +49,13 @@ def plan_round(
       and the mean of gradients is the gradient of the mean, for A as for B.
     - `fedsa` (Guo et al. 2024, "Selective Aggregation for Low-Rank Adaptation in Federated Learning",
       arXiv 2410.01463): A and B are trained, A is sent, B stays.
+    - `prompt`, `prefix`, `ia3`: the adapter and the head; plain averages, no factors.
     - `full`: everything. `head`: the head only.
 
     Raises:
         ConfigError: head rounds without a head, or as many as there are rounds.
     """
+    part_of = {n: part for n, part in part_of.items() if part != "merged"}  # the server's alone
     names = sorted(n for n in part_of if part_of[n] != "centre")
     if len(names) < len(part_of):
         if rounds < 2:
@@ -87,6 +89,8 @@ def plan_round(
         return RoundPlan("AB", of("A", "B", "head"), of("A", "B", "head"), progress)
     if adapter == "head":
         return RoundPlan("head", head, head, progress)
+    if adapter in ("prompt", "prefix", "ia3"):
+        return RoundPlan("adapter", tuple(names), tuple(names), progress)
     return RoundPlan("full", tuple(names), tuple(names), progress)
 
 

@@ -15,7 +15,7 @@ def check_compression(c: Config) -> None:
     name, found = c.compression.name, make_compression(c.compression)
     protection, rule = make_protection(c.protection), make_aggregator(c.aggregator)
     _require(
-        found.linear or c.protection.name == "plain",
+        found.linear or c.protection.name == "plain",  # also where the class is somebody's own
         f"compression {name} is each client's own coding, and protection {c.protection.name} adds messages that nobody "
         'has read; use a linear one (compression = "random_k", "count_sketch" or "low_rank"), or protection = "plain"',
     )

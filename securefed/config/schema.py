@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Adapter = Literal["rolora", "ffa", "lora", "fedsa", "full", "head"]
+Adapter = Literal["rolora", "ffa", "lora", "fedsa", "full", "head", "prompt", "prefix", "ia3"]
 Task = Literal["classification", "causal-lm", "seq2seq"]
 PartitionName = Literal["natural", "iid", "dirichlet", "quantity"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -57,12 +57,18 @@ class ModelConfig:
     `head_layers`: the layers whose outputs a classification head reads, the last k as a number or a list
     of 0 (embeddings) to the number of layers. `head_centre`: the first round measures the mean of these
     features, as one more release of the job's mechanism, and the head reads them less their mean.
+    `ranks`: of the clients' own LoRA adapters, client k taking ranks[k mod length] of `rank`, for the algorithms
+    that join unlike ranks. `merged`: the base weights under the adapters travel too, for a server that
+    adds to them (`flora`, `fedex`). `virtual_tokens`: that `prompt` and `prefix` train (docs/adapters.md).
     """
 
     name: str = "minilm"
     task: Task = "classification"
     adapter: Adapter = "rolora"
     rank: int = 8
+    ranks: tuple[int, ...] = ()
+    merged: bool = False
+    virtual_tokens: int = 16
     alpha: float = 8.0
     targets: tuple[str, ...] | Literal["auto"] = "auto"
     layers: Literal["all"] | int | tuple[int, ...] = "all"

@@ -1,4 +1,4 @@
-"""Which tensors of a base model train: low-rank adapters through PEFT, all weights, or none. Only this file knows PEFT.
+"""Which tensors of a base model train: adapters through PEFT, all weights, or none. Only this file knows PEFT.
 
 LoRA adds `alpha/rank x B A` to a linear layer (Hu et al. 2021, section 4.1). Variants differ in what trains
 and travels: `lora` A and B, `rolora` A and B by turns, `fedsa` A travels and B stays, `ffa` B alone over a
@@ -27,6 +27,7 @@ from securefed.config import ModelConfig
 from securefed.errors import ModelError
 from securefed.models.digest import read_json
 from securefed.models.quiet import quiet
+from securefed.models.soft import SOFT, attach_scale, first_prefix, first_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ AUTO_TARGETS = (
     ("query_key_value",),
 )
 """Attention's query and value projections under the names the families give them; the first that is found is taken."""
+PROMPT, IA3_END = "prompt_encoder", ".ia3_l"
+"""Clean names of virtual tokens, and the end of a scale's."""
+FEEDFORWARD = ("output.dense", "down_proj", "c_proj", "wo", "w2", "fc2", "lin2", "dense_4h_to_h")
+"""Ends of the names of layers whose input IA3 scales; of all others it scales the output."""
 TASK_TYPES = {"classification": "FEATURE_EXTRACTION", "causal-lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 
 
@@ -49,13 +54,15 @@ class Adapted:
 
     Attributes:
         parameters: clean name -> what trains in the base. parts: clean name -> "A", "B" or "base".
-        peft: PEFT's model around the base, None without LoRA. frozen: clean name -> frozen adapter tensors.
+        peft: PEFT's model around the base, None without an adapter. frozen: clean name -> frozen adapter tensors.
+        virtual: tokens that PEFT's model puts before a record's own; then it must be called in the base's place.
     """
 
     parameters: dict[str, nn.Parameter]
     parts: dict[str, str]
     peft: Any = None
     frozen: dict[str, nn.Parameter] | None = None
+    virtual: int = 0
 
 
 def adapt(base: Any, config: ModelConfig, *, unit: str, name: str) -> Adapted:
@@ -73,6 +80,8 @@ def adapt(base: Any, config: ModelConfig, *, unit: str, name: str) -> Adapted:
         return Adapted({}, {})
     if config.adapter == "full":
         return _full(base, config, unit)
+    if config.adapter in SOFT:
+        return _soft(base, config, name)
     peft = _inject(base, config, name)
     tensors = {clean(n): p for n, p in base.named_parameters() if ".lora_" in n}
     _initialize(tensors, config)
@@ -81,7 +90,11 @@ def adapt(base: Any, config: ModelConfig, *, unit: str, name: str) -> Adapted:
     for n, p in tensors.items():
         p.requires_grad_(n not in frozen)
     trained = {n: p for n, p in tensors.items() if n not in frozen}
-    return Adapted(trained, {n: parts[n] for n in trained}, peft, frozen)
+    parts = {n: parts[n] for n in trained}
+    if config.merged:
+        bases = _bases(base, config)
+        trained, parts = trained | bases, parts | dict.fromkeys(bases, "merged")
+    return Adapted(trained, parts, peft, frozen)
 
 
 def clean(name: str) -> str:
@@ -95,7 +108,10 @@ def state(adapted_peft: Any, folder: Path, name: str) -> None:
     from safetensors.torch import save_file
 
     with quiet():
-        tensors = get_peft_model_state_dict(adapted_peft, save_embedding_layers=False)
+        if adapted_peft.peft_config["default"].peft_type == "IA3":
+            tensors = _scales(adapted_peft.get_base_model())
+        else:
+            tensors = get_peft_model_state_dict(adapted_peft, save_embedding_layers=False)
         settings = adapted_peft.peft_config["default"]
         settings.base_model_name_or_path = name
         settings.inference_mode, before = True, settings.inference_mode
@@ -110,7 +126,9 @@ def state(adapted_peft: Any, folder: Path, name: str) -> None:
 
 def file_name(name: str) -> str:
     """The key of a clean name in `adapter_model.safetensors`."""
-    return f"base_model.model.{name}.weight"
+    if name == PROMPT:
+        return "prompt_embeddings"
+    return f"base_model.model.{name}" + ("" if name.endswith(IA3_END) else ".weight")
 
 
 def refuse_unsupported(folder: Path) -> None:
@@ -150,6 +168,98 @@ def _broadcast_embeddings(base: Any) -> set[str]:
     return {n for n, p in base.named_parameters() if id(p) in tables}
 
 
+# ------------------------------------------------------------------------------- prompt, prefix, IA3
+
+
+def _soft(base: Any, config: ModelConfig, name: str) -> Adapted:
+    """Virtual tokens before the record's own, or vectors that scale activations."""
+    from peft import get_peft_model
+
+    settings = _soft_settings(base, config)
+    try:
+        with quiet():
+            peft: Any = get_peft_model(base, settings, autocast_adapter_dtype=True)
+    except (ValueError, KeyError, NotImplementedError, AttributeError) as error:
+        raise ModelError(
+            f"adapter {config.adapter} does not fit {type(base).__name__}: {str(error).splitlines()[0]}; "
+            "set model.targets, or use a LoRA adapter"
+        ) from None
+    peft.peft_config["default"].base_model_name_or_path = name
+    if config.adapter == "ia3":
+        scales = _as_lookups(base)
+        return Adapted(scales, dict.fromkeys(scales, "adapter"), peft)
+    table: nn.Parameter = peft.prompt_encoder["default"].embedding.weight
+    with torch.no_grad():
+        if config.adapter == "prompt":
+            start = first_prompt(base.get_input_embeddings().weight, config.virtual_tokens, config.seed)
+        else:
+            start = first_prefix(tuple(table.shape), config.seed)
+        table.copy_(start)
+    table.requires_grad_(True)
+    if config.adapter == "prompt":
+        _look_up_for_each_record(peft, config.virtual_tokens)
+    return Adapted({PROMPT: table}, {PROMPT: "adapter"}, peft, None, config.virtual_tokens)
+
+
+def _look_up_for_each_record(peft: Any, tokens: int) -> None:
+    """Makes every record look the prompt up for itself.
+
+    PEFT looks it up once and repeats it, so a hook would see one gradient for the whole batch: nothing to clip
+    record by record. (Of a prefix it makes one lookup a record already.)
+    """
+    encoder = peft.prompt_encoder["default"]
+
+    def get_prompt(batch_size: int, *_: Any, **__: Any) -> torch.Tensor:
+        indices = torch.arange(tokens, device=encoder.embedding.weight.device)
+        prompt: torch.Tensor = encoder(indices.expand(batch_size, -1))
+        return prompt
+
+    peft.get_prompt = get_prompt
+
+
+def _soft_settings(base: Any, config: ModelConfig) -> Any:
+    from peft import IA3Config, PrefixTuningConfig, PromptTuningConfig
+
+    task = TASK_TYPES[config.task]
+    if config.adapter == "prompt":
+        return PromptTuningConfig(task_type=task, num_virtual_tokens=config.virtual_tokens)
+    if config.adapter == "prefix":
+        return PrefixTuningConfig(task_type=task, num_virtual_tokens=config.virtual_tokens)
+    if config.targets == "auto":
+        return IA3Config(task_type=task)
+    found = _matching(base, config.targets)
+    inner = [t for t in config.targets if t.endswith(FEEDFORWARD)]
+    fan = all(type(m).__name__ == "Conv1D" for m in found.values())
+    return IA3Config(
+        task_type=task, target_modules=list(config.targets), feedforward_modules=inner, fan_in_fan_out=fan
+    )
+
+
+def _as_lookups(base: Any) -> dict[str, nn.Parameter]:
+    """Clean name -> scale, of every layer that PEFT gave one; each becomes a lookup that every record makes itself."""
+    found: dict[str, nn.Parameter] = {}
+    for name, layer in _ia3_layers(base):
+        layer.ia3_l.pop("default")
+        width = layer.in_features if layer.is_feedforward else layer.out_features
+        attach_scale(layer, width, layer.is_feedforward)
+        (found[name + IA3_END],) = layer.scale.parameters()
+    return found
+
+
+def _scales(base: Any) -> dict[str, torch.Tensor]:
+    """The scales as PEFT writes them: (1, in) before a layer, (out, 1) behind it."""
+    return {
+        file_name(name + IA3_END): layer.scale.rows.weight.view((1, -1) if layer.is_feedforward else (-1, 1))
+        for name, layer in _ia3_layers(base)
+    }
+
+
+def _ia3_layers(base: Any) -> list[tuple[str, Any]]:
+    from peft.tuners.ia3 import IA3Layer
+
+    return [(n, m) for n, m in base.named_modules() if isinstance(m, IA3Layer)]
+
+
 # ----------------------------------------------------------------------------------------------- LoRA
 
 
@@ -181,6 +291,22 @@ def _inject(base: Any, config: ModelConfig, name: str) -> Any:
             f"PEFT adapted {len(adapted)} modules where {len(expected)} match; name the modules in full in model.targets"
         )
     return peft
+
+
+def _bases(base: Any, config: ModelConfig) -> dict[str, nn.Parameter]:
+    """Clean name -> base weight of each adapted layer, which no client trains and the server may add to."""
+    end = ".base_layer.weight"
+    found = {n.removesuffix(end) + ".base": p for n, p in base.named_parameters() if n.endswith(end)}
+    if config.dtype != "float32":
+        raise ModelError(
+            f'model.merged adds small numbers to base weights; {config.dtype} would round them away, set dtype = "float32"'
+        )
+    for name, p in found.items():
+        if type(base.get_submodule(name.removesuffix(".base")).base_layer).__name__ == "Conv1D":
+            raise ModelError(
+                f"model.merged: {name} is stored transposed ({tuple(p.shape)}); use another model"
+            )
+    return found
 
 
 def _check_rank(rank: int, found: dict[str, nn.Module]) -> None:

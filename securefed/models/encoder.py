@@ -136,11 +136,14 @@ class TextClassifier(nn.Module):
     def _unstaged(self, batch: Batch) -> list[torch.Tensor]:
         """The pooled outputs that the head reads, from one whole pass."""
         ids, mask = batch.input_ids, batch.attention_mask
+        assert ids is not None
+        own = slice(-ids.shape[1], None)  # virtual tokens come before a record's own, and are not pooled
         last = self.backbone.config.num_hidden_layers
         if self.reads == (last,):  # the others are not kept
-            return [pool(self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state, mask)]
+            return [pool(self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state[:, own], mask)]
         out = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-        return [pool(out.last_hidden_state if i == last else out.hidden_states[i], mask) for i in self.reads]
+        found = [out.last_hidden_state if i == last else out.hidden_states[i] for i in self.reads]
+        return [pool(hidden[:, own], mask) for hidden in found]
 
     def _staged(self, batch: Batch, stop: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Hidden states after `stop` layers, and the pooled outputs that the head reads of those before."""

@@ -21,8 +21,9 @@ class CausalLM(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits (b, t, V); position i predicts token i + 1."""
+        assert batch.input_ids is not None
         out = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        logits: torch.Tensor = out.logits
+        logits: torch.Tensor = out.logits[:, -batch.input_ids.shape[1] :]  # virtual tokens come before
         return logits
 
     @staticmethod

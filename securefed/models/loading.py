@@ -13,6 +13,7 @@ from securefed.data.records import Examples
 from securefed.errors import ModelError
 from securefed.models.digest import base_digest, file_digest
 from securefed.models.small_nets import small_net
+from securefed.models.soft import SOFT, VIRTUAL
 from securefed.models.task_model import TaskModel
 from securefed.models.text_nets import text_model
 from securefed.models.zoo import TEXT_NETS, is_small
@@ -71,11 +72,12 @@ def _pretrained(
         device=device,
     )
     vocabulary = base.get_input_embeddings().weight.shape[0]
-    text = load_encoder(source.folder, config.task, vocabulary=vocabulary, longest=positions(base.config))
+    longest = _room(config, positions(base.config), max_length)
+    text = load_encoder(source.folder, config.task, vocabulary=vocabulary, longest=longest)
     adapted = adapt(base, config, unit=unit, name=source.name)
     if config.gradient_checkpointing:
         enable_checkpointing(base)
-    module = _wrap(base, config, classes)
+    module = _wrap(adapted.peft if adapted.virtual else base, config, classes, adapted.virtual)
     module.to(device).train()
     head = {n: p for n, p in module.named_parameters() if n.startswith(("head.", "centre."))}
     return TaskModel(
@@ -95,15 +97,32 @@ def _pretrained(
     )
 
 
-def _wrap(base: Any, config: ModelConfig, classes: int) -> torch.nn.Module:
+def _room(config: ModelConfig, longest: int | None, max_length: int) -> int | None:
+    """Positions left for a record's own tokens; virtual ones come before them.
+
+    Raises:
+        ModelError: too few.
+    """
+    if config.adapter not in VIRTUAL or longest is None:
+        return longest
+    if longest < config.virtual_tokens + max_length:
+        raise ModelError(
+            f"model.virtual_tokens={config.virtual_tokens} and data.max_length={max_length} need more than the {longest} "
+            "positions of this model; lower one of them"
+        )
+    return longest - config.virtual_tokens
+
+
+def _wrap(base: Any, config: ModelConfig, classes: int, virtual: int = 0) -> torch.nn.Module:
     from securefed.models.encoder import TextClassifier
     from securefed.models.language import CausalLM, Seq2SeqLM
 
     if config.task == "causal-lm":
-        return CausalLM(base)
+        return CausalLM(base)  # takes the last positions where virtual ones come before
     if config.task == "seq2seq":
         return Seq2SeqLM(base)
     module = TextClassifier(base, classes, _reads(config, base.config.num_hidden_layers), config.head_centre)
+    module.staged = module.staged and not virtual
     module.checkpointing = config.gradient_checkpointing
     return module
 
@@ -141,8 +160,12 @@ def _files(folder: Path) -> dict[str, str]:
 
 def _settings(config: ModelConfig, classes: int, module: Any) -> dict[str, Any]:
     """What else decides which function a vector of weights stands for."""
-    lora = config.adapter not in ("head", "full")
-    shape = (config.rank, config.alpha, config.targets, config.layers, config.rslora) if lora else ()
+    lora = config.adapter not in ("head", "full", *SOFT)
+    shape: tuple[Any, ...] = (
+        (config.rank, config.alpha, config.targets, config.layers, config.rslora) if lora else ()
+    )
+    if config.adapter in SOFT:
+        shape = (config.adapter, config.targets if config.adapter == "ia3" else config.virtual_tokens)
     seed = config.seed if config.adapter == "ffa" else None
     reads: tuple[int, ...] = getattr(module, "reads", ())
     plain = not reads or reads == (module.backbone.config.num_hidden_layers,)  # as results always meant

@@ -102,6 +102,8 @@ def _save_tensors(model: TaskModel, folder: Path) -> None:
     head = _head(model)
     if head:
         _write(head, folder / "head.safetensors")
+    if merged := _merged(model):
+        _write(merged, folder / "merged.safetensors")
     if model.peft is not None:
         state(model.peft, folder, model.name)
     elif is_small(model.config.name):
@@ -119,8 +121,11 @@ def _load_tensors(model: TaskModel, folder: Path) -> None:
     head = _head(model)
     if head:
         _read(folder / "head.safetensors", {n: (n, p) for n, p in head.items()})
+    if merged := _merged(model):
+        _read(folder / "merged.safetensors", {n: (n, p) for n, p in merged.items()})
     if model.peft is not None:
-        tensors = {n: p for n, p in model.parameters.items() if n not in head} | model.frozen_adapter
+        apart = head.keys() | merged.keys()
+        tensors = {n: p for n, p in model.parameters.items() if n not in apart} | model.frozen_adapter
         _read(folder / "adapter_model.safetensors", {file_name(n): (n, p) for n, p in tensors.items()})
     elif is_small(model.config.name):
         _read(folder / "model.safetensors", {n: (n, p) for n, p in model.parameters.items()})
@@ -128,6 +133,11 @@ def _load_tensors(model: TaskModel, folder: Path) -> None:
 
 def _head(model: TaskModel) -> dict[str, torch.nn.Parameter]:
     return {n: p for n, p in model.parameters.items() if model.part_of[n] in ("head", "centre")}
+
+
+def _merged(model: TaskModel) -> dict[str, torch.nn.Parameter]:
+    """Base weights that the server added to."""
+    return {n: p for n, p in model.parameters.items() if model.part_of[n] == "merged"}
 
 
 def _write(tensors: dict[str, torch.nn.Parameter], path: Path) -> None:
@@ -152,6 +162,8 @@ def _read(path: Path, into: dict[str, tuple[str, torch.nn.Parameter]]) -> None:
         )
     with torch.no_grad():
         for key, (name, parameter) in into.items():
+            if key.endswith(".ia3_l"):
+                found[key] = found[key].reshape(1, -1)  # PEFT writes those behind a layer as a column
             if found[key].shape != parameter.shape:
                 raise ModelError(
                     f"{path.name} holds {name} of shape {tuple(found[key].shape)}, the model needs {tuple(parameter.shape)}"
@@ -194,6 +206,12 @@ def _readme(model: TaskModel) -> str:
             "from peft import PeftModel",
             f'model = PeftModel.from_pretrained({auto}.from_pretrained("path of {model.name}"), "this folder")',
             "```",
+        ]
+    if _merged(model):
+        lines += [
+            "",
+            "The adapter is a part of the result: merged.safetensors holds base weights that belong to it "
+            "(`load_result` takes both).",
         ]
     if model.task == "classification" and not is_small(model.config.name):
         lines += [

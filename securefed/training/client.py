@@ -54,6 +54,7 @@ class ClientJob:
         scale: in (0, 1], public: what its update is multiplied with once it is bounded (staleness).
         residual: what compression left out of this client's updates, (d,) of `share`; None for nothing.
         memory: what the server's side of a compression carries, public.
+        holds: 1 for each coordinate that this client holds, else 0, (d,) of the whole layout; None for all.
     """
 
     client: int
@@ -68,6 +69,7 @@ class ClientJob:
     scale: float = 1.0
     residual: Vector | None = field(default=None, repr=False)
     memory: Mapping[str, Vector] = field(default_factory=dict, repr=False)
+    holds: Vector | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -256,7 +258,16 @@ class ClientRunner:
         c, data = self.config, self.encoded(job.client)
         dp = self.dp_work(len(data))
         phases = Phases(
-            self.model, data, job.client, job.round, c, dp, self._entropy, self.cache, self._checked
+            self.model,
+            data,
+            job.client,
+            job.round,
+            c,
+            dp,
+            self._entropy,
+            self.cache,
+            self._checked,
+            job.holds,
         )
         worked = self.algorithm.work(phases, job)
         layout, shared, kept = self._layouts(job)

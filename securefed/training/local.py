@@ -51,6 +51,7 @@ class LocalWork:
         train: names of the tensors trained.
         phase: which of the round's trainings it is; each has batches and noise of its own.
         towards: where the proximal term draws to, float32 (d,) over the whole layout; None: the start.
+        holds: 1 for each coordinate of the whole layout that this client holds, else 0; None where it holds all.
     """
 
     client: int
@@ -58,6 +59,7 @@ class LocalWork:
     train: tuple[str, ...]
     phase: int = 0
     towards: Vector | None = field(default=None, repr=False)
+    holds: Vector | None = field(default=None, repr=False)
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -148,6 +150,7 @@ class _Steps:
         self.model, self.feed, self.work, self.config = model, feed, work, config
         self.parameters: dict[str, nn.Parameter] = {n: model.parameters[n] for n in sorted(work.train)}
         self.anchor = self._anchor()
+        self.held = _masks(model, work)
         self.measures = model.measures_centre
         self.optimizer = (
             centre_optimizer(self.parameters, clip)
@@ -187,6 +190,7 @@ class _Steps:
                 self._note(plain)
                 (losses.mean() if len(piece) == len(rows) else losses.sum() / len(rows)).backward()
             self._add_proximal()
+            self._hold("grad")
             self.optimizer.step()
             self.taken += 1
             self.examples += len(rows)
@@ -241,6 +245,7 @@ class _Steps:
             losses, plain = self.losses(self.feed.batch(piece))
             self._note(plain)
             losses.sum().backward()
+            self._hold(GRAD_SAMPLE)  # what a client does not hold is no part of its records' norms
             private.clip_and_accumulate()
         if not pieces:
             self.seen.empty += 1
@@ -249,6 +254,7 @@ class _Steps:
         private.add_noise()
         private.scale_grad()
         self._add_proximal()  # a function of the weights alone, so it needs no noise
+        self._hold("grad")  # noise on what it does not hold would be trained on
         private.original_optimizer.step()
 
     # --------------------------------------------------------------------------------------- shared
@@ -266,6 +272,13 @@ class _Steps:
             p = self.parameters[name]
             if p.grad is not None:
                 p.grad.add_(p.detach() - reference, alpha=self.config.proximal_mu)
+
+    def _hold(self, attribute: str) -> None:
+        """Sets the gradients (or each record's) of coordinates that this client does not hold to zero."""
+        for name, mask in self.held.items():
+            gradient = getattr(self.parameters[name], attribute, None)
+            if gradient is not None:
+                gradient.mul_(mask)
 
     def _note(self, losses: torch.Tensor) -> None:
         self.seen_losses.append(
@@ -287,6 +300,15 @@ class _Steps:
                 "non_finite_gradients": float(self.seen.dropped),
             }
         return found
+
+
+def _masks(model: TaskModel, work: LocalWork) -> dict[str, torch.Tensor]:
+    """Name -> 0 / 1 in its tensor's shape, of the trained tensors that a client holds in part."""
+    if work.holds is None:
+        return {}
+    masks = model.layout.select(set(work.train).__contains__)
+    tensors = masks.unflatten(model.layout.gather(work.holds, masks))
+    return {n: t.to(model.device) for n, t in tensors.items() if not bool(t.all())}
 
 
 def _shuffled(generator: np.random.Generator, n: int, size: int) -> Iterator[NDArray[np.int64]]:

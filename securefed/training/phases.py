@@ -23,6 +23,7 @@ class Phases:
 
     Attributes:
         checked: sets of names whose per-sample gradients have been checked in this process; grows.
+        holds: 1 for each coordinate that this client holds, else 0; None for all.
         taken: steps so far in this round, empty batches included.
         diagnostics: of the first phase, from private data; for simulations, never sent.
     """
@@ -36,6 +37,7 @@ class Phases:
     entropy: Entropy
     cache: FrozenCache | None
     checked: set[tuple[str, ...]]
+    holds: Vector | None = None
     taken: int = 0
     diagnostics: dict[str, float] = field(default_factory=dict)
     _phase: int = 0
@@ -52,7 +54,7 @@ class Phases:
         """The model after this phase, float32 (d,); see `Training`."""
         train, work = (
             self.config.train,
-            LocalWork(self.client, self.round, tuple(names), self._phase, towards),
+            LocalWork(self.client, self.round, tuple(names), self._phase, towards, self.holds),
         )
         if steps:
             train = replace(train, steps=steps, epochs=0)

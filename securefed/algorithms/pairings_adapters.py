@@ -1,0 +1,179 @@
+"""Which adapter, way to join ranks and compression goes with which protection and DP unit: one table, enforced.
+
+docs/adapters.md shows the same table to people. What a row leaves out has a sentence in `refusals` that names the way
+out. A compression is `any protection` exactly where its type is `Linear`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from securefed.config.schema import Config
+from securefed.errors import ConfigError
+
+Kind = Literal["adapter", "algorithm", "compression"]
+PROTECTIONS = ("plain", "masking", "grouped", "ckks")
+UNITS = ("none", "example", "client")
+LORA = ("lora", "rolora", "ffa")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part of a job and what it goes with.
+
+    Attributes:
+        kind: which field of the job names it. sent: what a client sends, in words.
+        protections, units, adapters: what it goes with. refusals: field -> one sentence with the way out.
+    """
+
+    kind: Kind
+    sent: str
+    protections: tuple[str, ...] = PROTECTIONS
+    units: tuple[str, ...] = UNITS
+    adapters: tuple[str, ...] | None = None
+    refusals: Mapping[str, str] = field(default_factory=dict)
+
+
+_READS = (
+    'multiplies each client\'s own B and A, which a sum hides; use protection = "plain", or algorithm = "slices" or '
+    '"hetlora", which need a sum only'
+)
+_NO_BOUND = (
+    "multiplies updates that the noise at client level does not cover, and no sensitivity of the product is proved; use "
+    'privacy.unit = "example" (noised before it is sent), or algorithm = "slices"'
+)
+_FACTORS = 'joins pairs of LoRA factors; set model.adapter = "lora"'
+_LINEAR_FACTORS = 'cuts LoRA factors to a rank; set model.adapter = "lora", "rolora" or "ffa"'
+_CODED = (
+    "is each client's own coding, and a sum adds messages that nobody has read; use a linear one (random_k, "
+    'count_sketch, low_rank), or protection = "plain"'
+)
+_EXACT = {"protection": _READS, "unit": _NO_BOUND, "adapter": _FACTORS}
+
+
+def _exact(sent: str) -> Row:
+    return Row("algorithm", sent, ("plain",), ("none", "example"), ("lora",), _EXACT)
+
+
+PAIRINGS: dict[str, Row] = {
+    "prompt": Row("adapter", "the virtual tokens' embeddings, and the head"),
+    "prefix": Row("adapter", "keys and values of the virtual tokens, and the head"),
+    "ia3": Row("adapter", "the scales, and the head"),
+    "hetlora": Row(
+        "algorithm",
+        "its slice of the factors, padded with zeros",
+        adapters=LORA,
+        refusals={"adapter": _LINEAR_FACTORS},
+    ),
+    "slices": Row(
+        "algorithm",
+        "its slice of the factors, padded with zeros",
+        adapters=LORA,
+        refusals={"adapter": _LINEAR_FACTORS},
+    ),
+    "flexlora": _exact("its slice of A and B"),
+    "flora": _exact("its slice of A and B"),
+    "fedex": _exact("its slice of A and B"),
+    "random_k": Row("compression", "k coordinates that a public seed draws"),
+    "count_sketch": Row("compression", "a sketch, the same linear map for all"),
+    "low_rank": Row("compression", "each matrix times a thin public basis"),
+    "top_k": Row(
+        "compression",
+        "its k largest coordinates and their places",
+        ("plain",),
+        refusals={"protection": _CODED},
+    ),
+    "quantized": Row("compression", "a few bits a coordinate", ("plain",), refusals={"protection": _CODED}),
+}
+"""Name -> its row."""
+
+
+def check_adapter_pairings(config: Config) -> None:
+    """Raises ConfigError, in the row's own words, for a pair that the table leaves out."""
+    for name, row in rows_of(config):
+        for key, value, allowed in (
+            ("protection", config.protection.name, row.protections),
+            ("unit", config.privacy.unit, row.units),
+            ("adapter", config.model.adapter, row.adapters),
+        ):
+            known = PROTECTIONS if key == "protection" else None
+            if allowed is not None and value not in allowed and (known is None or value in known):
+                raise ConfigError(f"{row.kind} {name} {row.refusals[key]} (found {key} {value})")
+    _check_ranks(config)
+
+
+def rows_of(config: Config) -> Iterator[tuple[str, Row]]:
+    """The rows that speak about this job."""
+    from securefed.registry import ALGORITHMS
+
+    algorithm = {path: name for name, path in ALGORITHMS.items()}.get(
+        config.algorithm.name, config.algorithm.name
+    )
+    named = (config.model.adapter, algorithm, "" if config.compression is None else config.compression.name)
+    for name in named:
+        if name in PAIRINGS:
+            yield name, PAIRINGS[name]
+
+
+def _check_ranks(c: Config) -> None:
+    from securefed.algorithms.ranks import Ranked
+    from securefed.registry import ALGORITHMS, make, make_aggregator
+
+    algorithm = make("algorithm", c.algorithm, ALGORITHMS)
+    m, name = c.model, c.algorithm.name
+    ranked = isinstance(algorithm, Ranked)
+    reads = ranked and algorithm.needs_updates
+    _require(
+        not m.ranks or ranked,
+        f"model.ranks gives clients unlike adapters, and algorithm {name} averages them as if they were alike; set "
+        'algorithm = "slices", "hetlora", "flexlora", "flora" or "fedex", or leave ranks out',
+    )
+    low, high = min(m.ranks, default=1), max(m.ranks, default=1)
+    _require(low >= 1, f"model.ranks must be at least 1 each, found {low}")
+    _require(
+        not m.ranks or high <= m.rank,
+        f"model.ranks holds {high}, above the global adapter's model.rank={m.rank}; raise model.rank or lower it",
+    )
+    _require(
+        not m.merged or (ranked and algorithm.merges),
+        f'model.merged sends base weights that algorithm {name} never changes; leave it out, or use algorithm = "flora" or "fedex"',
+    )
+    _require(
+        m.merged or not (ranked and algorithm.merges),
+        f"algorithm {name} adds to the base weights, so they must travel; set model.merged = true",
+    )
+    if not ranked:
+        return
+    _require(
+        make_aggregator(c.aggregator).needs == "sum",
+        f"aggregator {c.aggregator.name} compares updates that hold unlike coordinates under algorithm {name}; use "
+        'aggregator = "mean"',
+    )
+    _require(
+        not reads or c.protection.name == "plain",
+        f'algorithm {name} with weighting = "sparsity" reads every update; use protection = "plain" or weighting = "given"',
+    )
+    _require(
+        not reads or c.privacy.unit != "client",
+        f"algorithm {name} weighs clients by norms that client-level noise does not cover; set weighting = "
+        '"given", or privacy.unit = "example"',
+    )
+    _require(
+        not m.ranks or c.protection.name == "plain" or c.private or c.weights == "equal",
+        f"protection {c.protection.name} hides the clients' weights, and algorithm {name} must know which part of them "
+        'holds a coordinate; set weights = "equal"',
+    )
+    _require(
+        not reads or c.compression is None or PAIRINGS[c.compression.name].protections == ("plain",)
+        if c.compression is not None and c.compression.name in PAIRINGS
+        else not reads or c.compression is None,
+        f"algorithm {name} multiplies whole factors, and this compression sends other coordinates; use "
+        'compression = "top_k" or "quantized", or leave it out',
+    )
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
