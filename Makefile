@@ -20,13 +20,17 @@ CONFIG ?= configs/quickstart.toml
 LONG_BENCHES := asynchronous byzantine_claims fedsgd_vs_local language lora_claims own_paths_audit personalization recipe \
 	reconstruction scale secret_exposure skellam_vs_gaussian streaming
 BENCHES ?= $(filter-out $(LONG_BENCHES),$(patsubst benchmarks/securefed_benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/securefed_benchmarks/*.py)))
+API := securefed $(foreach m,types errors config data models privacy protect crypto aggregation algorithms training sessions wrapping \
+	engine tracking layout registry auditing,securefed.$(m)) securefed_attacks $(foreach m,audit base statistics canaries \
+	canary_records canary_clients epsilon_bounds gaussian_bounds,securefed_attacks.$(m)) securefed_defenses securefed_benchmarks \
+	securefed_benchmarks.bench
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo install dev data test test-slow fuzz lint format bench bench-suite build clean
+.PHONY: help demo install dev data test test-slow fuzz lint format bench bench-suite bench-quick bench-peers docs build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +70,15 @@ bench: dev data  ## the measurements behind the README's numbers
 
 bench-suite: dev  ## a suite of attacks and defences, with a report (SUITE=quick)
 	$(BIN)/securefed bench $(or $(SUITE),quick) --jobs 2 --resume
+
+bench-quick: dev data  ## compare this machine's ratios with the stored ones; fails on a loss beyond noise
+	$(BIN)/python -m securefed_benchmarks.guard
+
+bench-peers: dev data  ## the same work by other libraries, each in its own environment (PEERS="flower byzfl ...")
+	$(BIN)/python benchmarks/peers/run.py $(PEERS)
+
+docs: dev  ## the API reference from docstrings, HTML in build/api
+	PYTHONWARNINGS=ignore $(BIN)/pdoc --docformat google --no-show-source -o build/api $(API)
 
 build: dev  ## sdist, and the wheel made from it, in dist/
 	$(BIN)/python -m build

@@ -53,4 +53,5 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 def links(page: Path) -> Iterator[str]:
     """Files of the project that a page points to."""
-    yield from re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    words = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    yield from re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", words)

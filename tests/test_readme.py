@@ -185,7 +185,9 @@ def play_program(words: Sequence[str]) -> None:
 
 def taken(words: Sequence[str]) -> None:
     """What is not played must still be there: the command's arguments, the target, the file, the module."""
-    if words[0] == "securefed":
+    if words[:2] == ["securefed", "bench"]:
+        assert main([*words[1:], "--dry-run", "--yes"]) == 0
+    elif words[0] == "securefed":
         build_parser().parse_args(words[1:])
     elif words[0] == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -231,6 +233,10 @@ def test_every_file_a_page_points_to_exists(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+KNOWN_ELSEWHERE = {"privacy-robustness"}
+"""Words of the threat model that are no promise: the name of a suite."""
+
+
 def test_readme_stays_under_two_hundred_lines() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200
 
@@ -245,3 +251,22 @@ def test_what_a_page_gets_wrong_is_noticed(tmp_path: Path) -> None:
         taken(make)
     with pytest.raises(SystemExit):
         taken(["securefed", "bench", "quick", "--jobbs", "2"])
+    with pytest.raises(AssertionError):
+        taken(["securefed", "bench", "quick", "--only", "grid=nothing"])
+
+
+def test_the_threat_models_sections_are_securitys_and_every_row_has_one() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    rows = [
+        line.strip("| ").split(" | ") for line in text.split("## ")[0].splitlines() if line.startswith("|")
+    ]
+    security = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    sections = set(re.findall(r"^## (.*)$", security, re.M))
+    assert len(rows) > 15
+    for row in rows[2:]:
+        assert row[-1] in sections, row
+    for word in re.findall(
+        r"`([^`]+)`", text
+    ):  # a field or choice that SECURITY.md does not know is nobody's promise
+        name = word.split(" = ")[0].split(".")[-1]
+        assert name in security or (ROOT / word).exists() or name in KNOWN_ELSEWHERE, word

@@ -1,7 +1,7 @@
 """What is measured of a finished run beside its own scores: a name, or "package.module:Class".
 
 A measure is a class. Made without arguments, `check(config)` refuses a job that it cannot measure and
-`measure(played)` gives scores and curves. The place for another family (as reconstruction) is a line here.
+`measure(played)` gives scores and curves. The place for another family is a line here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ MEASURES: dict[str, str] = {
     "loss": "securefed_benchmarks.bench.membership:LossThreshold",
     "gain": "securefed_benchmarks.bench.membership:LossGain",
     "lira": "securefed_benchmarks.bench.membership:Lira",
+    "linear": "securefed_benchmarks.bench.reconstruction:Linear",
+    "imprint": "securefed_benchmarks.bench.reconstruction:ImprintLayer",
+    "inversion": "securefed_benchmarks.bench.reconstruction:Inversion",
+    "span": "securefed_benchmarks.bench.reconstruction:SpanTokens",
 }
-"""Name -> membership attack on the final model."""
+"""Name -> membership attack on the final model, or reconstruction from one round."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -100,13 +100,13 @@ def _measured(
     kept = set(kept_rows(len(whole.train), config.data).tolist())
     others = whole.train.take([i for i in range(len(whole.train)) if i not in kept])
     liars = set(liars_of(config, len(assembly.shards)))
-    members = _joined([s.train for s in assembly.shards if s.client not in liars])
+    members = joined([s.train for s in assembly.shards if s.client not in liars])
     played = Played(config, assembly, first, members, others)
     for name in measures:
         yield make_measure(name).measure(played)
 
 
-def _joined(parts: Sequence[Examples]) -> Examples:
+def joined(parts: Sequence[Examples]) -> Examples:
     import numpy as np
 
     def column(name: str) -> Any:

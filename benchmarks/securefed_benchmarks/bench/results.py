@@ -13,12 +13,23 @@ from securefed_benchmarks.bench.estimates import BySeed, Estimate, mean_interval
 from securefed_benchmarks.bench.store import Row as Row
 
 Labels = tuple[tuple[str, Any], ...]
-SHARES = ("accuracy", "best_accuracy", "balanced_accuracy", "f1", "attack_success")
+SHARES = (
+    "accuracy",
+    "best_accuracy",
+    "balanced_accuracy",
+    "f1",
+    "attack_success",
+    "reconstructed",
+    "control",
+)
 """Shown in percent."""
 MAIN = (
     "accuracy",
     "best_accuracy",
     "attack_success",
+    "reconstructed",
+    "control",
+    "psnr_db",
     "lira_auc",
     "loss_auc",
     "gain_auc",
@@ -32,6 +43,8 @@ NAMES = {
     "lira_auc": "LiRA AUC",
     "loss_auc": "loss AUC",
     "gain_auc": "gain AUC",
+    "psnr_db": "PSNR, dB",
+    "records_in_view": "records in view",
     "bytes_up": "bytes up",
     "mib_up": "MiB up",
     "mib_down": "MiB down",

@@ -13,7 +13,7 @@ from typing import Any
 from securefed.registry import is_path
 
 PACKAGES = ("securefed", "securefed_attacks", "securefed_defenses")
-BENCH = ("axes", "measures", "membership", "play", "resident")
+BENCH = ("axes", "measures", "membership", "one_round", "play", "reconstruction", "resident")
 """Files of the bench that a number depends on."""
 ONLY_TELL = ("commands", "tracking", "wrapping", "cli.py", "doctor.py", "__main__.py")
 """Rooms of `securefed` that say what was found and change none of it."""
