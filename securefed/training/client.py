@@ -37,6 +37,8 @@ from securefed.training.step import step
 from securefed.types import Update, Vector
 
 if TYPE_CHECKING:
+    import torch
+
     from securefed.models.task_model import TaskModel
 
 
@@ -226,12 +228,22 @@ class ClientRunner:
         from securefed.models.inspection import inspect_model
 
         fresh = [n for n, part in self.model.part_of.items() if part in ("B", "head")]
-        findings = inspect_model(self.model.layout.unflatten(job.start), may_be_zero=fresh)
+        findings = inspect_model(self._held(job), may_be_zero=fresh)
         if findings.suspicious:
             raise SuspiciousModelError(
                 f"client {job.client}, round {job.round}: the global model looks made to extract data ({findings}); "
                 "ask the server, or set train.inspect_model = false"
             )
+
+    def _held(self, job: ClientJob) -> dict[str, torch.Tensor]:
+        """What this client holds of the model, without the vectors of IA3, which start constant and have no rows."""
+        tensors = self.model.layout.unflatten(job.start)
+        if job.keep is not None:
+            masks = self.model.layout.unflatten(job.keep)
+            for name in (n for n, part in self.model.part_of.items() if part in ("A", "B")):
+                rows, columns = masks[name].any(1), masks[name].any(0)
+                tensors[name] = tensors[name][rows][:, columns]
+        return {n: t for n, t in tensors.items() if not (self.model.part_of[n] == "adapter" and len(t) == 1)}
 
     def _train(self, job: ClientJob) -> ClientOutcome:
         start = time.perf_counter()

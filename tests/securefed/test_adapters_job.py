@@ -179,6 +179,16 @@ def test_unlike_ranks_run_under_example_level_noise(
     assert result.rounds == 2
 
 
+@pytest.mark.parametrize(
+    "wanted", [{"model.adapter": "ia3"}, {**RANKS, "algorithm.name": "slices", "model.ranks": [1]}]
+)
+def test_an_honest_model_passes_the_clients_inspection(
+    wanted: dict[str, Any], job: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    inspected = {**wanted, "train.inspect_model": True, "rounds": 1}
+    assert run(job, inspected, folder=tmp_path / "a").rounds == 1
+
+
 def test_a_rank_above_the_matrix_is_refused(job: dict[str, Any], home: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.rank=40 is above the width of .*, 16; lower model\.rank"):
         assemble(load_config(job, {"model.adapter": "lora", "model.rank": 40}))
