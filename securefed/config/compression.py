@@ -5,7 +5,6 @@ from __future__ import annotations
 from securefed.config.schema import Config
 from securefed.errors import ConfigError
 
-
 SYNCHRONOUS = ("fedavg", "fedprox", "hetlora", "slices", "flexlora", "flora", "fedex")
 """Algorithms whose clients send one update a round, of a global model that all of them start from."""
 
