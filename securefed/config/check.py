@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from securefed.config.adapters import check_soft, check_table
 from securefed.config.attack import check_attack, declared
 from securefed.config.compression import check_compression
 from securefed.config.distill import check_distill
 from securefed.config.noise import check_noise
-from securefed.config.schema import Config, ModelConfig
+from securefed.config.schema import Config
 from securefed.config.uneven import check_uneven, check_uneven_clients
 from securefed.errors import ConfigError, ProtocolError
 from securefed.types import CohortBound, GroupRevealing
@@ -36,7 +37,7 @@ def check(config: Config) -> None:
     _check_adapter(config)
     check_uneven(config)
     _check_pairs(config)
-    _check_table(config)
+    check_table(config)
     check_compression(config)
     check_attack(config)
     check_distill(config)
@@ -226,41 +227,7 @@ def _check_adapter(c: Config) -> None:
         m.task == "classification" or m.adapter != "head",
         'model.adapter = "head" trains a classification head; choose task = "classification" or a LoRA adapter',
     )
-    _check_soft(m)
-
-
-def _check_table(c: Config) -> None:
-    """The table of adapters, ranks and compressions, which lies with the algorithms and is known here by name."""
-    from securefed.registry import load
-
-    load("securefed.algorithms.pairings_adapters:check_adapter_pairings")(c)
-
-
-def _check_soft(m: ModelConfig) -> None:
-    """Prompt, prefix and IA3: which of a LoRA adapter's options they do not have."""
-    _require(m.virtual_tokens >= 1, f"model.virtual_tokens must be at least 1, found {m.virtual_tokens}")
-    if m.adapter not in ("prompt", "prefix", "ia3"):
-        return
-    _require(
-        m.layers == "all",
-        f'adapter {m.adapter} has no choice of layers; set model.layers = "all", or use a LoRA adapter',
-    )
-    _require(m.dropout == 0, f"adapter {m.adapter} has no dropout of its own; set model.dropout = 0")
-    if m.adapter == "ia3":
-        return
-    _require(
-        m.task != "seq2seq",
-        f"adapter {m.adapter} is for classification and causal-lm; with task = seq2seq use ia3 or a LoRA adapter",
-    )
-    _require(
-        m.targets == "auto",
-        f"adapter {m.adapter} changes no module, so it has no targets; leave model.targets out, or use ia3",
-    )
-    _require(
-        not m.gradient_checkpointing,
-        f"adapter {m.adapter} runs every layer behind virtual tokens, which checkpointing would lose; set "
-        "model.gradient_checkpointing = false",
-    )
+    check_soft(m)
 
 
 def _check_pairs(c: Config) -> None:

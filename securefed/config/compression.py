@@ -5,6 +5,9 @@ from __future__ import annotations
 from securefed.config.schema import Config
 from securefed.errors import ConfigError
 
+SYNCHRONOUS = ("fedavg", "fedprox", "hetlora", "slices", "flexlora", "flora", "fedex")
+"""Algorithms whose clients send one update a round, of a global model that all of them start from."""
+
 
 def check_compression(c: Config) -> None:
     """Raises ConfigError where what is sent could not be summed, compared or bounded."""
@@ -30,6 +33,11 @@ def check_compression(c: Config) -> None:
         f'compression {name} out, or use algorithm = "fedavg"',
     )
     _require(
+        c.algorithm.name in SYNCHRONOUS or ":" in c.algorithm.name,
+        f"compression {name} is for one update of one round from each client, algorithm {c.algorithm.name} sends something "
+        'else; leave compression out, or use algorithm = "fedavg"',
+    )
+    _require(
         found.adds_rows or rule.needs == "sum",
         f"compression {name} is read after the sum only, aggregator {c.aggregator.name} compares clients; use "
         'aggregator = "mean" or compression = "random_k"',
@@ -38,6 +46,11 @@ def check_compression(c: Config) -> None:
         make_attack(c.attack, c.aggregator) is None or not found.linear,
         f"attack.name = {c.attack.name} makes rows of whole updates, compression {name} sends other coordinates; simulate "
         'attack.poison, or compression = "top_k" or "quantized"',
+    )
+    _require(
+        getattr(make_attack(c.attack, c.aggregator), "finite", True),
+        f"attack {c.attack.name} sends rows that are not finite, and compression {name} has no code for such a row; use "
+        "a finite attack as sign_flip, or leave compression out",
     )
     _require(
         not c.model.head_centre,

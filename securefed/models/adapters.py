@@ -12,14 +12,12 @@ batch at once are frozen. They give none for DoRA and for LoRA on embeddings, wh
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -28,6 +26,7 @@ from securefed.errors import ModelError
 from securefed.models.digest import read_json
 from securefed.models.quiet import quiet
 from securefed.models.soft import SOFT, attach_scale, first_prefix, first_prompt
+from securefed.models.start import initialize
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ def adapt(base: Any, config: ModelConfig, *, unit: str, name: str) -> Adapted:
         return _soft(base, config, name)
     peft = _inject(base, config, name)
     tensors = {clean(n): p for n, p in base.named_parameters() if ".lora_" in n}
-    _initialize(tensors, config)
+    initialize(tensors, config)
     parts = {n: n[-1] for n in tensors}
     frozen = {n: p for n, p in tensors.items() if config.adapter == "ffa" and parts[n] == "A"}
     for n, p in tensors.items():
@@ -386,36 +385,3 @@ def _layers(
             raise ModelError(f"model.layers={wanted} must be some of 0 to {count - 1}")
     first = re.search(r"([^.]+)\.\d+\.", numbered[0])
     return wanted, first.group(1) if first else None
-
-
-# ----------------------------------------------------------------------------------------------- start
-
-
-def _initialize(tensors: dict[str, nn.Parameter], config: ModelConfig) -> None:
-    """B = 0, and A from the public seed and its own name, so that every machine starts from the same model.
-
-    A that trains has rows of norm about 1; a frozen A (`ffa`) has orthonormal rows, which waste none of the
-    rank. NumPy in float64: neither the order of modules nor a CPU's float32 kernels change the outcome.
-    """
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            if name.endswith(".lora_B"):
-                tensor.zero_()
-                continue
-            rows = _start_of_a(name, tuple(tensor.shape), config)
-            tensor.copy_(torch.from_numpy(rows.astype(np.float32)))
-
-
-def _start_of_a(
-    name: str, shape: tuple[int, ...], config: ModelConfig
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    rank, width = shape
-    seed = int.from_bytes(hashlib.sha256(f"{config.seed}:{name}".encode()).digest()[:8], "big")
-    normal = np.random.Generator(np.random.PCG64(seed)).standard_normal((width, rank))
-    if config.adapter != "ffa":
-        return normal.T / np.sqrt(width)
-    q, r = np.linalg.qr(normal)
-    rows: np.ndarray[Any, np.dtype[np.float64]] = (
-        q * np.sign(np.diag(r))
-    ).T  # the sign makes the factorization unique
-    return rows

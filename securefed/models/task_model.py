@@ -31,7 +31,8 @@ class TaskModel:
         module: what trains, in training mode (Opacus asks for it; without dropout it changes nothing).
         device: where it is. task: "classification", "causal-lm" or "seq2seq". config: as given.
         parameters: clean name -> every trainable tensor. layout: the same names and their shapes.
-        part_of: clean name -> "A", "B" (of an adapter), "head", "centre" (of its features) or "base".
+        part_of: clean name -> "A", "B" (LoRA's factors), "adapter" (of another kind), "head", "centre" (of its
+            features), "base", or "merged" (base weights that only the server changes).
         base_digest: identity of what does not train; equal digests and vectors mean equal functions.
         depth: number of stages whose output can be cached: encoder layers, then the pooled features; 0 for
             none. Dropout would make a cached output one draw for all, so with dropout it is 0.

@@ -35,6 +35,8 @@ from securefed.training.step import step
 from securefed.types import Update, Vector
 
 if TYPE_CHECKING:
+    import torch
+
     from securefed.algorithms.algorithm import Algorithm
     from securefed.models.task_model import TaskModel
 
@@ -233,7 +235,7 @@ class ClientRunner:
         from securefed.models.inspection import inspect_model
 
         fresh = [n for n, part in self.model.part_of.items() if part in ("B", "head")]
-        findings = inspect_model(self.model.layout.unflatten(job.start), may_be_zero=fresh)
+        findings = inspect_model(self._held(job), may_be_zero=fresh)
         if findings.suspicious:
             raise SuspiciousModelError(
                 f"client {job.client}, round {job.round}: the global model looks made to extract data ({findings}); "
@@ -252,6 +254,16 @@ class ClientRunner:
         except BudgetExceeded:
             return
         self._ledger.settle(reservation, steps_taken=self.algorithm.steps(self.config))
+
+    def _held(self, job: ClientJob) -> dict[str, torch.Tensor]:
+        """What this client holds of the model, without the vectors of IA3, which start constant and have no rows."""
+        tensors = self.model.layout.unflatten(job.start)
+        if job.holds is not None:
+            masks = self.model.layout.unflatten(job.holds)
+            for name in (n for n, part in self.model.part_of.items() if part in ("A", "B")):
+                rows, columns = masks[name].any(1), masks[name].any(0)
+                tensors[name] = tensors[name][rows][:, columns]
+        return {n: t for n, t in tensors.items() if not (self.model.part_of[n] == "adapter" and len(t) == 1)}
 
     def _train(self, job: ClientJob) -> ClientOutcome:
         start = time.perf_counter()

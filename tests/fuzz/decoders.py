@@ -9,7 +9,11 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["securefed.protect", "securefed.crypto", "securefed.sessions"]):
+with atheris.instrument_imports(
+    include=["securefed.protect", "securefed.crypto", "securefed.sessions", "securefed.compression"]
+):
+    from securefed.compression.quantized import Quantized
+    from securefed.compression.top_k import TopK
     from securefed.crypto.encoding import Reader
     from securefed.crypto.entropy import SystemEntropy
     from securefed.crypto.packing import unpack
@@ -62,6 +66,8 @@ READERS = (
     lambda data: Offer.decode(data, 4),
     lambda data: Answer.decode(data),
     lambda data: Begin.decode(data),
+    lambda data: TopK(0.5).decode(data, 2 * (len(data) - 4) // 3),
+    lambda data: Quantized(7, 8).decode(data, 2 * len(data)),
     _sessions,
 )
 

@@ -128,6 +128,7 @@ def test_a_cut_of_factors_needs_factors(name: str) -> None:
             {"compression.name": "random_k", "attack.name": "sign_flip", "attack.f": 1},
             "simulate attack.poison",
         ),
+        ({"compression.name": "top_k", "attack.name": "nan", "attack.f": 1}, "a finite attack as sign_flip"),
         ({"compression.name": "random_kk"}, "did you mean random_k"),
         ({"compression.name": "random_k", "compression.share": 0.0}, r"in \(0, 1\]"),
         ({"compression.name": "securefed.algorithms.fedavg:FedAvg"}, "neither Linear nor Coding"),

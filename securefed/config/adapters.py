@@ -1,0 +1,45 @@
+"""What adapters beyond LoRA do not have, and the table of what goes with what."""
+
+from __future__ import annotations
+
+from securefed.config.schema import Config, ModelConfig
+from securefed.errors import ConfigError
+
+
+def check_table(c: Config) -> None:
+    """The table of adapters, ranks and compressions, which lies with the algorithms and is known here by name."""
+    from securefed.registry import load
+
+    load("securefed.algorithms.pairings_adapters:check_adapter_pairings")(c)
+
+
+def check_soft(m: ModelConfig) -> None:
+    """Prompt, prefix and IA3: which of a LoRA adapter's options they do not have."""
+    _require(m.virtual_tokens >= 1, f"model.virtual_tokens must be at least 1, found {m.virtual_tokens}")
+    if m.adapter not in ("prompt", "prefix", "ia3"):
+        return
+    _require(
+        m.layers == "all",
+        f'adapter {m.adapter} has no choice of layers; set model.layers = "all", or use a LoRA adapter',
+    )
+    _require(m.dropout == 0, f"adapter {m.adapter} has no dropout of its own; set model.dropout = 0")
+    if m.adapter == "ia3":
+        return
+    _require(
+        m.task != "seq2seq",
+        f"adapter {m.adapter} is for classification and causal-lm; with task = seq2seq use ia3 or a LoRA adapter",
+    )
+    _require(
+        m.targets == "auto",
+        f"adapter {m.adapter} changes no module, so it has no targets; leave model.targets out, or use ia3",
+    )
+    _require(
+        not m.gradient_checkpointing,
+        f"adapter {m.adapter} runs every layer behind virtual tokens, which checkpointing would lose; set "
+        "model.gradient_checkpointing = false",
+    )
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
