@@ -1,6 +1,6 @@
-"""Which algorithm or adapter goes with which protection, DP unit, noise and adapter: one table, enforced on every job.
+"""Which algorithm, adapter or compression goes with which protection, DP unit, noise and adapter: one table, enforced on every job.
 
-`securefed/algorithms/README.md` says the same for people. A row lists what is allowed; whatever it leaves out has
+`docs/adapters.md` shows it to people. A row lists what is allowed; whatever it leaves out has
 a sentence in `refusals` that names the way out. A part of somebody's own ("package.module:Class") has no row.
 Why a unit is allowed or not is decision 7: under example-level DP everything that trains on the shard is inside a
 clipped and noised vector, local parts included; under client-level DP a whole client is hidden, so what stays
@@ -9,41 +9,13 @@ with the client may be trained freely.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Iterator
+from typing import Any
 
-from securefed.config.schema import Adapter, Component, Config, Noise, Unit
+from securefed.algorithms.pairing import ADAPTERS, NOISES, PROTECTIONS, UNITS, Row
+from securefed.algorithms.pairings_adapters import ROWS, check_ranks
+from securefed.config.schema import Component, Config
 from securefed.errors import ConfigError
-
-Kind = Literal["algorithm", "adapter"]
-PROTECTIONS = ("plain", "masking", "grouped", "ckks")
-UNITS: tuple[str, ...] = get_args(Unit)
-NOISES: tuple[str, ...] = get_args(Noise)
-ADAPTERS: tuple[str, ...] = get_args(Adapter)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One part of a job and what it goes with.
-
-    Attributes:
-        kind: which field of the job names it. sent: what a client sends, in words. kept: what stays with it.
-        protections, units, noises, adapters: the names it goes with; everything by default.
-        algorithms: for an adapter, the algorithms it goes with; None for all.
-        refusals: "field=value" -> one sentence with the way out, for each value that is left out.
-    """
-
-    kind: Kind
-    sent: str
-    kept: str = "nothing"
-    protections: tuple[str, ...] = PROTECTIONS
-    units: tuple[str, ...] = UNITS
-    noises: tuple[str, ...] = NOISES
-    adapters: tuple[str, ...] = ADAPTERS
-    algorithms: tuple[str, ...] | None = None
-    refusals: Mapping[str, str] = field(default_factory=dict)
-
 
 _WHOLE = "its update of what the adapter shares"
 _NO_HEAD = (
@@ -104,6 +76,7 @@ PAIRINGS: dict[str, Row] = {
         adapters=_NOT_FEDSA,
         refusals={"adapter=fedsa": _TWO_HOMES.format("finetune")},
     ),
+    "distill": Row("algorithm", "its answers on public records"),  # `config.distill` has its checks
     "fedsa": Row(
         "adapter",
         "its update of A and of the head",
@@ -114,10 +87,13 @@ PAIRINGS: dict[str, Row] = {
                 "fedsa trains B at home, outside the one noised sum; use rolora, ffa, lora or head with algorithm fedsgd"
             ),
             **{f"algorithm={name}": _TWO_HOMES.format(name) for name in ("ditto", "fedrep", "finetune")},
+            "algorithm": 'fedsa keeps B at home, which only a mean of updates allows; use algorithm = "fedavg", "fedprox", '
+            '"fedbuff" or "fedper", or model.adapter = "lora"',
         },
     ),
+    **ROWS,
 }
-"""Name -> its row. Names of algorithms and of adapters do not meet."""
+"""Name -> its row. Names of algorithms, adapters and compressions do not meet."""
 
 
 def check_pairings(config: Config) -> None:
@@ -125,12 +101,14 @@ def check_pairings(config: Config) -> None:
     for name, row in rows_of(config):
         for key, value, allowed in _asked(config, row):
             if value not in allowed:
-                raise ConfigError(f"{row.kind} {name}: {row.refusals[f'{key}={value}']}")
+                raise ConfigError(f"{row.kind} {name}: {row.refusal(key, value)} (found {key} {value})")
+    check_ranks(config)
 
 
 def rows_of(config: Config) -> Iterator[tuple[str, Row]]:
-    """The rows that speak about this job: its algorithm's and its adapter's, where they have one."""
-    for name in (algorithm_name(config.algorithm), config.model.adapter):
+    """The rows that speak about this job: its algorithm's, its adapter's and its compression's, where they have one."""
+    compression = "" if config.compression is None else config.compression.name
+    for name in (algorithm_name(config.algorithm), config.model.adapter, compression):
         if name in PAIRINGS:
             yield name, PAIRINGS[name]
 

@@ -1,40 +1,15 @@
-"""Which adapter, way to join ranks and compression goes with which protection and DP unit: one table, enforced.
+"""The rows of adapters beyond LoRA, of ways to join unlike ranks, and of compressions; and what ranks ask of a job.
 
-docs/adapters.md shows the same table to people. What a row leaves out has a sentence in `refusals` that names the way
-out. A compression is `any protection` exactly where its type is `Linear`.
+A compression goes with every protection exactly where its type is `Linear`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
-
+from securefed.algorithms.pairing import Row
 from securefed.config.schema import Config
 from securefed.errors import ConfigError
 
-Kind = Literal["adapter", "algorithm", "compression"]
-PROTECTIONS = ("plain", "masking", "grouped", "ckks")
-UNITS = ("none", "example", "client")
 LORA = ("lora", "rolora", "ffa")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One part of a job and what it goes with.
-
-    Attributes:
-        kind: which field of the job names it. sent: what a client sends, in words.
-        protections, units, adapters: what it goes with. refusals: field -> one sentence with the way out.
-    """
-
-    kind: Kind
-    sent: str
-    protections: tuple[str, ...] = PROTECTIONS
-    units: tuple[str, ...] = UNITS
-    adapters: tuple[str, ...] | None = None
-    refusals: Mapping[str, str] = field(default_factory=dict)
-
 
 _READS = (
     'multiplies each client\'s own B and A, which a sum hides; use protection = "plain", or algorithm = "slices" or '
@@ -54,10 +29,17 @@ _EXACT = {"protection": _READS, "unit": _NO_BOUND, "adapter": _FACTORS}
 
 
 def _exact(sent: str) -> Row:
-    return Row("algorithm", sent, ("plain",), ("none", "example"), ("lora",), _EXACT)
+    return Row(
+        "algorithm",
+        sent,
+        protections=("plain",),
+        units=("none", "example"),
+        adapters=("lora",),
+        refusals=_EXACT,
+    )
 
 
-PAIRINGS: dict[str, Row] = {
+ROWS: dict[str, Row] = {
     "prompt": Row("adapter", "the virtual tokens' embeddings, and the head"),
     "prefix": Row("adapter", "keys and values of the virtual tokens, and the head"),
     "ia3": Row("adapter", "the scales, and the head"),
@@ -82,42 +64,18 @@ PAIRINGS: dict[str, Row] = {
     "top_k": Row(
         "compression",
         "its k largest coordinates and their places",
-        ("plain",),
+        protections=("plain",),
         refusals={"protection": _CODED},
     ),
-    "quantized": Row("compression", "a few bits a coordinate", ("plain",), refusals={"protection": _CODED}),
+    "quantized": Row(
+        "compression", "a few bits a coordinate", protections=("plain",), refusals={"protection": _CODED}
+    ),
 }
 """Name -> its row."""
 
 
-def check_adapter_pairings(config: Config) -> None:
-    """Raises ConfigError, in the row's own words, for a pair that the table leaves out."""
-    for name, row in rows_of(config):
-        for key, value, allowed in (
-            ("protection", config.protection.name, row.protections),
-            ("unit", config.privacy.unit, row.units),
-            ("adapter", config.model.adapter, row.adapters),
-        ):
-            known = PROTECTIONS if key == "protection" else None
-            if allowed is not None and value not in allowed and (known is None or value in known):
-                raise ConfigError(f"{row.kind} {name} {row.refusals[key]} (found {key} {value})")
-    _check_ranks(config)
-
-
-def rows_of(config: Config) -> Iterator[tuple[str, Row]]:
-    """The rows that speak about this job."""
-    from securefed.registry import ALGORITHMS
-
-    algorithm = {path: name for name, path in ALGORITHMS.items()}.get(
-        config.algorithm.name, config.algorithm.name
-    )
-    named = (config.model.adapter, algorithm, "" if config.compression is None else config.compression.name)
-    for name in named:
-        if name in PAIRINGS:
-            yield name, PAIRINGS[name]
-
-
-def _check_ranks(c: Config) -> None:
+def check_ranks(c: Config) -> None:
+    """Raises ConfigError where ranks, merged base weights and the algorithm do not fit each other."""
     from securefed.algorithms.ranks import Ranked
     from securefed.registry import ALGORITHMS, make, make_aggregator
 
@@ -166,8 +124,8 @@ def _check_ranks(c: Config) -> None:
         'holds a coordinate; set weights = "equal"',
     )
     _require(
-        not reads or c.compression is None or PAIRINGS[c.compression.name].protections == ("plain",)
-        if c.compression is not None and c.compression.name in PAIRINGS
+        not reads or c.compression is None or ROWS[c.compression.name].protections == ("plain",)
+        if c.compression is not None and c.compression.name in ROWS
         else not reads or c.compression is None,
         f"algorithm {name} multiplies whole factors, and this compression sends other coordinates; use "
         'compression = "top_k" or "quantized", or leave it out',

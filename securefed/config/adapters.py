@@ -1,16 +1,9 @@
-"""What adapters beyond LoRA do not have, and the table of what goes with what."""
+"""What adapters beyond LoRA do not have."""
 
 from __future__ import annotations
 
-from securefed.config.schema import Config, ModelConfig
+from securefed.config.schema import ModelConfig
 from securefed.errors import ConfigError
-
-
-def check_table(c: Config) -> None:
-    """The table of adapters, ranks and compressions, which lies with the algorithms and is known here by name."""
-    from securefed.registry import load
-
-    load("securefed.algorithms.pairings_adapters:check_adapter_pairings")(c)
 
 
 def check_soft(m: ModelConfig) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from securefed.config.adapters import check_soft, check_table
+from securefed.config.adapters import check_soft
 from securefed.config.attack import check_attack, declared
 from securefed.config.compression import check_compression
 from securefed.config.distill import check_distill
@@ -37,7 +37,6 @@ def check(config: Config) -> None:
     _check_adapter(config)
     check_uneven(config)
     _check_pairs(config)
-    check_table(config)
     check_compression(config)
     check_attack(config)
     check_distill(config)

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from securefed.algorithms.pairings_adapters import LORA, PAIRINGS, PROTECTIONS, UNITS
+from securefed.algorithms.pairing import ADAPTERS, PROTECTIONS, UNITS
+from securefed.algorithms.pairings import PAIRINGS as WHOLE
+from securefed.algorithms.pairings_adapters import LORA
+from securefed.algorithms.pairings_adapters import ROWS as PAIRINGS
 from securefed.config import Component, load_config
 from securefed.errors import ConfigError
 from securefed.registry import COMPRESSIONS, make_compression
@@ -46,14 +49,14 @@ def test_the_page_shows_the_table_in_code() -> None:
         found = re.fullmatch(r"`(\w+)`", cells[0])
         if found and len(cells) == 6:
             rows[found[1]] = tuple(cells[1:])
-    assert set(rows) == set(PAIRINGS)
-    for name, row in PAIRINGS.items():
+    assert set(rows) == set(WHOLE)
+    for name, row in WHOLE.items():
         expected = (
             row.kind,
             row.sent,
             "all" if row.protections == PROTECTIONS else ", ".join(row.protections),
             "all" if row.units == UNITS else ", ".join(row.units),
-            "all" if row.adapters is None else ", ".join(row.adapters),
+            "all" if row.adapters == ADAPTERS else ", ".join(row.adapters),
         )
         assert rows[name] == expected, name
 
