@@ -10,6 +10,7 @@ seeds. Test sentences are of all four domains, of which a client has one.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from securefed.assembly import Fresh, assemble
 from securefed.config import Config, load_config
@@ -38,15 +40,15 @@ HEAD = {"name": "minilm", "adapter": "head", "head_layers": 4}
 JOB: dict[str, Any] = {
     "algorithm": "distill",
     "weights": "equal",
-    "data": {"name": "sentiment", "partition": "natural", "clients": 12, "max_length": 32, "limit": 3000},
+    "data": {"name": "sentiment", "partition": "natural", "clients": 12, "max_length": 32, "limit": 6000},
     "model": HEAD,
-    "train": {"optimizer": "adamw", "learning_rate": 0.01, "batch_size": 16, "physical_tokens": 4096},
+    "train": {"optimizer": "adamw", "learning_rate": 0.01, "batch_size": 16, "physical_tokens": 8192},
     "distill": {
         "records": 600,
         "clients": [
-            HEAD,
-            {"name": "transformer", "hidden": 32, "learning_rate": 2e-3},
-            {"name": "bag", "hidden": 32, "learning_rate": 1e-2},
+            {**HEAD, "learning_rate": 0.03},
+            {"name": "transformer", "hidden": 32, "learning_rate": 1e-3},
+            {"name": "bag", "hidden": 32, "learning_rate": 5e-3},
         ],
         "student_steps": 300,
         "digest_steps": 60,
@@ -55,8 +57,8 @@ JOB: dict[str, Any] = {
     "engine": {"threads": 1, "checkpoint_every": 1000},
     "tracking": {"report": False},
 }
-ONCE: dict[str, Any] = {"rounds": 1, "train.epochs": 6, "distill.back": "nothing"}
-ROUNDS: dict[str, Any] = {"rounds": 3, "train.epochs": 2, "distill.back": "labels"}
+ONCE: dict[str, Any] = {"rounds": 1, "train.epochs": 3, "distill.back": "nothing"}
+ROUNDS: dict[str, Any] = {"rounds": 3, "train.epochs": 1, "distill.back": "labels"}
 LIAR: dict[str, Any] = {**ONCE, "attack.name": "sign_flip", "attack.options": {"scale": 20.0}, "attack.f": 1}
 WAYS: dict[str, dict[str, Any]] = {
     "one shot, mean of logits": ONCE,
@@ -71,11 +73,16 @@ PARTS = {"clients": list(WAYS)[:4], "liar": list(WAYS)[4:]}
 
 
 class SharedFeatures(FrozenCache):
-    """Pooled features by a record's tokens, for every run of a process: MiniLM is frozen in all of them."""
+    """Pooled features by a digest of a record's tokens, for every run of a process: MiniLM is frozen in all of them.
 
-    def __init__(self) -> None:
+    Args:
+        file: where they are kept from one process to the next (the sentences are public); None keeps none.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
         super().__init__()
-        self._known: dict[bytes, torch.Tensor] = {}
+        self.file = file
+        self._known: dict[str, torch.Tensor] = load_file(file) if file is not None and file.exists() else {}
 
     def states(
         self,
@@ -89,7 +96,8 @@ class SharedFeatures(FrozenCache):
         """The pooled features of these records, those that are new computed now."""
         if model.depth == 0 or model.config.adapter != "head" or data.tokens is None:
             return None
-        new = [i for i, t in enumerate(data.tokens) if t.tobytes() not in self._known]
+        names = [hashlib.sha256(t.tobytes()).hexdigest() for t in data.tokens]
+        new = [i for i, name in enumerate(names) if name not in self._known]
         if new:
             part = Encoded(tokens=tuple(data.tokens[i] for i in new), pad_id=data.pad_id)
             found = FrozenCache().states(
@@ -97,8 +105,10 @@ class SharedFeatures(FrozenCache):
             )
             assert found is not None
             assert found.pooled is not None
-            self._known |= {data.tokens[i].tobytes(): row for i, row in zip(new, found.pooled, strict=True)}
-        return CachedStates(model.depth, pooled=torch.stack([self._known[t.tobytes()] for t in data.tokens]))
+            self._known |= {names[i]: row for i, row in zip(new, found.pooled, strict=True)}
+            if self.file is not None:
+                save_file({name: row.clone() for name, row in self._known.items()}, self.file)
+        return CachedStates(model.depth, pooled=torch.stack([self._known[name] for name in names]))
 
 
 @dataclass
@@ -200,8 +210,11 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--part", choices=[*PARTS, "cost", "all"], default="all")
     arguments.add_argument("--tests", type=int, default=1200, help="test sentences, of 3,885")
+    arguments.add_argument(
+        "--features", type=Path, help="a file that keeps MiniLM's features from call to call"
+    )
     asked = arguments.parse_args()
-    shared = Shared(asked.tests)
+    shared = Shared(asked.tests, SharedFeatures(asked.features))
     if asked.part in ("cost", "all"):
         cost(shared)
     for part, names in PARTS.items():

@@ -26,7 +26,7 @@ from securefed.algorithms.algorithm import Algorithm
 from securefed.algorithms.plan import RoundPlan
 from securefed.config import Config, DistillConfig
 from securefed.config.distill import record_bound
-from securefed.errors import ProtocolError
+from securefed.errors import DivergedError, ProtocolError
 from securefed.layout import Layout
 from securefed.types import Vector
 
@@ -70,7 +70,8 @@ class Distill(Algorithm):
         any protection. At client level the whole is scaled by `scale`, so that its L2 norm is within `max_grad_norm`.
 
         Raises:
-            ProtocolError: a table of another size, or one that is not finite.
+            ProtocolError: a table of another size. DivergedError: one that is not finite; at client level such a client
+                counts as zero, like any whose training diverges.
         """
         self._check(config, logits)
         d = config.distill
@@ -101,9 +102,7 @@ class Distill(Algorithm):
                 f"a table of answers has shape ({m}, classes), found {logits.shape}; both sides must read the same public set"
             )
         if not np.isfinite(logits).all():
-            raise ProtocolError(
-                "a table of answers holds a value that is not finite; lower train.learning_rate"
-            )
+            raise DivergedError("a client's answers are no longer finite numbers; lower train.learning_rate")
 
     # ---------------------------------------------------------------- aggregate: what the ensemble says
 

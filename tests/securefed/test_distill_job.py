@@ -362,6 +362,20 @@ def test_a_client_that_diverges_without_privacy_ends_the_run_with_the_reason(tmp
         play(tmp_path / "a", {"train": {"epochs": 2, "learning_rate": 1e30, "optimizer": "sgd"}})
 
 
+@pytest.mark.parametrize(("noise", "heard"), [("central", [0, 2, 4]), ("local", [0, 1, 2, 3, 4, 5])])
+def test_at_client_level_clients_that_diverge_do_not_end_the_round(
+    noise: str, heard: list[int], tmp_path: Path
+) -> None:
+    """Ending it would tell who was there: they count as zero, or send noise alone where who takes part is public.
+
+    At this rate the three mlps diverge; a logistic regression's weights stay finite.
+    """
+    broken = {"rounds": 1, "train": {"epochs": 2, "learning_rate": 1e30, "optimizer": "sgd"}}
+    play(tmp_path / "a", {**CLIENT, **broken, "privacy.noise": noise})
+    (line,) = records(tmp_path / "a")
+    assert line["survivors"] == heard
+
+
 @pytest.mark.model
 @pytest.mark.dataset
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from securefed.algorithms.distill import Distill, confidence, softmax
 from securefed.config import Config, load_config
-from securefed.errors import ModelError, ProtocolError
+from securefed.errors import DivergedError, ModelError, ProtocolError
 
 M, K = 4, 3
 JOB: dict[str, Any] = {
@@ -112,7 +112,7 @@ def test_a_table_of_the_wrong_size_is_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_a_table_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="not finite"):
+    with pytest.raises(DivergedError, match="no longer finite"):
         Distill().table(job(), np.full((M, K), np.nan, np.float32))
 
 
