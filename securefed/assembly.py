@@ -204,14 +204,32 @@ def register(ledger: Ledger, run: str, assembly: Assembly) -> None:
         whole = {SERVER: ShardKey(assembly.dataset.digest, len(assembly.shards))}
         if assembly.config.privacy.noise == "local":  # each client charges itself
             whole = {s.client: ShardKey(s.digest, len(s.train)) for s in assembly.shards}
-        if public_cohorts(assembly.config):
+        if public_cohorts(assembly.config, len(assembly.shards)) is not None:
             whole |= {s.client: ShardKey(_client_digest(s), 1) for s in assembly.shards}
         ledger.register(run, whole, assembly.dataset.account, "client")
 
 
-def public_cohorts(config: Config) -> bool:
-    """Whether client-level noise at the server is charged client by client, for the rounds each is in."""
-    return config.buffered and config.privacy.unit == "client" and not config.distributed
+def public_cohorts(config: Config, clients: int) -> tuple[tuple[int, ...], ...] | None:
+    """Who is in each released round, where client-level noise at the server must be charged client by client.
+
+    None where the job's own rule draws the cohorts in secret, which amplifies; an algorithm that names them does not.
+
+    Raises:
+        ConfigError: an algorithm that names some rounds' cohorts only, or an empty one.
+    """
+    if config.privacy.unit != "client" or config.distributed:
+        return None
+    algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
+    named = [algorithm.cohort(config, clients, round) for round in range(algorithm.released(config))]
+    if all(found is None for found in named):
+        return None
+    whole = tuple(found for found in named if found)
+    if len(whole) < len(named):
+        raise ConfigError(
+            f"algorithm {config.algorithm.name} names the cohorts of {len(whole)} of {len(named)} rounds, so client-level "
+            "noise cannot be charged client by client; name every released round's, or none"
+        )
+    return whole
 
 
 def _client_digest(shard: Shard) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from securefed.algorithms.algorithm import Algorithm
 from securefed.algorithms.plan import RoundPlan
-from securefed.assembly import Assembly
+from securefed.assembly import Assembly, public_cohorts
 from securefed.checkpoint import State
 from securefed.config import Config
 from securefed.data import plot_shards, shard_table
@@ -86,7 +86,7 @@ def _mechanism(config: Config, guarantee: Guarantee | None, clients: int) -> dic
         else 1.0
         if config.distributed
         else 1.0
-        if config.buffered
+        if public_cohorts(config, clients) is not None
         else (config.clients_per_round or clients) / clients,
         "steps_per_round": steps if example else 1,
         "rounds": config.rounds,

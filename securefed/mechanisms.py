@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from securefed.assembly import cohort, public_cohorts
+from securefed.assembly import public_cohorts
 from securefed.config import Config
-from securefed.crypto.entropy import Entropy, SystemEntropy
+from securefed.crypto.entropy import Entropy
 from securefed.noising import distributed_design, make_guarantee, moving_clip, noise_shares, step_noise
 from securefed.privacy.adaptive_clip import ClipCount
 from securefed.privacy.buffer_mechanism import BufferMechanism
@@ -65,9 +65,8 @@ class NoisePlan:
             return None  # each client adds and charges its own
         assert ledger is not None
         sigma, budget = self.guarantee.noise_multiplier, self.guarantee.budget
-        if public_cohorts(config):
-            met = tuple(cohort(config, clients, round, SystemEntropy()) for round in range(config.rounds))
-            clip, size = config.privacy.max_grad_norm, float(config.clients_per_round)
+        if (met := public_cohorts(config, clients)) is not None:
+            clip, size = config.privacy.max_grad_norm, float(config.clients_per_round or clients)
             return BufferMechanism(ledger, run, sigma, clip, 1.0, size, budget, self.clip, cohorts=met)
         if self.mechanisms is not None:
             return DistributedRelease(ledger, run, self.mechanisms, self.sizes, budget, self.count, self.clip)

@@ -41,12 +41,9 @@ def planned_releases(config: Config, clients: int) -> tuple[float, int]:
     """
     p, algorithm = config.privacy, _algorithm(config)
     if p.unit == "client" and p.noise != "local":
-        if public_cohorts(config):
-            met = Counter(
-                k for r in range(config.rounds) for k in cohort(config, clients, r, SystemEntropy())
-            )
-            return 1.0, max(met.values())
-        rate = 1.0 if config.buffered else (config.clients_per_round or clients) / clients
+        if (met := public_cohorts(config, clients)) is not None:
+            return 1.0, max(Counter(k for one in met for k in one).values())
+        rate = 1.0 if config.distributed else (config.clients_per_round or clients) / clients
         return rate, algorithm.released(config)
     chosen: Counter[int] = Counter()
     for round in range(config.rounds):

@@ -29,6 +29,7 @@ from securefed.models import load_model
 from securefed_benchmarks.fedsgd_vs_local import features
 from securefed_benchmarks.timing import report
 
+CLASSES = 2
 JOB: dict[str, Any] = {
     "name": "personalization",
     "rounds": 30,
@@ -62,7 +63,7 @@ def played(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Who gained and who lost in one federation (`clients.json` of its folder)."""
     assert dataset.train.images is not None
     width = dataset.train.images.shape[-1]
-    model = load_model(config.model, classes=2, image_shape=(1, 1, width))
+    model = load_model(config.model, classes=CLASSES, image_shape=(1, 1, width))
     assembly = Assembly(config, dataset, tuple(make_shards(dataset, config.data)), model)
     with tempfile.TemporaryDirectory() as scratch:
         result = run(config, folder=Path(scratch) / "run", assembly=assembly)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from securefed.algorithms.fedavg import FedAvg
 from securefed.algorithms.fedbuff import FedBuff, turns_of
 from securefed.assembly import assemble, make_runner, register
-from securefed.config import load_config
+from securefed.config import Config, load_config
 from securefed.crypto.entropy import SystemEntropy
 from securefed.errors import BudgetExceeded, ConfigError
 from securefed.federation import resume, run
@@ -266,6 +268,25 @@ def test_at_client_level_each_client_is_charged_for_its_own_buffers_without_ampl
     assert (statement.clients, statement.unfinished) == (6, 0)
     sampled = load_config(JOB, {**CLIENT, "clients_per_round": 3})
     assert planned_releases(sampled, 5) == (0.6, 4)  # a cohort of three drawn in secret does amplify
+
+
+@dataclass(frozen=True)
+class ByTurns(FedAvg):
+    """Somebody's own algorithm, which says itself who takes part."""
+
+    name_all: bool = True
+
+    def cohort(self, config: Config, clients: int, round: int) -> tuple[int, ...] | None:
+        return (round % clients, (round + 1) % clients) if self.name_all or round else None
+
+
+def test_an_own_algorithm_that_names_its_cohorts_gets_no_amplification_either(home: Path) -> None:
+    name = f"{__name__}:ByTurns"
+    named = load_config(JOB, {**CLIENT, "clients_per_round": 2, "algorithm": name})
+    assert planned_releases(named, 5) == (1.0, 2)
+    some = load_config(named, {"algorithm": {"name": name, "name_all": False}})
+    with pytest.raises(ConfigError, match="names the cohorts of 3 of 4 rounds"):
+        planned_releases(some, 5)
 
 
 def test_a_buffer_that_was_released_before_a_crash_is_applied_again_at_no_charge(
