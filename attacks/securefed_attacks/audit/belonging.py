@@ -117,7 +117,7 @@ def judge(
     results = tuple(
         _measure(view, attack, attack(e), candidates.member, asked, tests) for view, attack, e in played
     )
-    detectable = smallest_detectable(members, others, smallest_fpr, tests)
+    detectable = None if shift.auc is None else smallest_detectable(members, others, smallest_fpr, tests)
     findings = tuple(
         _finding(
             view, [r for r in results if r.view == view], members, others, smallest_fpr, detectable, shift
@@ -183,14 +183,8 @@ def _finding(
     shift: Shift,
 ) -> Finding:
     found = [r for r in results if r.leaks]
-    if found and shift.auc is None:
-        return Finding(
-            "UNDERPOWERED",
-            "membership",
-            view,
-            f"{found[0].attack} separates them, and {members} members are too few to see whether they differ from "
-            f"the others without the model; hand over at least {FEWEST}",
-        )
+    if shift.auc is None:  # nothing can be told from a difference that the model did not make
+        return Finding("UNDERPOWERED", "membership", view, too_few(members, others, rate))
     if found and shift.shifted:
         return Finding(
             "UNDERPOWERED",
@@ -236,4 +230,9 @@ def too_few(members: int, others: int, rate: float) -> str:
     needed = math.ceil(1 / rate)
     if others < needed:
         return f"a false positive rate of {rate:.3g} needs at least {needed} non-members, found {others}: {needed - others} more"
+    if members < FEWEST:
+        return (
+            f"{members} members are too few to see whether they differ from the others without the model; "
+            f"hand over at least {FEWEST}"
+        )
     return f"{members} members cannot show a rate surely above {TIMES} x {rate:.3g}; hand over more"

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from securefed_attacks.audit.belonging import Belonging
-from securefed_attacks.audit.columns import Column, with_noise
-from securefed_attacks.audit.reconstruction import Reconstruction, judge
+from securefed_attacks.audit.belonging import Belonging, Membership
+from securefed_attacks.audit.changes import Change, possible_changes
+from securefed_attacks.audit.columns import Column
+from securefed_attacks.audit.reconstruction import Reconstruction
 from securefed_attacks.audit.report import Trial
 from securefed_attacks.audit.sections import Given, rebuild_one
 from securefed_attacks.audit.states import Tensors
@@ -23,8 +24,6 @@ from securefed_attacks.membership import CalibratedLoss, Evidence, Loss, Members
 from securefed_attacks.statistics import auc_interval
 from securefed_attacks.update_cosine import update_cosine
 
-NOISES = (0.01, 0.1, 1.0)
-"""Deviation of each coordinate's noise over the clipping norm (the recipe's, or the update's own), smallest first."""
 ASKED: tuple[MembershipAttack, ...] = (Loss(), CalibratedLoss(), UpdateCosine())
 
 
@@ -33,90 +32,77 @@ def mitigate(given: Given, rebuilt: Sequence[Reconstruction], found: Belonging |
 
     A leak here is a reconstruction called LEAKS, or a membership attack whose AUC is surely above chance.
     """
-    captured, made = given.rounds[0]
+    captured, made = given.shown
     first = next((c for c in made if c.update is not None and c.shows_update), None)
-    if first is None or not isinstance(given.target, Target):
+    if first is None or not isinstance(given.target, Target) or not _leaks(first, rebuilt, found):
         return []
-    changes = list(_changes(given, captured.before.tensors, first, made))
+    changes = list(possible_changes(given, captured, first, made))
     return [
         *_against_reconstruction(given, first, rebuilt, changes),
         *_against_membership(given, first, found, changes),
     ]
 
 
-def _changes(
-    given: Given, before: Tensors, first: Column, made: Sequence[Column]
-) -> Iterator[tuple[str, Tensors]]:
-    """(name, what is sent instead), cheapest first: nothing lost, a layer lost, more and more noise."""
-    assert first.update is not None
-    assert isinstance(given.target, Target)
-    total = next((c for c in made if c.name == "sum" and c.update is not None), None)
-    if total is not None and total is not first and total.update is not None:
-        yield f"secure sum of {total.clients} clients", total.update
-    readers = () if isinstance(given.reader, str) else given.reader.shown(0, first.update)
-    rest = {n: u for n, u in first.update.items() if not n.startswith(tuple(f"{r}." for r in readers))}
-    if readers and rest:
-        yield "leave the first layer's projections out", rest
-    norm = min(given.recipe.max_grad_norm or first.norm, first.norm)
-    clipped = {n: u * (norm / first.norm) for n, u in first.update.items()}
-    for noise in NOISES:
-        generator = torch.Generator().manual_seed(given.seed + 7)
-        yield (
-            f"clip to norm {norm:.3g}, and noise of {noise:g} times that",
-            with_noise(clipped, noise * norm, generator),
-        )
+def _leaks(first: Column, rebuilt: Sequence[Reconstruction], found: Belonging | None) -> bool:
+    """Whether there is anything to change: nothing is trained for a trial that is not needed."""
+    return any(r.leaks for r in rebuilt if r.view == first.name) or _best(first, found) is not None
+
+
+def _best(first: Column, found: Belonging | None) -> Membership | None:
+    """The best attack without shadows on this view, where it is surely above chance."""
+    asked = {a.name for a in ASKED}
+    known = [r for r in found.results if r.view == first.name and r.attack in asked] if found else []
+    best = max(known, key=lambda r: r.auc.value, default=None)
+    return best if best is not None and best.auc.low > 0.5 else None
 
 
 def _against_reconstruction(
-    given: Given, first: Column, rebuilt: Sequence[Reconstruction], changes: Sequence[tuple[str, Tensors]]
+    given: Given, first: Column, rebuilt: Sequence[Reconstruction], changes: Sequence[Change]
 ) -> Iterator[Trial]:
-    here = [r for r in rebuilt if r.view == first.name]
-    if not here or all(f.verdict != "LEAKS" for f in judge(here)):
+    here = next((r for r in rebuilt if r.view == first.name and r.leaks), None)
+    if here is None:
         return
     assert first.update is not None
-    for name, update in changes:
-        if not given.clock.allows(0.0, f"mitigation: {name}"):
+    for change in changes:
+        if not given.clock.allows(0.0, f"mitigation: {change.name}"):
             return
-        given.clock.tell(f"mitigation: {name}")
-        after = rebuild_one(given, update)
-        loss = _losses(given, first.update, update)
-        hits = 0 if after is None else _named(after)
-        enough = after is None or all(f.verdict != "LEAKS" for f in judge([after]))
-        yield Trial(name, first.name, "tokens named", float(_named(here[0])), float(hits), *loss, enough)
+        given.clock.tell(f"mitigation: {change.name}")
+        after = rebuild_one(given, change.update, change.spent)
+        hits = 0 if after is None else after.used.ours.hits
+        enough = after is None or not after.leaks
+        loss = _losses(given, first.update, change)
+        yield Trial(
+            change.name, first.name, "tokens named", float(here.used.ours.hits), float(hits), *loss, enough
+        )
         if enough:
             return
 
 
-def _named(r: Reconstruction) -> int:
-    return r.used.ours.hits
-
-
 def _against_membership(
-    given: Given, first: Column, found: Belonging | None, changes: Sequence[tuple[str, Tensors]]
+    given: Given, first: Column, found: Belonging | None, changes: Sequence[Change]
 ) -> Iterator[Trial]:
     """The three attacks that need no shadows; whichever is best on the changed update counts."""
-    asked = {a.name for a in ASKED}
-    known = [r for r in found.results if r.view == first.name and r.attack in asked] if found else []
-    best = max(known, key=lambda r: r.auc.value, default=None)
-    if best is None or best.auc.low <= 0.5 or given.rows is None or given.rows.member is None:
+    best = _best(first, found)
+    if best is None or given.rows is None or given.rows.member is None:
         return
     assert isinstance(given.target, Target)
-    before = given.rounds[0][0].before.tensors
+    before = given.shown[0].before.tensors
     began = time.monotonic()
     reference = given.target.score(before).loss
     each = time.monotonic() - began
-    tried = [c for c in changes if given.clock.allows(each, f"mitigation: {c[0]}")]
-    cosines = _cosines(given, before, [u for _, u in tried], best.attack == UpdateCosine.name)
+    tried = [c for c in changes if given.clock.allows(each, f"mitigation: {c.name}")]
+    cosines = _cosines(given, before, [c.update for c in tried], best.attack == UpdateCosine.name)
     assert first.update is not None
-    for k, (name, update) in enumerate(tried):
-        given.clock.tell(f"mitigation: {name}")
-        loss = given.target.score({**before, **{n: before[n] + u for n, u in update.items()}}).loss
+    for k, change in enumerate(tried):
+        given.clock.tell(f"mitigation: {change.name}")
+        loss = given.target.score({**before, **{n: before[n] + u for n, u in change.update.items()}}).loss
         evidence = Evidence(loss=loss, reference=reference, cosine=cosines[k] if cosines else None)
-        scores = [a(evidence) for a in ASKED if not a.missing(evidence)]
-        after = max((auc_interval(s, given.rows.member) for s in scores), key=lambda i: i.value)
+        judged = ~np.isin(np.arange(len(given.rows)), change.spent)
+        scores = [a(evidence)[judged] for a in ASKED if not a.missing(evidence)]
+        after = max((auc_interval(s, given.rows.member[judged]) for s in scores), key=lambda i: i.value)
         enough = after.low <= 0.5
-        cost = _losses(given, first.update, update)
-        yield Trial(name, first.name, "best AUC", best.auc.value, after.value, *cost, enough)
+        cost = _losses(given, first.update, change)
+        yield Trial(change.name, first.name, "best AUC", best.auc.value, after.value, *cost, enough)
         if enough:
             return
 
@@ -126,7 +112,7 @@ def _cosines(
 ) -> list[NDArray[np.float64]] | None:
     """Each update's cosines (1, n), from one pass over the records; None where it was not asked for or does not fit."""
     assert isinstance(given.target, Target)
-    names = given.target.trainable(given.rounds[0][0].names)
+    names = given.target.trainable(given.shown[0].names)
     if not wanted or not updates or not given.clock.allows(given.clock.spent / 4, "mitigation: gradients"):
         return None
     flat = torch.stack(
@@ -139,13 +125,14 @@ def _cosines(
     return [row[None] for row in update_cosine(gradients, flat)]
 
 
-def _losses(given: Given, unchanged: Tensors, changed: Tensors) -> tuple[float | None, float | None]:
+def _losses(given: Given, unchanged: Tensors, change: Change) -> tuple[float | None, float | None]:
     """Non-members' mean loss with either update applied: what a change costs."""
-    if not given.has_loss or not given.others or not isinstance(given.target, Target):
+    rows = np.asarray([i for i in given.others if i not in change.spent], np.int64)
+    if not given.has_loss or not len(rows) or not isinstance(given.target, Target):
         return None, None
-    before, rows = given.rounds[0][0].before.tensors, np.asarray(given.others, np.int64)
+    before = given.shown[0].before.tensors
     one, two = (
         float(given.target.score({**before, **{n: before[n] + x for n, x in u.items()}}, rows).loss.mean())
-        for u in (unchanged, changed)
+        for u in (unchanged, change.update)
     )
     return one, two

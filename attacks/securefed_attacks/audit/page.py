@@ -191,7 +191,7 @@ def _reconstruction(report: AuditReport) -> str:
         return ""
     rows = [
         [r.view, r.exact.ours.hits, r.exact.ours.guesses - r.exact.ours.hits, r.nearest.ours.hits, _of(r.used.prior),
-         _of(r.used.wrong), r.tokens, r.used.recovered, r.whole, r.used.p_value]
+         _of(r.used.wrong), r.tokens, r.used.recovered, r.whole, "" if r.used.p_value is None else f"{r.used.p_value:.2g}"]
         for r in report.reconstruction
     ]  # fmt: skip
     head = [
@@ -285,7 +285,7 @@ def _membership(report: AuditReport) -> str:
         html.legend([n for n, _ in curves]) if len(curves) > 1 else "",
         roc_picture(curves, [r for r in rates if r >= found.smallest_fpr]),
         html.paragraph(
-            "Best attack of each view. Dashed: chance. Dotted: where the verdict asks. Shaded: false positive rates "
+            "Best attack of each view, with the 95 % interval of its true positive rate. Dashed: chance. Dotted: where the verdict asks. Shaded: false positive rates "
             f"below 1 / {found.others} cannot be shown by this sample.",
             "soft small",
         ),

@@ -34,7 +34,13 @@ def roc_picture(curves: Sequence[tuple[str, Roc]], rates: Sequence[float]) -> st
         f'<line x1="{_x(r, low):.1f}" x2="{_x(r, low):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" class="asked"/>'
         for r in rates
     ]
-    draw += [_band(curve, low, CLASSES[k % len(CLASSES)]) for k, (_, curve) in enumerate(curves)]
+    drawn: set[bytes] = set()
+    for k, (_, curve) in enumerate(
+        curves
+    ):  # equal curves, one band: laid over each other they would look surer
+        if (key := curve.tpr.tobytes() + curve.fpr.tobytes()) not in drawn:
+            drawn.add(key)
+            draw.append(_band(curve, low, CLASSES[k % len(CLASSES)]))
     draw += [_curve(curve, low, CLASSES[k % len(CLASSES)], name) for k, (name, curve) in enumerate(curves)]
     described = "True positive rate over false positive rate, both logarithmic: " + ", ".join(
         n for n, _ in curves
@@ -147,7 +153,7 @@ def grid_picture(rounds: Sequence[str], grid: Sequence[Mapping[str, float]]) -> 
     layers = list(dict.fromkeys(layer for parts in grid for layer in parts))
     if not layers or len(grid) < 2:
         return ""
-    side, size, gap = 150, max(14, min(44, 600 // len(grid))), 2
+    side, size, gap = 150, max(14, min(64, 600 // len(grid))), 2
     width, height = side + len(grid) * (size + gap), 20 + len(layers) * 20
     draw = []
     for row, layer in enumerate(layers):

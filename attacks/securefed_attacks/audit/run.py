@@ -191,7 +191,7 @@ def report(given: Given) -> AuditReport:
     ]
     given.clock.tell("done")
     return AuditReport(
-        findings=(*findings, *gaps(given, findings, exposure)),
+        findings=(*findings, *gaps(given, findings, exposure, found.not_made if found else {})),
         facts=facts(given),
         columns=tuple(given.rounds[0][1]),
         exposure=exposure,

@@ -152,8 +152,12 @@ def rebuild(given: Given, exposure: Exposure | None) -> tuple[list[Reconstructio
     return results, exposure
 
 
-def rebuild_one(given: Given, update: Tensors) -> Reconstruction | None:
-    """The same attack on one changed update, beside the baseline; None where no token can be looked for in it."""
+def rebuild_one(given: Given, update: Tensors, spent: Sequence[int] = ()) -> Reconstruction | None:
+    """The same attack on one changed update, beside the baseline; None where no token can be looked for in it.
+
+    Args:
+        spent: rows of non-members that the change was trained on; the baseline must not read them.
+    """
     reader, target = given.reader, given.target
     assert isinstance(target, Target)
     if isinstance(reader, str):
@@ -162,7 +166,8 @@ def rebuild_one(given: Given, update: Tensors) -> Reconstruction | None:
     read = read_updates(
         target, reader, before, {"changed": update}, given.longest, given.clock.part(SPAN_SHARE)
     )
-    return next(iter(compare(target, read, {}, given.members, given.others)), None)
+    others = [i for i in given.others if i not in set(spent)]
+    return next(iter(compare(target, read, {}, given.members, others)), None)
 
 
 def _wrong_updates(given: Given, captured: Captured) -> dict[str, Tensors]:
@@ -173,7 +178,7 @@ def _wrong_updates(given: Given, captured: Captured) -> dict[str, Tensors]:
     replay = Replay(
         given.target, captured.before.tensors, given.target.trainable(captured.names), given.recipe
     )
-    rows = np.asarray(_strangers(given)[: max(1, len(given.members))], np.int64)
+    rows = np.asarray(strangers(given)[: max(1, len(given.members))], np.int64)
     if not len(rows):
         return {}
     if replay.missing() or not given.clock.allows(replay.seconds(rows), "the wrong-update control"):
@@ -184,7 +189,7 @@ def _wrong_updates(given: Given, captured: Captured) -> dict[str, Tensors]:
     return control_columns(captured, wrong, given.recipe, given.beside, generator)
 
 
-def _strangers(given: Given) -> list[int]:
+def strangers(given: Given) -> list[int]:
     """Non-members that are not, word for word, members too: training on those is no control."""
     texts = None if given.rows is None else given.rows.texts
     inside = {texts[i] for i in given.members} if texts else set()
@@ -222,7 +227,9 @@ def ask_membership(given: Given) -> tuple[Measured | None, Belonging | None]:
     return measured, belonging.judge(measured.evidence, rows, given.fpr, shift, measured.not_made)
 
 
-def gaps(given: Given, findings: Sequence[Finding], exposure: Exposure | None) -> list[Finding]:
+def gaps(
+    given: Given, findings: Sequence[Finding], exposure: Exposure | None, not_made: Mapping[str, str]
+) -> list[Finding]:
     """A finding for each section that could not be made at all: UNDERPOWERED, with what is missing."""
     found = []
     if not any(f.section == "membership" for f in findings):
@@ -230,6 +237,28 @@ def gaps(given: Given, findings: Sequence[Finding], exposure: Exposure | None) -
     if exposure is not None and exposure.readers and not any(f.section == "reconstruction" for f in findings):
         why = "candidates that are known to be members are needed to hold the tokens found against"
         found.append(Finding("UNDERPOWERED", "reconstruction", "", why))
+    late = [
+        Finding("UNDERPOWERED", "membership", "", f"{attack} was not played: {why}")
+        for attack, why in not_made.items()
+        if "time budget" in why
+    ]
+    return [*found, *_not_reached(given, findings), *late]
+
+
+def _not_reached(given: Given, findings: Sequence[Finding]) -> list[Finding]:
+    """A finding for each view that an attack was played on others of and not on it: the time did not hold it."""
+    made = [c for c in given.rounds[0][1] if c.update is not None]
+    found = []
+    for section, views in (
+        ("reconstruction", [c.name for c in made if c.shows_update]),
+        ("membership", [c.name for c in made]),
+    ):
+        judged = {f.view for f in findings if f.section == section} - {""}
+        found += [
+            Finding("UNDERPOWERED", section, view, "not judged: the time budget; see what was left out")
+            for view in views
+            if judged and view not in judged
+        ]
     return found
 
 

@@ -205,6 +205,6 @@ def test_every_command_of_the_documentation_is_understood() -> None:
     text = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)).replace("\\\n", " ")
     lines = [line.split("#")[0] for line in blocks.splitlines() if line.startswith("securefed")]
-    assert len(lines) == 2
+    assert len(lines) == 3
     for line in lines:
         assert parse(shlex.split(line)[1:]).command == "audit"

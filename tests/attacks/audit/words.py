@@ -102,6 +102,60 @@ def job(folder: Path, kind: str, **more: Any) -> dict[str, Any]:
     }
 
 
+def capture(
+    folder: Path,
+    kind: str,
+    records: list[str],
+    *,
+    adapter: str = "lora",
+    optimizer: str = "sgd",
+    steps: int = 6,
+    rate: float = 0.1,
+    rank: int = 8,
+) -> Path:
+    """`before` and `after` of a plain loop over these records at once: PEFT folders, or safetensors of all weights."""
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    root = base(folder / "base", kind)
+    cls = AutoModelForCausalLM if kind == "llama" else AutoModelForSequenceClassification
+    torch.manual_seed(0)
+    model: Any = cls.from_pretrained(root, attn_implementation="eager")
+    if adapter == "lora":
+        task = "CAUSAL_LM" if kind == "llama" else "SEQ_CLS"
+        targets = ["q_proj", "k_proj", "v_proj"] if kind == "llama" else ["query", "key", "value"]
+        model = get_peft_model(
+            model, LoraConfig(task_type=task, r=rank, lora_alpha=rank, target_modules=targets)
+        )
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+
+    def save(name: str) -> None:
+        if adapter == "lora":
+            model.save_pretrained(folder / name)
+        else:
+            (folder / name).mkdir()
+            save_file(
+                {k: v.clone() for k, v in model.state_dict().items()}, folder / name / "model.safetensors"
+            )
+
+    save("before")
+    batch = _tokenizer(kind)(records, return_tensors="pt")
+    batch = {k: v for k, v in batch.items() if k != "token_type_ids"}
+    labels = batch["input_ids"] if kind == "llama" else torch.arange(len(records)) % 2
+    trained = [p for p in model.parameters() if p.requires_grad]
+    made = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer](trained, rate)
+    model.eval()
+    for _ in range(steps):
+        made.zero_grad()
+        model(**batch, labels=labels).loss.backward()
+        made.step()
+    save("after")
+    return folder
+
+
 def write(records: list[str], member: Any, path: Path) -> Path:
     """A candidates file."""
     rows = [
