@@ -49,7 +49,9 @@ def play(args: argparse.Namespace) -> int:
             ledger.export(args.export)
         accountant = args.accountant or _valid(jobs, view)
         statement = view.statement(delta, accountant)
-        one = None if args.client is None else _client(view, args.client, delta, accountant)
+        one = (
+            None if args.client is None else _client(view, args.client, statement.clients, delta, accountant)
+        )
     if args.json:
         tree = _tree(statement.to_json())
         say_json(tree if one is None else {**tree, "client": one})
@@ -85,7 +87,10 @@ def _asked(args: argparse.Namespace) -> tuple[str, float, Any]:
     if "delta" in stored:  # a run of `federate` or `make_private`, which has no job file
         if stored.get("unit") == "none":
             raise PrivacyError(f"{folder} was not private: no epsilon holds")
-        delta = float(stored["delta"]) if args.delta is None else args.delta
+        kept = stored["delta"]
+        if isinstance(kept, bool) or not isinstance(kept, int | float):
+            raise CheckpointError(f"{folder / 'run.json'} is damaged: its delta is no number; give --delta")
+        delta = float(kept) if args.delta is None else args.delta
         return str(stored["run"]), delta, stored.get("accountant")
     privacy = load_config(folder / "config.toml").privacy
     if privacy.unit == "none":
@@ -116,7 +121,7 @@ def _known(ledger: Any, name: str, run: str) -> None:
         ) from None
 
 
-def _client(view: RunView, client: int, delta: float, accountant: Any) -> dict[str, Any]:
+def _client(view: RunView, client: int, clients: int, delta: float, accountant: Any) -> dict[str, Any]:
     """One client's own spending.
 
     Raises:
@@ -124,7 +129,8 @@ def _client(view: RunView, client: int, delta: float, accountant: Any) -> dict[s
     """
     from securefed.types import SERVER
 
-    if not view.events(client=client) and not (view.unit == "client" and view.events(client=SERVER)):
+    met_all = view.unit == "client" and 0 <= client < clients and view.events(client=SERVER)
+    if client == SERVER or (not view.events(client=client) and not met_all):
         raise PrivacyError(
             f"client {client} has spent nothing in run {view.run}; clients are numbered from 0"
         )

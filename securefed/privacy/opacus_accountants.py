@@ -18,6 +18,8 @@ from opacus.accountants.analysis.rdp import compute_rdp
 from securefed.privacy.events import SampledGaussian
 from securefed.privacy.renyi import ORDERS
 
+_ERROR, _MOST_STEPS = 0.01, 20_000
+
 
 @lru_cache(maxsize=1024)
 def step_divergences(noise_multiplier: float, sample_rate: float) -> NDArray[np.float64]:
@@ -48,7 +50,11 @@ def _divergence(noise_multiplier: float, sample_rate: float, order: float) -> fl
 
 
 def prv_epsilon(events: Sequence[SampledGaussian], delta: float) -> float:
-    """Opacus' PRV upper bound on epsilon (Gopi, Lee and Wutschitz 2021, arXiv 2106.02848), error 0.01.
+    """Opacus' PRV upper bound on epsilon (Gopi, Lee and Wutschitz 2021, arXiv 2106.02848).
+
+    It adds its error, 0.01; where that is more than 0.8 % of epsilon it is asked again, for an error of 0.6 %
+    (not below 0.0002), which costs in proportion; but not for more than `_MOST_STEPS` steps, where that takes
+    a minute and a gigabyte.
 
     Raises:
         ArithmeticError: its discretization failed; known for large and for very small epsilons.
@@ -57,12 +63,22 @@ def prv_epsilon(events: Sequence[SampledGaussian], delta: float) -> float:
         return 0.0
     accountant = PRVAccountant()
     accountant.history = [(e.noise_multiplier, e.sample_rate, e.steps) for e in events]
+    epsilon = _asked(accountant, delta, _ERROR)
+    if 0.008 * epsilon >= _ERROR or sum(e.steps for e in events) > _MOST_STEPS:
+        return epsilon
+    try:
+        return min(epsilon, _asked(accountant, delta, max(0.006 * epsilon, 2e-4)))
+    except ArithmeticError:  # the coarser answer is a bound as well
+        return epsilon
+
+
+def _asked(accountant: PRVAccountant, delta: float, error: float) -> float:
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            epsilon = float(accountant.get_epsilon(delta))
-    except (ValueError, RuntimeError, OverflowError, IndexError, MemoryError, ZeroDivisionError) as error:
-        raise ArithmeticError(f"the PRV accountant failed: {error}") from None
+            epsilon = float(accountant.get_epsilon(delta, eps_error=error))
+    except (ValueError, RuntimeError, OverflowError, IndexError, MemoryError, ZeroDivisionError) as failure:
+        raise ArithmeticError(f"the PRV accountant failed: {failure}") from None
     if not math.isfinite(epsilon):
         raise ArithmeticError("the PRV accountant gave no number")
     return max(0.0, epsilon)

@@ -29,7 +29,7 @@ from securefed.wrapping.account import Account, Terms
 from securefed.wrapping.loader import PrivateLoader, check_loader
 from securefed.wrapping.schedule import PrivateSchedule
 from securefed.wrapping.steps import PrivateOptimizer, PrivateSteps
-from securefed.wrapping.terms import make_terms, plan_steps, trained_tensors
+from securefed.wrapping.terms import check_arguments, make_terms, plan_steps, trained_tensors
 
 if TYPE_CHECKING:
     from securefed.privacy.events import Accountant
@@ -272,6 +272,16 @@ def make_private(
         >>> private.epsilon() <= 3.0
         True
     """
+    check_arguments(
+        accountant,
+        grad_sample_mode,
+        physical_batch,
+        epsilon=epsilon,
+        noise_multiplier=noise_multiplier,
+        delta=delta,
+        max_grad_norm=max_grad_norm,
+        site_epsilon=site_epsilon,
+    )
     batch = check_loader(loader)
     records = len(loader.dataset)
     rate = min(1.0, batch / records)

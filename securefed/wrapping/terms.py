@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from securefed.errors import ModelError, PrivacyError
 from securefed.privacy.budget import Budget
 from securefed.privacy.calibration import calibrate_noise, max_steps
+from securefed.privacy.events import SampledGaussian
 from securefed.privacy.policy import Asked, load_policy
 from securefed.privacy.records import ShardKey
 from securefed.wrapping.account import Terms
@@ -26,6 +28,26 @@ PORTIONS = 50
 """A plan is reserved in about this many portions: what a crash can overstate is one of them."""
 
 
+def check_arguments(accountant: str, mode: str, physical_batch: object, **numbers: object) -> None:
+    """Raises PrivacyError for a word that is none of those it may be, or what is no number.
+
+    What is mistyped must not wait for the first question after training.
+    """
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise PrivacyError(f"{name} must be a number, found {value!r}")
+    for name, word, known in (
+        ("accountant", accountant, ("pld", "prv", "rdp")),
+        ("grad_sample_mode", mode, ("hooks", "functorch")),
+    ):
+        if word not in known:
+            raise PrivacyError(f"{name} is one of {', '.join(known)}, found {word!r}")
+    if isinstance(physical_batch, bool) or not isinstance(physical_batch, int) or physical_batch < 0:
+        raise PrivacyError(
+            f"physical_batch must be a whole number, 0 (no bound) or more, found {physical_batch!r}"
+        )
+
+
 def plan_steps(epochs: int | None, steps: int | None, steps_per_epoch: int) -> int:
     """Steps of the plan. Raises PrivacyError unless exactly one is given, and is at least 1."""
     if (epochs is None) == (steps is None):
@@ -34,7 +56,7 @@ def plan_steps(epochs: int | None, steps: int | None, steps_per_epoch: int) -> i
         )
     planned = steps if epochs is None else epochs * steps_per_epoch
     assert planned is not None
-    if isinstance(planned, bool) or int(planned) != planned or planned < 1:
+    if isinstance(planned, bool) or not isinstance(planned, Integral) or planned < 1:
         raise PrivacyError(f"epochs and steps are whole numbers >= 1, got epochs={epochs}, steps={steps}")
     return int(planned)
 
@@ -76,6 +98,7 @@ def make_terms(
     if noise_multiplier is None:
         assert epsilon is not None
         noise_multiplier = calibrate_noise(epsilon, delta, rate, steps, accountant)
+    SampledGaussian(noise_multiplier, rate, steps)  # its ranges
     if noise_multiplier == 0:
         logger.warning("noise_multiplier=0: the ledger will say epsilon = infinity for this data set")
     budget = Budget(math.inf if epsilon is None else epsilon, delta, site_epsilon, accountant)
@@ -87,6 +110,8 @@ def make_terms(
         raise PrivacyError(
             f"one step with noise_multiplier={noise_multiplier:g} already spends more than this site's cap of epsilon={cap:g}; add noise"
         )
+    if data_id is not None and not (isinstance(data_id, str) and data_id):
+        raise PrivacyError(f"data_id is the data set's name in the ledger, a text, found {data_id!r}")
     if data_id is None:
         data_id = fingerprint(dataset)[:32]
         logger.warning(

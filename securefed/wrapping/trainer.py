@@ -23,7 +23,7 @@ from transformers import Trainer, TrainingArguments
 from securefed.errors import CheckpointError, PrivacyError
 from securefed.wrapping.loader import Piece
 from securefed.wrapping.private import Private, open_private
-from securefed.wrapping.terms import make_terms
+from securefed.wrapping.terms import check_arguments, make_terms
 
 if TYPE_CHECKING:
     from securefed.crypto.entropy import Entropy
@@ -91,6 +91,15 @@ class PrivateTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         _check_arguments(own)
         self._clip, self._physical = float(own.max_grad_norm), int(own.per_device_train_batch_size)
         self._batch = self._physical * own.gradient_accumulation_steps
+        check_arguments(
+            accountant,
+            "hooks",
+            self._physical,
+            epsilon=epsilon,
+            noise_multiplier=noise_multiplier,
+            delta=delta,
+            site_epsilon=site_epsilon,
+        )
         own.max_grad_norm, own.gradient_accumulation_steps = 0.0, 1  # both are done per record here
         own.ignore_data_skip = True  # a Poisson batch is never drawn again
         super().__init__(model, own, *positional, **options)

@@ -70,10 +70,13 @@ def test_rdp_agrees_with_opacus_over_the_same_orders(case: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     "case", [CASES[k] for k in (0, 1, 3, 4, 5, 6, 9, 10, 12, 15, 18, 20, 21, 24)], ids=name
 )
-def test_prv_agrees_with_dp_accounting_but_for_its_error_and_is_never_below(case: dict[str, Any]) -> None:
+def test_prv_agrees_with_dp_accounting_within_one_percent_and_is_never_below(case: dict[str, Any]) -> None:
     prv = epsilon(events_of(case), case["delta"], "prv")
     assert prv.accountant == "prv"
-    assert prv.epsilon == pytest.approx(case["pld"], rel=0.01, abs=0.011)  # it adds its error of 0.01
+    many = sum(event.steps for event in events_of(case)) > 20_000
+    assert prv.epsilon == pytest.approx(
+        case["pld"], rel=0.01, abs=0.011 if many else 2.5e-4
+    )  # it adds its error
     assert prv.epsilon >= case["optimistic"]
 
 

@@ -440,6 +440,12 @@ def test_the_command_states_integer_noise_by_the_accountant_that_is_valid_for_it
     told = json.loads(capsys.readouterr().out)
     assert (told["epsilon"], told["accountant"]) == (done.ledger.statement(1e-3).epsilon, "rdp")
     assert main(["epsilon", str(done.folder), "--accountant", "pld"]) != 0
+    assert main(["epsilon", str(done.folder), "--client", str(CLIENTS - 1)]) == 0
+    for nobody in (CLIENTS, -1, -7):
+        assert main(["epsilon", str(done.folder), f"--client={nobody}"]) != 0
+    (done.folder / "run.json").write_text('{"run": "x", "delta": "q"}')
+    assert main(["epsilon", str(done.folder)]) != 0
+    assert "its delta is no number" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------ a clip that moves

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -796,3 +797,37 @@ def test_a_closed_training_is_closed() -> None:
     run.close()
     with pytest.raises(PrivacyError, match="closed"):
         play(run)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"accountant": "gdp"}, "accountant is one of pld, prv, rdp"),
+        ({"grad_sample_mode": "ghost"}, "grad_sample_mode is one of"),
+        ({"physical_batch": 1.5}, "physical_batch must be a whole number"),
+        ({"physical_batch": -1}, "physical_batch must be a whole number"),
+        ({"delta": "1e-5"}, "delta must be a number"),
+        ({"max_grad_norm": "1"}, "max_grad_norm must be a number"),
+        ({"noise_multiplier": True}, "noise_multiplier must be a number"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier must be a finite number >= 0"),
+        ({"steps": math.inf}, "whole numbers"),
+        ({"steps": math.nan}, "whole numbers"),
+        ({"data_id": 5}, "data_id is the data set's name"),
+        ({"data_id": ""}, "data_id is the data set's name"),
+    ],
+)
+def test_what_is_of_no_known_word_or_type_is_refused_at_once(wrong: dict[str, Any], said: str) -> None:
+    """Not at the first question for an epsilon, when the training is over."""
+    model = nn.Linear(4, 2)
+    data = TensorDataset(torch.randn(64, 4), torch.zeros(64).long())
+    asked: dict[str, Any] = {
+        "noise_multiplier": 1.0,
+        "delta": 1e-3,
+        "max_grad_norm": 1.0,
+        "steps": 3,
+        "data_id": "x",
+        **wrong,
+    }
+    loader = DataLoader(data, batch_size=8, shuffle=True)
+    with pytest.raises(PrivacyError, match=said):
+        make_private(model, torch.optim.SGD(model.parameters(), lr=0.1), loader, **asked)

@@ -245,3 +245,19 @@ def test_a_mean_over_all_tokens_couples_records_and_is_refused(tmp_path: Path) -
 def test_arguments_that_cannot_be_private_are_refused(tmp_path: Path, changes: Any, words: str) -> None:
     with pytest.raises(PrivacyError, match=words):
         trainer(tmp_path, **changes).train()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"accountant": "gdp"}, "accountant is one of"),
+        ({"delta": "1e-3"}, "delta must be a number"),
+        ({"site_epsilon": True}, "site_epsilon must be a number"),
+    ],
+)
+def test_what_is_mistyped_is_refused_before_the_first_step(tmp_path: Path, wrong: Any, words: str) -> None:
+    asked = {"noise_multiplier": 1.0, "delta": 1e-3, **wrong}
+    with pytest.raises(PrivacyError, match=words):
+        PrivateTrainer(
+            nn.Linear(2, 2), arguments(tmp_path), train_dataset=records(), data_id="trainer", **asked
+        )
