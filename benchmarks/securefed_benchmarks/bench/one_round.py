@@ -10,9 +10,10 @@ import dataclasses
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from securefed.config import Component, Config
 from securefed.data.records import Examples
@@ -77,7 +78,9 @@ def play_round(config: Config, assembly: Assembly, start: Vector) -> list[Seen]:
     try:
         plan = parts.algorithm.plan(config, assembly.model.part_of, 0)
         chosen = tuple(range(len(assembly.shards)))
-        _, collected, _ = Cohorts(parts).train_and_collect(State(0, start, Moments.zeros(len(start))), plan, chosen)
+        _, collected, _ = Cohorts(parts).train_and_collect(
+            State(0, start, Moments.zeros(len(start))), plan, chosen
+        )
     finally:
         parts.close()
     layout = assembly.model.layout.select(set(plan.share).__contains__)
@@ -87,7 +90,7 @@ def play_round(config: Config, assembly: Assembly, start: Vector) -> list[Seen]:
     ]
 
 
-def _vectors(collected: Collected) -> Sequence[tuple[Vector, tuple[int, ...]]]:
+def _vectors(collected: Collected) -> Sequence[tuple[NDArray[Any], tuple[int, ...]]]:
     if collected.updates is not None:
         return [(vector, (client,)) for client, vector in sorted(collected.updates.items())]
     if collected.groups is not None:

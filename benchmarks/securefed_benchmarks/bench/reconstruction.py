@@ -17,8 +17,11 @@ import numpy as np
 import torch
 
 from securefed.config import Config
+from securefed.data.records import Examples
 from securefed.errors import ConfigError
+from securefed.models.task_model import TaskModel
 from securefed.types import Vector
+from securefed_attacks.imprint import Imprint, Imprinted
 from securefed_benchmarks.bench.measures import Measured, Played
 from securefed_benchmarks.bench.one_round import Seen, check_one_step, play_round
 
@@ -40,9 +43,13 @@ class _Pixels(ABC):
         """Raises ConfigError where the job's round is not one that the attack reads."""
         check_one_step(config)
         if config.model.name not in self.models:
-            raise ConfigError(f"this reconstruction reads {' or '.join(self.models)}, found model {config.model.name}")
+            raise ConfigError(
+                f"this reconstruction reads {' or '.join(self.models)}, found model {config.model.name}"
+            )
         if config.data.limit <= 0:
-            raise ConfigError("reconstruction needs control records; set data.limit below the training records")
+            raise ConfigError(
+                "reconstruction needs control records; set data.limit below the training records"
+            )
 
     def measure(self, played: Played) -> Measured:
         """Shares of records and of controls above the bound, and the median PSNR."""
@@ -93,8 +100,6 @@ class ImprintLayer(_Pixels):
 
     def start(self, played: Played) -> Vector:
         """The job's layout with the imprint's weights in it."""
-        from securefed_attacks.imprint import Imprinted
-
         model = played.assembly.model
         tensors = dict(model.layout.unflatten(played.first))
         made = Imprinted(self._imprint(played), len(played.assembly.dataset.classes))
@@ -107,9 +112,7 @@ class ImprintLayer(_Pixels):
         """The contents of each bin."""
         return self._imprint(played).recover(*_first_layer(seen.update))
 
-    def _imprint(self, played: Played):  # type: ignore[no-untyped-def]  # an Imprint; the attack is imported late
-        from securefed_attacks.imprint import Imprint
-
+    def _imprint(self, played: Played) -> Imprint:
         images = _flat(played.others.images)
         return Imprint.fitted(images[len(images) // 2 :], played.config.model.hidden)
 
@@ -129,7 +132,7 @@ class Inversion(_Pixels):
         assert images is not None  # small nets read nothing else
         assert seen.records.labels is not None
         model.write(played.first, model.layout)
-        net: torch.nn.Module = model.module.net  # type: ignore[assignment]  # a small net's
+        net: torch.nn.Module = model.module.net
         names = [name.removeprefix("net.") for name, _ in net.named_parameters()]
         by_end = {name.removeprefix("net."): -tensor for name, tensor in seen.update.items()}
         others = played.others.images
@@ -143,7 +146,8 @@ class Inversion(_Pixels):
             low=float(others.min()),
             high=float(others.max()),
         )
-        return inverted.images.flatten(1)
+        found: torch.Tensor = inverted.images.flatten(1)
+        return found
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,9 @@ class SpanTokens:
 
         check_one_step(config)
         if is_small(config.model.name) or config.data.limit <= 0:
-            raise ConfigError("span reads a transformer's first layer, and needs control records; set data.limit")
+            raise ConfigError(
+                "span reads a transformer's first layer, and needs control records; set data.limit"
+            )
 
     def measure(self, played: Played) -> Measured:
         """Shares of tokens found, and of the tokens of texts that nobody trained on."""
@@ -169,7 +175,7 @@ class SpanTokens:
         reader = open_reader(_transformer(model.module))
         found = true = hits = control = others = 0
         for one in seen:
-            bag = set(token_bag(reader, one.update).tokens)
+            bag = set(token_bag(reader, one.update, longest=length).tokens)
             own = _tokens(model, one.records, length)
             strange = _tokens(model, played.others.take(np.arange(len(one.records))), length) - own
             found, true, hits = found + len(bag), true + len(own), hits + len(bag & own)
@@ -210,6 +216,7 @@ def _transformer(module: torch.nn.Module) -> torch.nn.Module:
     return next(m for m in module.modules() if hasattr(m, "get_input_embeddings") and hasattr(m, "config"))
 
 
-def _tokens(model, examples, length: int) -> set[int]:  # type: ignore[no-untyped-def]  # a TaskModel, its Examples
+def _tokens(model: TaskModel, examples: Examples, length: int) -> set[int]:
     encoded = model.encode(examples, length)
+    assert encoded.tokens is not None  # checked: a transformer
     return {int(token) for row in encoded.tokens for token in row}

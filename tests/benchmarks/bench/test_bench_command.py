@@ -120,7 +120,16 @@ def test_a_dry_run_lists_cells_skipped_pairs_and_the_estimate(
 
 
 @pytest.mark.parametrize(
-    "name", ["quick", "byzantine", "membership", "dp-utility", "secure-aggregation", "privacy-robustness"]
+    "name",
+    [
+        "quick",
+        "byzantine",
+        "membership",
+        "reconstruction",
+        "dp-utility",
+        "secure-aggregation",
+        "privacy-robustness",
+    ],
 )
 def test_every_suite_that_ships_can_start(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", name, "--dry-run", "--yes", "--seeds", "1", "--json"]) == 0
