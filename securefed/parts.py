@@ -15,6 +15,7 @@ from securefed.evaluation import Evaluator
 from securefed.mechanisms import plan_noise
 from securefed.noising import shared_sizes
 from securefed.privacy.ledger import Ledger
+from securefed.privacy.prospect import warn_of_noise
 from securefed.privacy.step_release import StepRelease
 from securefed.protect.plain import Plain
 from securefed.registry import ALGORITHMS, make, make_aggregator, make_protection
@@ -82,6 +83,12 @@ class Parts:
         self.engine.close()
         if self.ledger is not None:
             self.ledger.close()
+
+    def warn_of_noise(self) -> None:
+        """One line where the job's noise leaves little or nothing to learn; no record is read for it."""
+        if self.guarantee is not None:
+            records = [len(s.train) for s in self.assembly.shards]
+            warn_of_noise(self.config, self.guarantee.noise_multiplier, records)
 
     def check_budget(self) -> None:
         """Raises where the budget does not allow even the first round.
