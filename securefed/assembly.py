@@ -219,7 +219,7 @@ def public_cohorts(config: Config, clients: int) -> tuple[tuple[int, ...], ...] 
     """
     if config.privacy.unit != "client" or config.distributed:
         return None
-    algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
+    algorithm: Algorithm = make("algorithm", config.algorithm, ALGORITHMS)
     named = [algorithm.cohort(config, clients, round) for round in range(algorithm.released(config))]
     if all(found is None for found in named):
         return None

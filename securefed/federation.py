@@ -102,6 +102,7 @@ def run(
     run_id = secrets.token_hex(8)
     with _opened(assembly or assemble(job), path, run_id, entropy) as federation:
         federation.parts.check_budget()
+        federation.parts.warn_of_noise()
         path.mkdir(parents=True)
         (path / "config.toml").write_text(to_toml(job), encoding="utf-8")
         facts = {"run": run_id, "version": 1, "attack": describe(job, len(federation.assembly.shards))}

@@ -17,6 +17,7 @@ from securefed.evaluation import Evaluator
 from securefed.mechanisms import plan_noise
 from securefed.noising import sending_of, shared_sizes
 from securefed.privacy.ledger import Ledger
+from securefed.privacy.prospect import warn_of_noise
 from securefed.privacy.step_release import StepRelease
 from securefed.protect.packed import Packed
 from securefed.protect.plain import Plain
@@ -93,6 +94,12 @@ class Parts:
         self.engine.close()
         if self.ledger is not None:
             self.ledger.close()
+
+    def warn_of_noise(self) -> None:
+        """One line where the job's noise leaves little or nothing to learn; no record is read for it."""
+        if self.guarantee is not None:
+            records = [len(s.train) for s in self.assembly.shards]
+            warn_of_noise(self.config, self.guarantee.noise_multiplier, records)
 
     def check_budget(self) -> None:
         """Raises where the budget does not allow even the first round.

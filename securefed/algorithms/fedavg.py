@@ -56,7 +56,8 @@ class FedAvg(Algorithm):
         """
         shared = layout.select(set(plan.share).__contains__)
         if plan.phase == "centre":  # a measured mean, not a direction to descend
-            return layout.scatter(layout.gather(model, shared) + aggregate, shared, model), moments
+            mean = np.float32(plan.scale) * aggregate
+            return layout.scatter(layout.gather(model, shared) + mean, shared, model), moments
         for is_head in (False, True):
             names = [n for n in shared.names if (part_of[n] == "head") == is_head]
             if not names:

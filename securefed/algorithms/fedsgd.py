@@ -11,9 +11,12 @@ McMahan et al. 2017 (arXiv 1602.05629) call one such step a round of FederatedSG
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from securefed.algorithms.fedavg import FedAvg
+from securefed.algorithms.plan import RoundPlan
+from securefed.config import Config
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,14 @@ class FedSGD(FedAvg):
     Attributes:
         head_rounds: steps at the start that move only the classification head.
     """
+
+    def plan(self, config: Config, part_of: Mapping[str, str], round: int) -> RoundPlan:
+        """What the cohort trains and sends in this round.
+
+        Features have length one, so a clip below one shortens all of them alike in the round of a head's centre;
+        the server, which takes the step, undoes it.
+        """
+        plan = super().plan(config, part_of, round)
+        if plan.phase != "centre":
+            return plan
+        return replace(plan, scale=1 / min(1.0, config.privacy.max_grad_norm))

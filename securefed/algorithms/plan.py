@@ -23,12 +23,14 @@ class RoundPlan:
         train: names trained, inside the one clipped vector under DP.
         share: names sent to the server, a subset of `train`.
         progress: in [0, 1), how far the phase has come; drives the server's learning-rate schedule.
+        scale: on the aggregate of a centre, where it is a mean of clipped features and not yet of features.
     """
 
     phase: str
     train: tuple[str, ...]
     share: tuple[str, ...]
     progress: float
+    scale: float = 1.0
 
 
 def plan_round(

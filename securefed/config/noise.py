@@ -139,10 +139,6 @@ def _check_steps(c: Config) -> None:
         "server.optimizer, server.learning_rate and server.schedule",
     )
     _require(
-        not c.model.head_centre,
-        "model.head_centre is measured by the clients' own steps; leave it out with algorithm fedsgd",
-    )
-    _require(
         c.weights != "size",
         'algorithm fedsgd sums records, so a client weighs what its records do; set weights = "auto"',
     )

@@ -20,6 +20,7 @@ from securefed.crypto.entropy import Stream
 from securefed.engine.inprocess import InProcess
 from securefed.errors import BudgetExceeded, ConfigError, PrivacyError, ProtocolError
 from securefed.federation import resume, run
+from securefed.models import load_result
 from securefed.privacy import Ledger, epsilon_of
 from securefed.privacy.chain import Head
 from securefed.privacy.distributed import DistributedSkellam
@@ -30,6 +31,7 @@ from securefed.privacy.words import CENTRAL, DISTRIBUTED, SHARED
 from securefed.protect.masking import Masking
 from securefed.training.client import ClientOutcome
 from securefed.types import Collected
+from tests.securefed.models import tiny
 
 N = 8
 FLOOR, CORRUPT = Masking().noise_floor(N)
@@ -434,7 +436,6 @@ def test_a_torn_journal_is_none(home: Path, tmp_path: Path) -> None:
         ({"train.optimizer": "adamw"}, "train.optimizer"),
         ({"train.momentum": 0.5}, "server.optimizer"),
         ({"model.name": "minilm", "model.adapter": "fedsa"}, "fedsa trains B at home"),
-        ({"model.name": "minilm", "model.adapter": "rolora", "model.head_centre": True}, "head_centre"),
         ({"weights": "size"}, 'weights = "auto"'),
         ({"attack.name": "sign_flip", "attack.f": 1}, "algorithm fedsgd sends sums"),
         ({**WAYS["central"], "aggregator": "median"}, 'aggregator = "mean"'),
@@ -444,6 +445,56 @@ def test_a_torn_journal_is_none(home: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_when_the_job_is_read(overrides: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(JOB, overrides)
+
+
+def test_a_heads_centre_is_the_mean_that_clients_steps_measure(home: Path, tmp_path: Path) -> None:
+    """All records, no noise: fedsgd plays what fedavg plays, centre, head and adapter, whatever the clip."""
+    data = tmp_path / "records.csv"
+    rows = [f"{tiny.TEXTS[i % 6]} {'good ' * (i % 5)},{i % 2},c{i % 3 > 0:d}" for i in range(48)]
+    data.write_text("text,label,client\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    job = {
+        "rounds": 4,
+        "data": {
+            "name": str(data),
+            "client_column": "client",
+            "clients": 2,
+            "max_length": 16,
+            "min_examples": 4,
+        },
+        "model": {
+            "name": str(tiny.tiny_bert(tmp_path / "bert")),
+            "adapter": "lora",
+            "rank": 2,
+            "layers": 1,
+            "head_layers": 2,
+            "head_centre": True,
+        },
+        "train": {"steps": 1, "physical_tokens": 128},
+        "privacy": {
+            "unit": "example",
+            "noise_multiplier": 0.0,
+            "delta": 1e-3,
+            "sample_rate": 1.0,
+            "max_grad_norm": 0.3,
+        },
+        "server": {"optimizer": "fedavgm", "learning_rate": 0.5},
+        "evaluate": {"baselines": False, "every": 0},
+        "engine": {"threads": 1},
+    }
+    averaged = {
+        "algorithm": {"name": "fedavg", "head_rounds": 1},
+        "weights": "size",
+        "train.learning_rate": 1.0,
+    }
+    found = {}
+    for name, own in (("fedavg", averaged), ("fedsgd", {"algorithm": {"name": "fedsgd", "head_rounds": 1}})):
+        folder = run(job, own, folder=tmp_path / name).folder
+        model = load_result(folder / "adapter")
+        found[name] = model.layout.unflatten(model.read(model.layout))
+    for name, tensor in found["fedavg"].items():
+        np.testing.assert_allclose(found["fedsgd"][name], tensor, atol=2e-5)
+    centre = next(t for n, t in found["fedsgd"].items() if "centre" in n)
+    assert 0.5 < np.linalg.norm(centre) <= 1.0  # of features of length one, most of it common to all
 
 
 @pytest.mark.parametrize(
