@@ -1,7 +1,7 @@
 """Accuracy against MiB: what each compression of updates costs and saves, on sentiment.
 
 Twelve natural clients of `sentiment`. The model is a hidden layer on frozen features of MiniLM, which are computed
-once and then are the records; all of it, 98,562 numbers, is trained and sent. Bytes are those that the protection's
+once and then are the records; all of it, 98,498 numbers, is trained and sent. Bytes are those that the protection's
 own messages had: headers, indices, scales, keys and shares are inside. Seeds change the first model, the batches
 and what compression draws.
 

@@ -178,7 +178,7 @@ def _soft(base: Any, config: ModelConfig, name: str) -> Adapted:
     try:
         with quiet():
             peft: Any = get_peft_model(base, settings, autocast_adapter_dtype=True)
-    except (ValueError, KeyError, NotImplementedError, AttributeError) as error:
+    except (ValueError, KeyError, RuntimeError, AttributeError) as error:
         raise ModelError(
             f"adapter {config.adapter} does not fit {type(base).__name__}: {str(error).splitlines()[0]}; "
             "set model.targets, or use a LoRA adapter"
