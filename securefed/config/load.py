@@ -54,11 +54,19 @@ def load_config(
 def typed(config: Config) -> Config:
     """The same job with every field of its type: for one that was made in Python, where nothing else looks.
 
+    A number of NumPy's is Python's.
+
     Raises:
         ConfigError: a field of another type, or a word that is none of those it takes.
     """
-    found: Config = _build(Config, to_tree(config, keep_none=True), "")
+    found: Config = _build(Config, _unboxed(to_tree(config, keep_none=True)), "")
     return found
+
+
+def _unboxed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _unboxed(v) for k, v in value.items()}
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

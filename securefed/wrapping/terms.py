@@ -42,7 +42,7 @@ def check_arguments(accountant: str, mode: str, physical_batch: object, **number
     ):
         if word not in known:
             raise PrivacyError(f"{name} is one of {', '.join(known)}, found {word!r}")
-    if isinstance(physical_batch, bool) or not isinstance(physical_batch, int) or physical_batch < 0:
+    if isinstance(physical_batch, bool) or not isinstance(physical_batch, Integral) or physical_batch < 0:
         raise PrivacyError(
             f"physical_batch must be a whole number, 0 (no bound) or more, found {physical_batch!r}"
         )

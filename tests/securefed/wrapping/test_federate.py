@@ -392,6 +392,11 @@ def test_what_is_of_no_known_word_or_type_is_refused_before_anything_is_trained(
         assert ledger.events(unit="client") == ()
 
 
+def test_numpys_numbers_are_numbers(tmp_path: Path, home: Path) -> None:
+    numbers = {"rounds": np.int64(1), "clip": np.float32(1.0), "noise_multiplier": np.float64(2.0)}
+    assert federate(tmp_path, **numbers, seed=np.int32(3)).rounds == 1
+
+
 def test_shards_that_are_dicts_or_numbers_have_a_fingerprint(tmp_path: Path, home: Path) -> None:
     for number, shards in enumerate([[{"x": np.ones(3), "y": k} for k in range(3)], [1.0, 2.0, 3.0]]):
         done = federate(
