@@ -223,8 +223,13 @@ def ask_membership(given: Given) -> tuple[Measured | None, Belonging | None]:
         return None, None
     given.clock.tell("are members and non-members from one distribution?")
     shift = measure_shift(rows)
-    measured = measure(given.target, given.rounds, given.recipe, given.clock, given.shadows, given.seed)
-    return measured, belonging.judge(measured.evidence, rows, given.fpr, shift, measured.not_made)
+    power = belonging.smallest_detectable(len(given.members), len(given.others), given.fpr, 1)
+    shadows = given.shadows if power is not None and shift.auc is not None else 0
+    measured = measure(given.target, given.rounds, given.recipe, given.clock, shadows, given.seed)
+    not_made = dict(measured.not_made)
+    if given.shadows and not shadows:
+        not_made["LiRA"] = "no shadows are trained for records too few to carry a verdict"
+    return measured, belonging.judge(measured.evidence, rows, given.fpr, shift, not_made)
 
 
 def gaps(

@@ -79,7 +79,13 @@ def test_an_audit_keeps_to_its_time_budget_and_names_what_it_left_out() -> None:
     assert {(r.view, r.attack) for r in report.membership.results} == {
         ("raw update", "loss"),
         ("raw update", "calibrated loss"),
+        ("final model", "loss"),  # the same update, so the same losses
     }
+    late = [f for f in report.findings if f.verdict == "UNDERPOWERED"]
+    assert any("LiRA was not played: the time budget" in f.reason for f in late), (
+        "left out is not nothing found"
+    )
+    assert any("update cosine was not played" in f.reason for f in late)
     assert told[0] == "reading"
     assert told[-1] == "done"
 
