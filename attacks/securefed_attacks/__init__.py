@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from securefed_attacks.adam_span import adam_tokens as adam_tokens
 from securefed_attacks.adaptive import Optimal as Optimal
 from securefed_attacks.base import Byzantine as Byzantine
 from securefed_attacks.base import Knowledge as Knowledge
@@ -47,6 +48,7 @@ from securefed_attacks.poison import Poison as Poison
 from securefed_attacks.rop import ROP as ROP
 from securefed_attacks.span_order import order_tokens as order_tokens
 from securefed_attacks.span_tokens import token_bag as token_bag
+from securefed_attacks.text_matching import TextMatching as TextMatching
 from securefed_attacks.transformer_reader import open_reader as open_reader
 
 BYZANTINE: dict[str, type[Any]] = {
@@ -73,6 +75,8 @@ POISONS: dict[str, type[Any]] = {"label_flip": LabelFlip, "badnets": BadNets}
 RECONSTRUCTIONS: dict[str, Callable[..., Any]] = {
     "span_tokens": token_bag,
     "span_order": order_tokens,
+    "adam_tokens": adam_tokens,
+    "text_matching": TextMatching,
     "embedding_rows": embedding_tokens,
     "linear_inversion": invert_linear,
     "label_of_one": label_of_one,

@@ -80,7 +80,8 @@ class ActiveMembership:
         rounds = [views] if isinstance(views, View) else list(views)
         if not rounds:
             raise ValueError("needs a view of at least one round")
-        return np.sum([_lower(view, client, losses) for view in rounds], axis=0, dtype=np.float64)
+        score: Floats = np.sum([_lower(view, client, losses) for view in rounds], axis=0, dtype=np.float64)
+        return score
 
 
 def _lower(view: View, client: int, losses: Losses) -> Floats:

@@ -40,7 +40,7 @@ def main() -> None:
     """Prints one JSON line per attack, or per size that is timed."""
     import torch
 
-    sections = {"attacks": attacks, "speed": speed}
+    sections: dict[str, Callable[[int], Iterator[dict[str, Any]]]] = {"attacks": attacks, "speed": speed}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -151,13 +151,12 @@ def attacks(seed: int = 0, targets: int = TARGETS) -> Iterator[dict[str, Any]]:
     models = trained(seed)
     found: dict[str, list[Floats]] = {}
     for target in range(targets):
-        for name, values in scores(
-            models.without(target), models.pool[target], models.population[target]
-        ).items():
+        mine = scores(models.without(target), models.pool[target], models.population[target])
+        for name, values in mine.items():
             found.setdefault(name, []).append(values)
     members = np.concatenate(models.included[:targets])
-    for name, values in found.items():
-        yield {"attack": name, **judged(np.concatenate(values), members)}
+    for name, several in found.items():
+        yield {"attack": name, **judged(np.concatenate(several), members)}
     yield {
         "models": MODELS,
         "accuracy_in": round(models.accuracy[0], 3),
@@ -248,7 +247,7 @@ def _loop(
     for _ in range(epochs):
         for rows in torch.split(own[torch.randperm(len(own))], batch):
             step.zero_grad()
-            torch.nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+            torch.nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]  # torch's stub
             step.step()
 
 
@@ -262,7 +261,7 @@ def _loader(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int,
     for _ in range(epochs):
         for inputs, labels in batches:
             step.zero_grad()
-            torch.nn.functional.cross_entropy(net(inputs), labels).backward()
+            torch.nn.functional.cross_entropy(net(inputs), labels).backward()  # type: ignore[no-untyped-call]  # torch's stub
             step.step()
 
 

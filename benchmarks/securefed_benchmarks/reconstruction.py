@@ -151,7 +151,7 @@ def lora() -> Iterator[dict[str, Any]]:
 
     base, tokenizer = _short_smollm2()
     for name, rank, chosen, optimizer, steps, rate in LORA:
-        bag, texts, order = _lora_round(base, tokenizer, rank, chosen, optimizer, steps, rate)
+        bag, texts, order, _ = _lora_round(base, tokenizer, rank, chosen, optimizer, steps, rate)
         true = {t for text in texts for t in text}
         control = {t for i in range(4) if i not in chosen for t in tokenizer(CONTINUED[i])["input_ids"]}
         if not control - true:
@@ -172,32 +172,43 @@ def lora() -> Iterator[dict[str, Any]]:
 
 
 def adamw() -> Iterator[dict[str, Any]]:
-    """The ranking that survives AdamW, each text's update against every text's tokens."""
+    """What survives AdamW, each text's update against every text's tokens: the plain ranking, and the one that undoes it."""
+    from securefed_attacks.adam_span import adam_tokens
+    from securefed_attacks.transformer_reader import open_reader
+
     base, tokenizer = _short_smollm2()
     bags = [set(tokenizer(text)["input_ids"]) for text in CONTINUED]
-    exact = own = own_of = other = other_of = 0
+    ways: dict[str, list[Any]] = {"ranking": [], "second moments estimated": []}
+    exact, seconds = 0, 0.0
     for i in range(4):
-        bag, _, _ = _lora_round(base, tokenizer, 8, (i,), "adamw", 10, 1e-3)
+        bag, _, _, update = _lora_round(base, tokenizer, 8, (i,), "adamw", 10, 1e-3)
         exact += len(bag.tokens)
-        for j, tokens in enumerate(bags):
-            hits = len(set(bag.nearest(len(tokens))) & tokens)
-            if i == j:
-                own, own_of = own + hits, own_of + len(tokens)
-            else:
-                other, other_of = other + hits, other_of + len(tokens)
-    yield {
-        "exact_test": exact,
-        "own_text": f"{own}/{own_of}",
-        "own_share": round(own / own_of, 3),
-        "wrong_updates": f"{other}/{other_of}",
-        "wrong_share": round(other / other_of, 3),
-    }
+        began = time.process_time()
+        found = adam_tokens(open_reader(base), update)
+        seconds += time.process_time() - began
+        for way, ranked in zip(ways, (bag, found), strict=True):
+            ways[way].append([len(set(ranked.nearest(len(tokens))) & tokens) for tokens in bags])
+    sizes = [len(tokens) for tokens in bags]
+    for way, hits in ways.items():
+        own, wrong = (
+            sum(hits[i][i] for i in range(4)),
+            sum(map(sum, hits)) - sum(hits[i][i] for i in range(4)),
+        )
+        yield {
+            "way": way,
+            "exact_test": exact,
+            "own_text": f"{own}/{sum(sizes)}",
+            "own_share": round(own / sum(sizes), 3),
+            "wrong_updates": f"{wrong}/{3 * sum(sizes)}",
+            "wrong_share": round(wrong / (3 * sum(sizes)), 3),
+            "estimate_s": round(seconds / 4, 1),
+        }
 
 
 def _lora_round(
     base: Any, tokenizer: Any, rank: int, chosen: Sequence[int], optimizer: str, steps: int, rate: float
-) -> tuple[Any, list[tuple[int, ...]], tuple[tuple[int, ...], ...]]:
-    """(bag, true texts, texts read) of one round from a fresh adapter."""
+) -> tuple[Any, list[tuple[int, ...]], tuple[tuple[int, ...], ...], dict[str, torch.Tensor]]:
+    """(bag, true texts, texts read, the update) of one round from a fresh adapter."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -233,7 +244,7 @@ def _lora_round(
     bag = token_bag(reader, update)
     order = order_tokens(reader, update, bag)
     model.unload()
-    return bag, texts, order.texts
+    return bag, texts, order.texts, update
 
 
 def _bag_facts(found: Sequence[int], true: set[int]) -> dict[str, Any]:
