@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 RECORDS, LENGTH, BATCH, REPEATS = 256, 64, 32, 6
 
 
-def lora() -> Any:
-    """MiniLM with LoRA of rank 8 on q and v of all layers and a classifier; the same every time."""
+def classifier() -> Any:
+    """MiniLM with a classifier, the same every time."""
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
 
     from securefed.models.quiet import quiet
@@ -35,8 +34,16 @@ def lora() -> Any:
 
     torch.manual_seed(0)
     with quiet():
-        base = AutoModelForSequenceClassification.from_pretrained(find_model("minilm").folder, num_labels=2)
-    return get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["query", "value"]))
+        return AutoModelForSequenceClassification.from_pretrained(find_model("minilm").folder, num_labels=2)
+
+
+def lora() -> Any:
+    """The same with LoRA of rank 8 on q and v of all layers."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        classifier(), LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["query", "value"])
+    )
 
 
 def main() -> None:
@@ -88,19 +95,21 @@ def ours(loader: Any) -> Callable[[], int]:
 
 def opacus(loader: Any) -> Callable[[], int]:
     """The same through Opacus' PrivacyEngine as its users call it."""
+    model = lora().train()
+    wrapped, optimizer, batches = engine(model, _adam(model), loader)
+    return lambda: _epoch(wrapped, optimizer, batches)
+
+
+def engine(model: Any, optimizer: torch.optim.Optimizer, loader: Any) -> tuple[Any, Any, Any]:
+    """Model, optimizer and Poisson loader as Opacus' PrivacyEngine gives them, noise and clip 1."""
     from opacus import PrivacyEngine
 
-    model = lora().train()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # secure_mode is off, as it says
-        wrapped, optimizer, batches = PrivacyEngine().make_private(
-            module=model,
-            optimizer=_adam(model),
-            data_loader=loader,
-            noise_multiplier=1.0,
-            max_grad_norm=1.0,
+        found: tuple[Any, Any, Any] = PrivacyEngine().make_private(
+            module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=1.0
         )
-    return lambda: _epoch(wrapped, optimizer, batches)
+    return found
 
 
 def _adam(model: Any) -> torch.optim.Optimizer:
