@@ -48,6 +48,7 @@ FEDBUFF: dict[str, Any] = {
 SYNCHRONOUS = {f"fedavg, {k} a round": {"clients_per_round": k} for k in (BUFFER, AT_WORK)}
 WAYS: dict[str, dict[str, Any]] = {
     "fedbuff": FEDBUFF,
+    "fedbuff, weights of 1": {**FEDBUFF, "algorithm.exponent": 0.0},
     **SYNCHRONOUS,
 }
 

@@ -101,7 +101,9 @@ def main() -> None:
     """Prints a JSON line for each way, and one with what it lifts the worst domain by, seed by seed."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--seeds", type=int, default=3)
-    arguments.add_argument("--ways", nargs="+", choices=sorted(WAYS), default=list(WAYS))
+    arguments.add_argument(
+        "--ways", nargs="+", choices=sorted(WAYS), default=list(WAYS), help="after overrides"
+    )
     arguments.add_argument("overrides", nargs="*", help="fields of the job: key=value")
     asked = arguments.parse_args()
     first = load_config(JOB, asked.overrides)

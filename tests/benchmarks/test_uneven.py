@@ -48,7 +48,7 @@ def test_the_watch_notes_the_first_round_at_the_target_and_stops_there() -> None
 def test_every_way_has_the_same_clock_data_and_local_work() -> None:
     jobs = [load_config(asynchronous.JOB, way) for way in asynchronous.WAYS.values()]
     assert len({(j.clock, j.train.steps, j.train.learning_rate, j.data) for j in jobs}) == 1
-    assert [j.buffered for j in jobs] == [True, False, False]
+    assert [j.buffered for j in jobs] == [True, True, False, False]
     assert {j.clients_per_round for j in jobs} == {asynchronous.BUFFER, asynchronous.AT_WORK}
 
 
