@@ -137,7 +137,7 @@ class Cohorts:
         shared = self.model.layout.select(set(plan.share).__contains__)
         return keep(state.residual, found, self.model.layout, shared)
 
-    def bytes_down(self, chosen: tuple[int, ...], collected: Collected, state: State, plan: RoundPlan) -> int:
+    def bytes_down(self, state: State, plan: RoundPlan, chosen: tuple[int, ...], collected: Collected) -> int:
         """The global model goes to each client of the cohort as float32, and what the protection sends.
 
         Where a compression is built from the last sum, that too.

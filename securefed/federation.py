@@ -275,7 +275,7 @@ class Federation:
         local = dict(state.local) | {o.client: o.local for o in outcomes if o.local is not None}
         up, down = (
             sum(collected.bytes_up.values()) / MIB,
-            self.cohorts.bytes_down(chosen, collected, state, plan) / MIB,
+            self.cohorts.bytes_down(state, plan, chosen, collected) / MIB,
         )
         new = replace(
             state,
