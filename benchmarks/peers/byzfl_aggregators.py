@@ -8,6 +8,7 @@ seaborn is missing, empty modules stand in for it while ByzFL is imported.
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -43,6 +44,9 @@ def load() -> Any:
     ):
         if name not in sys.modules and importlib.util.find_spec(name.split(".")[0]) is None:
             sys.modules[name] = _Empty(name)
+            sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(
+                name, None
+            )  # torch asks whether it is there
     return importlib.import_module("byzfl")
 
 
