@@ -132,7 +132,7 @@ class Inversion(_Pixels):
         assert images is not None  # small nets read nothing else
         assert seen.records.labels is not None
         model.write(played.first, model.layout)
-        net: torch.nn.Module = model.module.net
+        net: torch.nn.Module = model.module.net  # type: ignore[assignment]  # a small net's
         names = [name.removeprefix("net.") for name, _ in net.named_parameters()]
         by_end = {name.removeprefix("net."): -tensor for name, tensor in seen.update.items()}
         others = played.others.images
@@ -142,7 +142,7 @@ class Inversion(_Pixels):
             net,
             [by_end[name] for name in names],
             torch.from_numpy(seen.records.labels),
-            images.shape[1:],  # type: ignore[arg-type]  # (c, h, w)
+            images.shape[1:],
             low=float(others.min()),
             high=float(others.max()),
         )
