@@ -184,6 +184,7 @@ def _log_ratio(above: float, below: float) -> float:
 
 
 def check_counts(correct: int, guesses: int, m: int) -> None:
+    """Raises ValueError unless 0 <= correct <= guesses <= m and m >= 1."""
     if not 0 <= correct <= guesses <= m or m < 1:
         raise ValueError(
             f"needs 0 <= correct <= guesses <= m and m >= 1, got correct={correct}, guesses={guesses}, m={m}"
@@ -191,11 +192,17 @@ def check_counts(correct: int, guesses: int, m: int) -> None:
 
 
 def check_delta(delta: float) -> None:
+    """Raises ValueError unless delta is in [0, 1)."""
     if not 0 <= delta < 1:
         raise ValueError(f"delta lies in [0, 1), got {delta}")
 
 
 def checked(confidence: float) -> float:
+    """The confidence itself, in (0, 1).
+
+    Raises:
+        ValueError: it is not.
+    """
     if not 0 < confidence < 1:
         raise ValueError(f"a confidence lies strictly between 0 and 1, got {confidence}")
     return confidence

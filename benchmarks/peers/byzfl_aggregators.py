@@ -8,6 +8,7 @@ seaborn is missing, empty modules stand in for it while ByzFL is imported.
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -28,6 +29,11 @@ class _Empty(types.ModuleType):
         return lambda *args, **kwargs: None
 
 
+def _installed(name: str) -> bool:
+    """Whether a package is really there; a stand-in is not."""
+    return not isinstance(sys.modules.get(name), _Empty) and importlib.util.find_spec(name) is not None
+
+
 def load() -> Any:
     """The `byzfl` package.
 
@@ -41,8 +47,14 @@ def load() -> Any:
         "torchvision.models",
         "seaborn",
     ):
-        if name not in sys.modules and importlib.util.find_spec(name.split(".")[0]) is None:
+        if name not in sys.modules and not _installed(name.split(".")[0]):
             sys.modules[name] = _Empty(name)
+            sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(
+                name, None
+            )  # torch asks whether it is there
+            parent, _, child = name.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, sys.modules[name])
     return importlib.import_module("byzfl")
 
 

@@ -161,10 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not wanted.file.is_file():
         sys.stderr.write(f"nothing stored in {wanted.file}; run with --store first\n")
         return 2
-    found = losses(json.loads(wanted.file.read_text(encoding="utf-8"))["ratios"], now)
-    for loss in found:
+    worse = losses(json.loads(wanted.file.read_text(encoding="utf-8"))["ratios"], now)
+    for loss in worse:
         sys.stderr.write(f"slower: {loss}\n")
-    return int(bool(found))
+    return int(bool(worse))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-
+"""What a round means: what is trained and sent, and how the server applies the aggregate."""

@@ -1,1 +1,1 @@
-
+"""One client's local work, with DP-SGD through Opacus."""

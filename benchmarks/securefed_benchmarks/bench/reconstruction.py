@@ -132,7 +132,7 @@ class Inversion(_Pixels):
         assert images is not None  # small nets read nothing else
         assert seen.records.labels is not None
         model.write(played.first, model.layout)
-        net: torch.nn.Module = model.module.net
+        net: torch.nn.Module = model.module.net  # type: ignore[assignment]  # a small net's
         names = [name.removeprefix("net.") for name, _ in net.named_parameters()]
         by_end = {name.removeprefix("net."): -tensor for name, tensor in seen.update.items()}
         others = played.others.images
@@ -142,7 +142,7 @@ class Inversion(_Pixels):
             net,
             [by_end[name] for name in names],
             torch.from_numpy(seen.records.labels),
-            images.shape[1:],  # type: ignore[arg-type]  # (c, h, w)
+            images.shape[1:],
             low=float(others.min()),
             high=float(others.max()),
         )
@@ -152,7 +152,10 @@ class Inversion(_Pixels):
 
 @dataclass(frozen=True)
 class SpanTokens:
-    """DAGER's span check: the tokens whose vectors lie in the span of the first attention layer's update."""
+    """DAGER's span check: the tokens whose vectors lie in the span of the first attention layer's update.
+
+    The round attacked is the one after the job's last: a fresh head is zero, and sends no gradient to the layers below.
+    """
 
     def check(self, config: Config) -> None:
         """Raises ConfigError where the job's round is not one that the attack reads."""
@@ -170,8 +173,9 @@ class SpanTokens:
         from securefed_attacks.transformer_reader import open_reader
 
         model, length = played.assembly.model, played.config.data.max_length
-        seen = play_round(played.config, played.assembly, played.first)[:MOST]
-        model.write(played.first, model.layout)
+        now = model.read(model.layout)
+        seen = play_round(played.config, played.assembly, now)[:MOST]
+        model.write(now, model.layout)
         reader = open_reader(_transformer(model.module))
         found = true = hits = control = others = 0
         for one in seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -40,14 +41,15 @@ def test_a_bench_killed_at_once_and_resumed_gives_the_table_of_one_that_was_not(
 
     killed = start(OWN, "--seeds", "1", "--folder", tmp_path / "killed")
     assert killed.stdout is not None
+    moment = random.randrange(1, 8)  # any moment will do; which one is in the failure's words
     for line in killed.stdout:
-        if line.lstrip().startswith("4/9"):
+        if line.lstrip().startswith(f"{moment}/9"):
             os.killpg(killed.pid, signal.SIGKILL)
             break
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
     begun = len(read_rows(tmp_path / "killed"))
-    assert 4 <= begun < 9
+    assert moment <= begun < 9, f"killed after {moment} cells"
 
     again = start(OWN, "--seeds", "1", "--folder", tmp_path / "killed", "--resume", "--json")
     out, errors = again.communicate()

@@ -39,9 +39,13 @@ def test_a_single_update_shows_its_record_exactly_and_no_record_of_anybody_else(
 
 
 def test_the_same_attack_on_a_masked_sum_sees_one_vector_of_all_and_reads_less(resident: Resident) -> None:
-    found = scores(resident, "linear", protection={"name": "masking", "bits": 32})
+    narrow = {
+        **JOB["model"],
+        "hidden": 8,
+    }  # with 64 neurons each of six records has one of its own, and all are read
+    found = scores(resident, "linear", model=narrow, protection={"name": "masking", "bits": 32})
     assert found["records_in_view"] == 6.0
-    assert found["reconstructed"] < 1.0
+    assert found["psnr_db"] < scores(resident, "linear", model=narrow)["psnr_db"]
 
 
 def test_noise_leaves_nothing_to_read_even_of_single_updates(resident: Resident) -> None:
