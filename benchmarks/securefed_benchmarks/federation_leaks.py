@@ -5,7 +5,7 @@ random halves of 2,000 images run side by side (all clients of all of them at on
 are the shadows of LiRA and RMIA, trained exactly as it was. Played three ways: plain; the server sees the sum of ten
 only (`View` of a secure sum); and example-level DP at epsilon 8, with every client's update in sight.
 
-    python -m securefed_benchmarks.federation_leaks            # about two CPU minutes
+    python -m securefed_benchmarks.federation_leaks            # about one CPU minute
 """
 
 from __future__ import annotations

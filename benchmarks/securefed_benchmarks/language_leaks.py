@@ -4,7 +4,7 @@ SmolLM2 with LoRA learns mails among which secrets of one format stand 1, 4 or 1
 Then: loss, Min-K%, Min-K%++ and the reference attack on those mails beside as many others of the same source; the secrets' exposure; and
 extraction: texts sampled after the format's first words, ranked, held against the secrets that were shown.
 
-    python -m securefed_benchmarks.language_leaks [--steps 30] [--dp]     # six CPU minutes, and twice that with --dp
+    python -m securefed_benchmarks.language_leaks [--steps 30] [--dp]     # several CPU minutes
 """
 
 from __future__ import annotations

@@ -51,14 +51,15 @@ class World:
         for _ in range(steps):
             got = torch.autograd.grad(self.loss(here, rows).mean(), list(self.net.parameters()))
             here = here - 0.5 * torch.cat([g.flatten() for g in got]).numpy()
-        return here - model
+        change: np.ndarray = here - model
+        return change
 
     def views(self, model: np.ndarray, noise: float = 0.0) -> tuple[View, View]:
         """The same round as a server sees it without protection, and under a secure sum."""
         rng = np.random.default_rng(0)
         updates = {c: self.update(model, c) for c in range(CLIENTS)}
         updates = {c: (u + noise * rng.normal(size=u.shape)).astype(np.float32) for c, u in updates.items()}
-        total = np.sum(list(updates.values()), 0, dtype=np.float64)
+        total = np.stack(list(updates.values())).astype(np.float64).sum(0)
         ids = tuple(range(CLIENTS))
         open_ = View("server", 0, "updates", ids, "", model, None, updates, total, CLIENTS)
         return open_, View("server", 0, "sum", ids, "", model, None, {}, total, CLIENTS)

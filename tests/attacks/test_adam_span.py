@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -66,16 +68,16 @@ def test_every_candidate_has_its_place() -> None:
     assert float(finding.strength[list(true)].sum()) > 0.8 * float(finding.strength.sum())
 
 
-def adamw(model: object, ids: torch.Tensor, steps: int = 5) -> Tensors:
+def adamw(model: Any, ids: torch.Tensor, steps: int = 5) -> Tensors:
     named = {
         n: p for n, p in model.named_parameters() if "layers.0.self_attn" in n or "layer.0.attention" in n
-    }  # type: ignore[attr-defined]  # a Hugging Face model
+    }
     start = {n: p.detach().clone() for n, p in named.items()}
     step = torch.optim.AdamW(named.values(), 1e-3, weight_decay=0.0)
     labels = ids if hasattr(model, "lm_head") else torch.arange(len(ids)) % 2
     for _ in range(steps):
         step.zero_grad()
-        model(input_ids=ids, labels=labels).loss.backward()  # type: ignore[operator]  # a Hugging Face model
+        model(input_ids=ids, labels=labels).loss.backward()
         step.step()
     change = {n: p.detach() - start[n] for n, p in named.items()}
     with torch.no_grad():
