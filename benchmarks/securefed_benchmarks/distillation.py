@@ -68,6 +68,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "a liar, mean": LIAR,
     "a liar, median": {**LIAR, "aggregator": "median"},
     "a liar, trimmed mean": {**LIAR, "aggregator": {"name": "trimmed_mean", "f": 1}},
+    "a liar, tables bounded as honest ones are": {
+        **LIAR,
+        "aggregator": {"name": "norm_bound", "max_norm": 5.0 * 600**0.5},  # clip x sqrt(records)
+    },
 }
 PARTS = {"clients": list(WAYS)[:4], "liar": list(WAYS)[4:]}
 
