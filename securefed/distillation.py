@@ -18,10 +18,9 @@ from securefed.aggregation import pack_state
 from securefed.algorithms.distill import Distill, softmax
 from securefed.assembly import Assembly, cohort
 from securefed.checkpoint import State
-from securefed.chronicle import round_record
 from securefed.crypto.entropy import Entropy
 from securefed.engine.inprocess import InProcess
-from securefed.federation import MIB, Federation, Result, StopFlag
+from securefed.federation import MIB, Federation, Played, Result, StopFlag
 from securefed.registry import ALGORITHMS, make
 from securefed.tracking.tracker import Tracker
 from securefed.training.client import ClientJob, ClientOutcome
@@ -97,25 +96,11 @@ class Distillation(Federation):
             rule={**pack_state(self.server.rule_state), **self.liars.pack(), **taught},
             mib_up=state.mib_up + up,
             mib_down=state.mib_down + down,
+            sim_seconds=self.cohorts.sim_seconds(state, chosen),
         )
-        new = self.judge.evaluate(new)
-        new = replace(new, seconds=before + time.perf_counter() - started)
-        if self._is_saved(new.round):
-            self._save(new)
-        tracker.round(
-            round_record(
-                self.config,
-                new,
-                plan,
-                chosen,
-                collected,
-                outcomes,
-                epsilon=self.judge.epsilon(),
-                mib=(up, down),
-                seconds=time.perf_counter() - begin,
-            )
+        return self._ended(
+            new, Played(plan, chosen, collected, outcomes, up, down), tracker, (begin, started, before)
         )
-        return new
 
     def _communicate(
         self, state: State, chosen: tuple[int, ...]

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,7 +41,10 @@ from securefed.registry import ALGORITHMS, find_class, load
 from securefed.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
+    from securefed.algorithms.plan import RoundPlan
     from securefed.privacy.view import RunView
+    from securefed.training.client import ClientOutcome
+    from securefed.types import Collected
 
 logger = logging.getLogger(__name__)
 MIB = 2**20
@@ -173,6 +176,24 @@ def _unused(path: Path) -> Path:
     """The path, or with a number behind it where a run of the same second has taken it."""
     names = itertools.chain([path.name], (f"{path.name}-{k}" for k in itertools.count(2)))
     return next(found for name in names if not (found := path.with_name(name)).exists())
+
+
+@dataclass(frozen=True, eq=False)
+class Played:
+    """What was asked of a cohort in one round, and what came of it.
+
+    Attributes:
+        mib_up, mib_down: of this round. clip: of whole updates, where it moves. staleness: client -> versions behind.
+    """
+
+    plan: RoundPlan
+    chosen: tuple[int, ...]
+    collected: Collected
+    outcomes: Sequence[ClientOutcome]
+    mib_up: float
+    mib_down: float
+    clip: float | None = None
+    staleness: Mapping[int, int] = field(default_factory=dict)
 
 
 def _first_state(assembly: Assembly) -> State:
@@ -308,7 +329,23 @@ class Federation:
             versions=self.cohorts.versions(state),
             sim_seconds=self.cohorts.sim_seconds(state, chosen),
         )
-        new = self.judge.evaluate(new)
+        return self._ended(
+            new,
+            Played(plan, chosen, collected, outcomes, up, down, clip, self.cohorts.staleness(state.round)),
+            tracker,
+            (begin, started, before),
+        )
+
+    def _ended(
+        self, state: State, played: Played, tracker: Tracker, clock: tuple[float, float, float]
+    ) -> State:
+        """The state after a round, measured, kept and told.
+
+        Args:
+            clock: when the round and this process' part of the run began (perf_counter), and seconds before that.
+        """
+        begin, started, before = clock
+        new = self.judge.evaluate(state)
         new = replace(new, seconds=before + time.perf_counter() - started)
         if self._is_saved(new.round):
             self._save(new)
@@ -316,15 +353,15 @@ class Federation:
             round_record(
                 self.config,
                 new,
-                plan,
-                chosen,
-                collected,
-                outcomes,
+                played.plan,
+                played.chosen,
+                played.collected,
+                played.outcomes,
                 epsilon=self.judge.epsilon(),
-                mib=(up, down),
+                mib=(played.mib_up, played.mib_down),
                 seconds=time.perf_counter() - begin,
-                clip=clip,
-                staleness=self.cohorts.staleness(state.round),
+                clip=played.clip,
+                staleness=played.staleness,
             )
         )
         return new
