@@ -8,6 +8,7 @@ The attacks are given the labels, which `securefed_attacks.labels` reads from su
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,7 @@ class _Pixels(ABC):
         """Shares of records and of controls above the bound, and the median PSNR."""
         from securefed_attacks.linear_inversion import best_psnr
 
-        seen = play_round(played.config, played.assembly, self.start(played))[:MOST]
+        seen = play_round(self.asked(played.config), played.assembly, self.start(played))[:MOST]
         others = _flat(played.others.images)
         low, high = float(others.min()), float(others.max())
         decibels: list[float] = []
@@ -78,6 +79,10 @@ class _Pixels(ABC):
         """The model that the server sends: the job's own first one."""
         return played.first
 
+    def asked(self, config: Config) -> Config:
+        """The job that the server asks for: the job itself."""
+        return config
+
     @abstractmethod
     def found(self, played: Played, seen: Seen) -> torch.Tensor:
         """Images (k, d) read out of one vector; k may be 0."""
@@ -96,7 +101,16 @@ class Linear(_Pixels):
 
 @dataclass(frozen=True)
 class ImprintLayer(_Pixels):
-    """Robbing the Fed: the server sends a first layer of its own making, fitted on records that are nobody's here."""
+    """Robbing the Fed: the server sends a first layer of its own making, fitted on records that are nobody's here.
+
+    It also asks for a rate at which what it wants stands out of float32's and fixed point's rounding.
+    """
+
+    rate: float = 300.0
+
+    def asked(self, config: Config) -> Config:
+        """The job at the server's rate."""
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=self.rate))
 
     def start(self, played: Played) -> Vector:
         """The job's layout with the imprint's weights in it."""
