@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,44 +114,55 @@ def is_evaluated(config: Config, round: int) -> bool:
     return round == config.rounds or (every > 0 and round % every == 0)
 
 
+@dataclass(frozen=True, eq=False)
+class Played:
+    """What was asked of a cohort in one round, and what came of it.
+
+    Attributes:
+        mib_up, mib_down: of this round. clip: of whole updates, where it moves. staleness: client -> versions behind.
+    """
+
+    plan: RoundPlan
+    chosen: tuple[int, ...]
+    collected: Collected
+    outcomes: Sequence[ClientOutcome]
+    mib_up: float
+    mib_down: float
+    clip: float | None = None
+    staleness: Mapping[int, int] = field(default_factory=dict)
+
+
 def round_record(
     config: Config,
     state: State,
-    plan: RoundPlan,
-    cohort: tuple[int, ...],
-    collected: Collected,
-    outcomes: Sequence[ClientOutcome],
+    played: Played,
     *,
     epsilon: tuple[float | None, float | None],
-    mib: tuple[float, float],
     seconds: float,
-    clip: float | None = None,
-    staleness: Mapping[int, int] | None = None,
 ) -> RoundRecord:
-    """The round that led to `state`; `epsilon` is (this run's, the site's), `mib` is (up, down); `clip` where it moves;
-    `staleness` of each survivor's update where clients work at their own pace."""
+    """The round that led to `state`; `epsilon` is (this run's, the site's)."""
     metrics = dict(state.metrics) if is_evaluated(config, state.round) else None
     return RoundRecord(
         round=state.round - 1,
         rounds=config.rounds,
-        phase=plan.phase,
+        phase=played.plan.phase,
         metrics=metrics,
         client_metrics={k: dict(v) for k, v in state.client_metrics.items()} if metrics else None,
         epsilon=epsilon[0],
         site_epsilon=epsilon[1],
-        mib_up=mib[0],
-        mib_down=mib[1],
-        cohort=cohort,
-        survivors=collected.survivors,
-        refused=dict(collected.refused),
+        mib_up=played.mib_up,
+        mib_down=played.mib_down,
+        cohort=played.chosen,
+        survivors=played.collected.survivors,
+        refused=dict(played.collected.refused),
         seconds=seconds,
-        train_seconds=sum(o.seconds for o in outcomes),
-        diagnostics=_mean_diagnostics(outcomes),
-        dropped=dict(collected.dropped),
-        clipped_share=collected.clipped_share,
-        clip=clip,
+        train_seconds=sum(o.seconds for o in played.outcomes),
+        diagnostics=_mean_diagnostics(played.outcomes),
+        dropped=dict(played.collected.dropped),
+        clipped_share=played.collected.clipped_share,
+        clip=played.clip,
         sim_seconds=state.sim_seconds if config.clock.seconds else None,
-        staleness=dict(staleness or {}),
+        staleness=dict(played.staleness),
     )
 
 

@@ -18,9 +18,10 @@ from securefed.aggregation import pack_state
 from securefed.algorithms.distill import Distill, softmax
 from securefed.assembly import Assembly, cohort
 from securefed.checkpoint import State
+from securefed.chronicle import Played
 from securefed.crypto.entropy import Entropy
 from securefed.engine.inprocess import InProcess
-from securefed.federation import MIB, Federation, Played, Result, StopFlag
+from securefed.federation import MIB, Federation, Result, StopFlag
 from securefed.registry import ALGORITHMS, make
 from securefed.tracking.tracker import Tracker
 from securefed.training.client import ClientJob, ClientOutcome

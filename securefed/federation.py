@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,7 +23,7 @@ from securefed.algorithms.ranks import Ranked
 from securefed.algorithms.server_optimizer import Moments
 from securefed.assembly import Assembly, assemble, cohort
 from securefed.checkpoint import State, load_state, save_state
-from securefed.chronicle import draw_shards, round_record, run_info, run_summary
+from securefed.chronicle import Played, draw_shards, round_record, run_info, run_summary
 from securefed.cohorts import Cohorts
 from securefed.config import Config, load_config, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
@@ -41,10 +41,7 @@ from securefed.registry import ALGORITHMS, find_class, load
 from securefed.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
-    from securefed.algorithms.plan import RoundPlan
     from securefed.privacy.view import RunView
-    from securefed.training.client import ClientOutcome
-    from securefed.types import Collected
 
 logger = logging.getLogger(__name__)
 MIB = 2**20
@@ -176,24 +173,6 @@ def _unused(path: Path) -> Path:
     """The path, or with a number behind it where a run of the same second has taken it."""
     names = itertools.chain([path.name], (f"{path.name}-{k}" for k in itertools.count(2)))
     return next(found for name in names if not (found := path.with_name(name)).exists())
-
-
-@dataclass(frozen=True, eq=False)
-class Played:
-    """What was asked of a cohort in one round, and what came of it.
-
-    Attributes:
-        mib_up, mib_down: of this round. clip: of whole updates, where it moves. staleness: client -> versions behind.
-    """
-
-    plan: RoundPlan
-    chosen: tuple[int, ...]
-    collected: Collected
-    outcomes: Sequence[ClientOutcome]
-    mib_up: float
-    mib_down: float
-    clip: float | None = None
-    staleness: Mapping[int, int] = field(default_factory=dict)
 
 
 def _first_state(assembly: Assembly) -> State:
@@ -353,15 +332,9 @@ class Federation:
             round_record(
                 self.config,
                 new,
-                played.plan,
-                played.chosen,
-                played.collected,
-                played.outcomes,
+                played,
                 epsilon=self.judge.epsilon(),
-                mib=(played.mib_up, played.mib_down),
                 seconds=time.perf_counter() - begin,
-                clip=played.clip,
-                staleness=played.staleness,
             )
         )
         return new
