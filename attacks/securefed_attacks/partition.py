@@ -38,6 +38,39 @@ class Regression:
     equations: int
 
 
+@dataclass(frozen=True)
+class Equations:
+    """Group sums as linear equations in the clients' updates, without their right sides.
+
+    Attributes:
+        matrix: 1 where a client (column) is in a sum (row), float64. clients: of the columns, ascending.
+        inverse: its pseudoinverse. identified, rank: as in `Regression`.
+    """
+
+    matrix: NDArray[np.float64] = field(repr=False)
+    clients: tuple[int, ...]
+    inverse: NDArray[np.float64] = field(repr=False)
+    identified: tuple[int, ...]
+    rank: int
+
+
+def equations(seen: Sequence[Collected | View]) -> Equations:
+    """What the member lists of all rounds alone say about who can be told apart.
+
+    Raises:
+        ValueError: no group sums at all.
+    """
+    sums = [group for collected in seen for group in (collected.groups or {}).values()]
+    if not sums:
+        raise ValueError("regress needs group sums; the rounds given reveal none")
+    clients = tuple(sorted({k for group in sums for k in group.members}))
+    matrix = np.array([[float(k in group.members) for k in clients] for group in sums])
+    inverse = np.linalg.pinv(matrix)
+    resolution = np.diag(inverse @ matrix)  # 1 where the unit vector of a client is in the row space
+    known = tuple(k for k, r in zip(clients, resolution, strict=True) if abs(r - 1) < IDENTIFIED)
+    return Equations(matrix, clients, inverse, known, int(np.linalg.matrix_rank(matrix)))
+
+
 def regress(seen: Sequence[Collected | View]) -> Regression:
     """Solves the group sums of all rounds for the clients' updates, taken as the same in each round.
 
@@ -47,14 +80,8 @@ def regress(seen: Sequence[Collected | View]) -> Regression:
     Raises:
         ValueError: no group sums at all.
     """
-    sums = [group for collected in seen for group in (collected.groups or {}).values()]
-    if not sums:
-        raise ValueError("regress needs group sums; the rounds given reveal none")
-    clients = sorted({k for group in sums for k in group.members})
-    matrix = np.array([[float(k in group.members) for k in clients] for group in sums])
-    inverse = np.linalg.pinv(matrix)
-    solved = inverse @ np.stack([group.total for group in sums])
-    resolution = np.diag(inverse @ matrix)  # 1 where the unit vector of a client is in the row space
-    known = tuple(k for k, r in zip(clients, resolution, strict=True) if abs(r - 1) < IDENTIFIED)
-    rank = int(np.linalg.matrix_rank(matrix))
-    return Regression(dict(zip(clients, solved, strict=True)), known, rank, len(sums))
+    found = equations(seen)
+    totals = [group.total for collected in seen for group in (collected.groups or {}).values()]
+    solved = found.inverse @ np.stack(totals)
+    updates = dict(zip(found.clients, solved, strict=True))
+    return Regression(updates, found.identified, found.rank, len(found.matrix))

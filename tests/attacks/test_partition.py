@@ -14,7 +14,7 @@ from securefed.layout import vector_digest
 from securefed.protect.drawing import Groups, cut, partition_rank
 from securefed.protect.grouped import Grouped, OpenGrouped
 from securefed.types import Collected, GroupSum, RoundParameters, Update
-from securefed_attacks.partition import regress
+from securefed_attacks.partition import equations, regress
 
 N, D, ROUNDS, DRIFT = 9, 40, 12, 0.05
 CONFIG = Grouped(size=3, value_range=8.0, max_weight=1.0)
@@ -84,3 +84,12 @@ def test_without_group_sums_there_is_nothing_to_solve() -> None:
     with pytest.raises(ValueError, match="reveal none"):
         regress([Collected((0,), np.zeros(2), 1.0)])
     assert regress([Collected((0,), np.zeros(2), 1.0, groups={0: GroupSum((0,), np.ones(2), 1.0)})]).rank == 1
+
+
+def test_member_lists_alone_say_whose_updates_can_be_told_apart() -> None:
+    """Groups that stay: m equations for ever. Groups drawn anew: n of them after a few rounds, and everybody is known."""
+    opened = opening(0)
+    stay = equations([collect(opened, round) for round in range(3)])
+    assert (stay.rank, len(stay.matrix), stay.identified) == (3, 9, ())
+    moving = equations([collect(opening(round), round) for round in range(ROUNDS)])
+    assert (moving.rank, moving.identified) == (N, tuple(range(N)))

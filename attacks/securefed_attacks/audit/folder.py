@@ -21,6 +21,7 @@ from securefed_attacks.audit.recipe import Observed, Recipe
 from securefed_attacks.audit.run_views import ALONE, Stage, round_of, victims
 from securefed_attacks.audit.sampling import sample_records
 from securefed_attacks.audit.states import State, lora_modules
+from securefed_attacks.partition import equations
 
 Asked = tuple[tuple[int, ...], Observed, list[tuple[str, tuple[Captured, list[Column]]]]]
 """Whose records are asked about, what was captured of them, and each round by its name."""
@@ -35,6 +36,7 @@ class RunInput:
             between the checkpoints, which are sums of cohorts. names: what they are called.
         recipe: of one client's round. candidates: a seeded sample of training records (members) and public
             test records (non-members). claimed: the run's epsilon. sampled: how the candidates were drawn.
+        groups: what all the kept group sums together determine, in words; "" where there are none.
     """
 
     rounds: list[tuple[Captured, list[Column]]] = field(repr=False)
@@ -44,6 +46,7 @@ class RunInput:
     candidates: Candidates = field(repr=False)
     claimed: float | None
     sampled: str
+    groups: str = ""
 
 
 def is_run(path: Any) -> bool:
@@ -86,7 +89,28 @@ def open_run(path: Path, sample: int, seed: int, client: int | None = None) -> R
     recipe = _recipe(assembly, asked, observed)
     claimed = config.privacy.epsilon if config.private else None
     names = tuple(name for name, _ in rounds)
-    return RunInput([r for _, r in rounds], names, config.model.name, recipe, candidates, claimed, sampled)
+    return RunInput(
+        [r for _, r in rounds],
+        names,
+        config.model.name,
+        recipe,
+        candidates,
+        claimed,
+        sampled,
+        _partitions(kept),
+    )
+
+
+def _partitions(kept: Sequence[KeptView]) -> str:
+    """The rank of all partitions seen, and whose updates they determine (the regression attack's precondition)."""
+    if not kept or not kept[0].view.groups:
+        return ""
+    found = equations([k.view for k in kept])
+    alone = ", ".join(map(str, found.identified)) or "of nobody"
+    return (
+        f"{len(found.matrix)} sums seen are {found.rank} independent equations in {len(found.clients)} clients' updates; "
+        f"they determine single updates {'of clients ' * bool(found.identified)}{alone}"
+    )
 
 
 def _from_views(assembly: Any, kept: list[KeptView], client: int | None) -> Asked:

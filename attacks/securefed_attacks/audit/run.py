@@ -91,14 +91,14 @@ def audit(
     rows = read_candidates(
         candidates, is_member, text=text_column, label=label_column, member=member_column, coins=coins
     )
-    note, beside = "", list[Captured]()
+    note, groups, beside = "", "", list[Captured]()
     if after is None and is_run(before):
         run = open_run(Path(before), sample, seed, client)
         base, made = base or run.base, made if recipe else run.recipe
         if rows is None:
             rows, note = run.candidates, run.sampled
         claimed_epsilon = run.claimed if claimed_epsilon is None else claimed_epsilon
-        rounds, names = run.rounds, run.names
+        rounds, names, groups = run.rounds, run.names, run.groups
     else:
         before, after = name_arrays(before, base, "before"), name_arrays(after, base, "after")
         others = [name_arrays(o, base, f"others[{k}]") for k, o in enumerate(others)]
@@ -118,6 +118,7 @@ def audit(
             seed=seed,
             show_text=show_text,
             sampled=note,
+            groups=groups,
             beside=beside,
             names=names,
         )

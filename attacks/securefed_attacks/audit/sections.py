@@ -48,7 +48,7 @@ class Given:
 
     Attributes:
         rounds: each round's update and its views. names: what they are called. beside: other clients' updates of
-            the first one. sampled: how a run's candidates were drawn.
+            the first one. sampled: how a run's candidates were drawn. groups: what its group sums determine together.
     """
 
     recipe: Recipe
@@ -62,6 +62,7 @@ class Given:
     seed: int = 0
     show_text: bool = False
     sampled: str = ""
+    groups: str = ""
     beside: Sequence[Captured] = ()
     names: Sequence[str] = ()
 
@@ -338,6 +339,7 @@ def facts(given: Given) -> Mapping[str, str]:
         + (f"; {given.sampled}" if given.sampled else ""),
         "Recipe": _recipe(recipe),
         "Captured as": recipe.observed,
+        "Group sums": given.groups,
     }
     return {k: v for k, v in known.items() if v}
 

@@ -93,7 +93,10 @@ def test_every_view_is_what_the_server_had_and_the_rest_says_why_not(
     assert [r["name"] for r in tree["rounds"]] == ["round 1", "round 2"]
     assert all(0 <= r["auc"]["low"] <= r["auc"]["high"] <= 1 for r in tree["rounds"])
     clients = {v["name"]: v["clients"] for v in tree["views"] if v["made"]}
-    assert clients["sum"] == (4 if "grouped" in str(more) else 8)
+    grouped = "grouped" in str(more)
+    assert clients["sum"] == (4 if grouped else 8)
+    said = "4 sums seen are 2 independent equations in 8 clients' updates; they determine single updates of nobody"
+    assert tree["facts"].get("Group sums") == (said if grouped else None)
     if "privacy.unit" in more:
         assert found(tree, "epsilon") == {"": "UNDERPOWERED"}, "nobody threw coins for this run's records"
 
