@@ -30,6 +30,7 @@ SHORT = {
     "data.clients": 4,
     "train.epochs": 0,
     "train.steps": 2,
+    "tracking.keep_views": 2,
     "privacy.unit": "example",
     "privacy.epsilon": 8.0,
 }

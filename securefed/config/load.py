@@ -124,7 +124,7 @@ def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
             raise ConfigError(f"override {key}: {name} is a value, not a table")
         node[name] = child
         node = child
-    node[last] = value
+    node[last] = _copy_tree(value) if isinstance(value, Mapping) else value  # a later key may write into it
 
 
 def _build(cls: type[Any], tree: Mapping[str, Any], where: str) -> Any:

@@ -155,7 +155,7 @@ def test_a_client_trains_and_noises_its_slice_alone(
         rng = np.random.default_rng(0)
         start = (rng.normal(size=layout.size) * keep).astype(np.float32)
         names = tuple(layout.names)
-        outcome = parts.runner.run_job(ClientJob(0, 0, names, names, start, 1.0, keep=keep))
+        outcome = parts.runner.run_job(ClientJob(0, 0, names, names, start, 1.0, holds=keep))
     finally:
         parts.close()
     assert outcome.update is not None

@@ -32,7 +32,7 @@ def refusal(overrides: Any, source: Any = BASE) -> str:
         ("round", "rounds"),
         ("privacy.epsilom", "privacy.epsilon"),
         ("train.lerning_rate", "train.learning_rate"),
-        ("model.ranks", "model.rank"),
+        ("model.rnk", "model.rank"),
         ("dat.name", "data"),
         ("max_grad_norm", "privacy.max_grad_norm"),  # the right name in the wrong table
         ("sample_rate", "privacy.sample_rate"),
@@ -334,3 +334,16 @@ def test_shards_that_fit_the_job_are_accepted() -> None:
 def test_the_config_is_frozen() -> None:
     with pytest.raises(AttributeError):
         Config().rounds = 3  # type: ignore[misc]  # the error is the test
+
+
+def test_overrides_are_read_and_not_written_to() -> None:
+    """A table among them, and a field of it after it: the caller's table stays as it is."""
+    table = {"name": "fedbuff", "concurrency": 5}
+    given = {"algorithm": table, "algorithm.concurrency": 3, "clients_per_round": 2, "clock.seconds": 1.0}
+    assert (
+        load_config({"train": {"steps": 1}, "model": {"adapter": "lora"}}, given).algorithm.options[
+            "concurrency"
+        ]
+        == 3
+    )
+    assert table == {"name": "fedbuff", "concurrency": 5}

@@ -303,9 +303,9 @@ def test_client_level_aggregate_moves_by_at_most_clip_over_denominator_when_a_cl
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server clips what it gets: a client that skips its own clip cannot move the sum further."""
-    import securefed.training.client as client_module
+    import securefed.privacy.shared_release as client_side
 
-    monkeypatch.setattr(client_module, "clip_update", lambda v, c: type("C", (), {"vector": v * 1e6})())
+    monkeypatch.setattr(client_side, "clip_update", lambda v, c: type("C", (), {"vector": v * 1e6})())
     config = {
         **CLIENT,
         "privacy": {**CLIENT["privacy"], "noise_multiplier": 1e-9},
