@@ -21,6 +21,7 @@ from securefed.data.public import public_records
 from securefed.data.records import Dataset, Examples, Shard
 from securefed.engine.liars import poisoned
 from securefed.errors import ConfigError, PrivacyError
+from securefed.privacy.dealing import deal_of
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.records import ShardKey
 from securefed.registry import ALGORITHMS, make
@@ -138,7 +139,10 @@ def cohort(config: Config, clients: int, round: int, entropy: Entropy) -> tuple[
     So too where clients add the noise, since nothing hides who takes part.
     Under client-level DP at the server: each one independently with probability clients_per_round / clients, from
     secret randomness, which is what the accountant assumes (Poisson sampling); the cohort may be empty.
+    Where the server's noise is correlated over rounds: dealt out in turn, from the public seed.
     """
+    if config.correlated:
+        return deal_of(config, clients).cohort(round)
     chosen = named_cohort(config, clients, round)
     if chosen is not None:
         return chosen

@@ -85,7 +85,7 @@ def _mechanism(config: Config, guarantee: Guarantee | None, clients: int) -> dic
         "sample_rate": p.sample_rate
         if example
         else 1.0
-        if config.distributed
+        if config.distributed or config.correlated
         else 1.0
         if public_cohorts(config, clients) is not None
         else (config.clients_per_round or clients) / clients,

@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 from securefed.assembly import public_cohorts
 from securefed.config import Config
 from securefed.crypto.entropy import Entropy
+from securefed.errors import ConfigError
 from securefed.noising import distributed_design, make_guarantee, moving_clip, noise_shares, step_noise
 from securefed.privacy.adaptive_clip import ClipCount
 from securefed.privacy.buffer_mechanism import BufferMechanism
+from securefed.privacy.correlated_release import CorrelatedRelease
+from securefed.privacy.dealing import deal_of
 from securefed.privacy.distributed import DistributedMechanism
 from securefed.privacy.distributed_release import DistributedRelease, RunWords
 from securefed.privacy.ledger import Ledger
@@ -29,7 +32,7 @@ from securefed.types import Protection
 Sizes = Callable[[], tuple[int, ...]]
 """Coordinates of each round's update; asked only where noise depends on it."""
 
-Mechanism = ServerMechanism | DistributedRelease | SharedRelease | StepRelease
+Mechanism = ServerMechanism | CorrelatedRelease | DistributedRelease | SharedRelease | StepRelease
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ class NoisePlan:
             return None  # each client adds and charges its own
         assert ledger is not None
         sigma, budget = self.guarantee.noise_multiplier, self.guarantee.budget
+        if config.correlated:
+            deal = deal_of(config, clients)
+            return CorrelatedRelease(ledger, run, sigma, config.privacy.max_grad_norm, deal, budget)
         if (met := public_cohorts(config, clients)) is not None:
             clip, size = config.privacy.max_grad_norm, float(config.clients_per_round or clients)
             return BufferMechanism(ledger, run, sigma, clip, 1.0, size, budget, self.clip, cohorts=met)
@@ -86,7 +92,12 @@ def plan_noise(config: Config, sizes: Sizes, records: Sequence[int]) -> NoisePla
         PrivacyError: no noise reaches the target epsilon. PolicyRefusal: this site forbids the job.
     """
     clients = len(records)
-    known = sizes() if config.discrete or config.fedsgd else ()
+    known = sizes() if config.discrete or config.fedsgd or config.correlated else ()
+    if config.correlated and len(set(known)) > 1:
+        raise ConfigError(
+            f"correlated noise needs the same coordinates in every round, found updates of {min(known)} to {max(known)}; "
+            'share the same tensors in every round, or use privacy.noise = "central"'
+        )
     design = distributed_design(config, known, records)
     guarantee = make_guarantee(config, clients, design)
     if guarantee is None:

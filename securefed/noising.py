@@ -37,9 +37,11 @@ def planned_releases(config: Config, clients: int) -> tuple[float, int]:
     Example level: its client's own rate, and its steps over all rounds in which that client is chosen;
     the schedule is public, so it is simply counted, turns that end too late for fedbuff included. Client level:
     the cohort's rate, one release a round; where it is public who is in which buffer, the rounds of the busiest; where each
-    client adds its own noise, its rounds, which are public too.
+    client adds its own noise, its rounds, which are public too. Where noise is correlated over rounds, the run is one release.
     """
     p, algorithm = config.privacy, _algorithm(config)
+    if config.correlated:
+        return 1.0, 1
     if p.unit == "client" and p.noise != "local":
         if (met := public_cohorts(config, clients)) is not None:
             return 1.0, max(Counter(k for one in met for k in one).values())

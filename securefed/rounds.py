@@ -18,6 +18,7 @@ from securefed.crypto.entropy import Entropy
 from securefed.engine.exchange import exchange
 from securefed.errors import BudgetExceeded
 from securefed.layout import Layout, vector_digest
+from securefed.privacy.correlated_release import CorrelatedRelease
 from securefed.privacy.distributed_release import DistributedRelease
 from securefed.privacy.heads import heads_digest
 from securefed.privacy.moving_clip import MovingClip
@@ -55,7 +56,7 @@ class Rounds:
     run: str
     protection: Protection
     rule: Aggregator
-    mechanism: ServerMechanism | DistributedRelease | SharedRelease | StepRelease | None
+    mechanism: ServerMechanism | CorrelatedRelease | DistributedRelease | SharedRelease | StepRelease | None
     entropy: Entropy
     seed: int = 0
     clip: MovingClip | None = None

@@ -12,7 +12,7 @@ from securefed.config.adapters import check_soft
 from securefed.config.attack import check_attack, declared
 from securefed.config.compression import check_compression
 from securefed.config.distill import check_distill
-from securefed.config.noise import check_noise
+from securefed.config.noise import check_dealt, check_noise
 from securefed.config.schema import Config
 from securefed.config.uneven import check_uneven, check_uneven_clients
 from securefed.errors import ConfigError, ProtocolError
@@ -357,6 +357,7 @@ def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
         f"clients_per_round={config.clients_per_round} but only {len(sizes)} clients have data",
     )
     check_uneven_clients(config, len(sizes))
+    check_dealt(config, len(sizes))
     _check_whole(config, len(sizes))
     _check_rule(config, config.clients_per_round or len(sizes))
     secret_weights = not config.private and config.weights != "equal"

@@ -22,8 +22,15 @@ def check_noise(c: Config) -> None:
     """Raises ConfigError where noise, unit, protection and algorithm do not make one guarantee."""
     if c.privacy.noise == "local":
         _check_local(c)
+    elif c.correlated:
+        _check_correlated(c)
     elif c.distributed:
         _check_shared(c)
+    _require(
+        c.correlated or c.privacy.min_separation == 0,
+        f"privacy.min_separation={c.privacy.min_separation} speaks of cohorts that are dealt out in turn; set "
+        'privacy.noise = "correlated", or leave it out',
+    )
     if c.fedsgd:
         _check_steps(c)
     if c.privacy.clip == "adaptive":
@@ -62,6 +69,68 @@ def _check_local(c: Config) -> None:
     _require(
         c.privacy.noise_multiplier != 0,
         'privacy.noise_multiplier = 0 with privacy.noise = "local" adds no noise; raise it, or use unit = "none"',
+    )
+
+
+def _check_correlated(c: Config) -> None:
+    """Noise of one round takes back earlier rounds': the server's own, of equal sums of the same coordinates."""
+    p = c.privacy
+    _require(
+        p.unit == "client",
+        f'privacy.noise = "correlated" is added to sums of whole updates, found privacy.unit = "{p.unit}"; set '
+        'privacy.unit = "client", or leave noise out',
+    )
+    _require(
+        p.noise_multiplier != 0,
+        'privacy.noise_multiplier = 0 with privacy.noise = "correlated" adds no noise; raise it, or use unit = "none"',
+    )
+    _require(
+        c.protection.name == "plain",
+        f'privacy.noise = "correlated" is added by the server to updates that it bounds, protection {c.protection.name} hides '
+        'or carries them otherwise; use protection = "plain", or let the clients add it (privacy.noise = "skellam")',
+    )
+    _require(
+        p.clip == "fixed",
+        'privacy.noise = "correlated" is one mechanism at one clip, and privacy.clip = "adaptive" moves it; set clip = '
+        '"fixed", or noise = "central"',
+    )
+    _require(
+        c.algorithm.name in ("fedavg", "fedprox") and not c.algorithm.options.get("head_rounds"),
+        f'privacy.noise = "correlated" needs rounds that all share the same tensors of dealt cohorts, found algorithm '
+        f'{c.algorithm.name}; use algorithm = "fedavg" without head_rounds, or noise = "central"',
+    )
+    _require(
+        c.model.adapter != "rolora",
+        'privacy.noise = "correlated" takes back noise of earlier rounds on the same tensors, and model.adapter = "rolora" '
+        'shares others every second round; use adapter = "ffa", or noise = "central"',
+    )
+    _require(
+        c.compression is None,
+        'privacy.noise = "correlated" takes back noise of earlier rounds on the same coordinates, which compression '
+        'changes; leave compression out, or use noise = "central"',
+    )
+    _require(
+        p.min_separation >= 0,
+        f"privacy.min_separation must be 0 (as the cohort allows) or more, found {p.min_separation}",
+    )
+    if c.data.clients:
+        check_dealt(c, c.data.clients)
+
+
+def check_dealt(c: Config, clients: int) -> None:
+    """Raises ConfigError where clients that are dealt out in turn come back sooner than is promised, or at once."""
+    if not c.correlated:
+        return
+    k = c.clients_per_round or clients
+    _require(
+        clients // k >= 2,
+        f'privacy.noise = "correlated" needs rounds between two of one client, and clients_per_round={c.clients_per_round} '
+        f'of {clients} leaves none; set clients_per_round to at most {max(1, clients // 2)}, or noise = "central"',
+    )
+    _require(
+        c.privacy.min_separation <= clients // k,
+        f"privacy.min_separation={c.privacy.min_separation} cannot be kept: {clients} clients dealt out {k} a round come back "
+        f"after {clients // k} rounds; lower it or clients_per_round",
     )
 
 

@@ -11,7 +11,7 @@ Task = Literal["classification", "causal-lm", "seq2seq"]
 PartitionName = Literal["natural", "iid", "dirichlet", "quantity"]
 Schedule = Literal["constant", "linear", "cosine"]
 Unit = Literal["none", "example", "client"]
-Noise = Literal["central", "skellam", "discrete-gaussian", "gaussian", "local"]
+Noise = Literal["central", "skellam", "discrete-gaussian", "gaussian", "local", "correlated"]
 ServerOptimizerName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
 
 
@@ -124,7 +124,9 @@ class PrivacyConfig:
     `noise`, at client level and under the algorithm fedsgd: "central" is added by the server, which sees updates
     before; "skellam" and "discrete-gaussian" are added by the clients inside a masked sum, "gaussian" by the
     clients before they encrypt (ckks), so that nobody sees a sum without noise. "local", under the algorithm distill:
-    each client adds all of it to its own table, so that nobody sees any less noised.
+    each client adds all of it to its own table, so that nobody sees any less noised. "correlated": by the server, for
+    cohorts that are dealt out in turn; a round's noise takes back a part of earlier rounds' (docs/correlated-noise.md).
+    `min_separation`: then, how many rounds lie between two of one client (0: clients // clients_per_round).
 
     `clip = "adaptive"`, at client level: `max_grad_norm` is the first round's clip only; then it follows
     `clip_quantile` of the clients' norms at `clip_learning_rate`, by one noised bit a client. `clip_count_std`: of the
@@ -137,6 +139,7 @@ class PrivacyConfig:
 
     unit: Unit = "none"
     noise: Noise = "central"
+    min_separation: int = 0
     epsilon: float | None = None
     delta: float = 1e-5
     noise_multiplier: float | None = None
@@ -348,7 +351,12 @@ class Config:
     @property
     def distributed(self) -> bool:
         """Whether the clients add the noise, inside a secure sum."""
-        return self.privacy.noise != "central"
+        return self.privacy.noise not in ("central", "correlated")
+
+    @property
+    def correlated(self) -> bool:
+        """Whether the server's noise is correlated over rounds, and cohorts are dealt out in turn."""
+        return self.privacy.noise == "correlated"
 
     @property
     def discrete(self) -> bool:

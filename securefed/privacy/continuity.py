@@ -25,6 +25,16 @@ class Continuity:
             ).fetchone()[0]
         return count
 
+    def released(self, run: str, client: int) -> dict[int, str]:
+        """Round -> SHA-256 (hex) of what was released in it, also where the release itself is no longer kept."""
+        with self._store.reading() as connection:
+            return dict(
+                connection.execute(
+                    "SELECT round, payload_digest FROM reservations WHERE run = ? AND client = ? AND payload_digest IS NOT NULL",
+                    (run, client),
+                )
+            )
+
     def head(self) -> Head:
         """The head of the hash chain over all records; safe to show, and worth showing (`privacy.chain`)."""
         with self._store.reading() as connection:

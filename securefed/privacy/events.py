@@ -84,6 +84,31 @@ class CentralGaussian(SampledGaussian):
 
 
 @dataclass(frozen=True, slots=True)
+class CorrelatedGaussian(SampledGaussian):
+    """A whole run as one Gaussian release (`matrix_factorization`), whose noise is correlated over its rounds.
+
+    Attributes:
+        noise_multiplier: over the sensitivity of the whole run. sample_rate: 1, for nothing is sampled.
+        rounds: of the run. bands: rounds that a round's noise depends on.
+        separation, participations: least distance and largest number of one client's rounds.
+    """
+
+    rounds: int
+    bands: int
+    separation: int
+    participations: int
+
+    KIND: ClassVar[str] = "correlated-gaussian"
+
+    def __post_init__(self) -> None:
+        SampledGaussian.__post_init__(self)
+        for name in ("rounds", "bands", "separation", "participations"):
+            _check_steps(getattr(self, name))
+        if self.sample_rate != 1:
+            raise PrivacyError(f"correlated noise is not amplified, got sample_rate={self.sample_rate!r}")
+
+
+@dataclass(frozen=True, slots=True)
 class NonPrivate:
     """Something left without noise: from here on epsilon is infinite."""
 
@@ -309,8 +334,9 @@ _CLASSES: tuple[type[Event], ...] = (
     BestOf,
     SharedGaussian,
     CentralGaussian,
+    CorrelatedGaussian,
 )
-_WHOLE = ("steps", "dimension", "shares")
+_WHOLE = ("steps", "dimension", "shares", "rounds", "bands", "separation", "participations")
 
 
 def merge(events: Iterable[Event]) -> tuple[Event, ...]:

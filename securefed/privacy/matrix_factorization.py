@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefed.errors import PrivacyError
-from securefed.privacy.events import SampledGaussian
+from securefed.privacy.events import CorrelatedGaussian
 
 Array = NDArray[np.float64]
 
@@ -131,13 +131,16 @@ class BandedToeplitz:
         """The last running sum's noise, the largest, at noise multiplier 1 and clip 1."""
         return self.sensitivity * float(self.round_deviations[-1])
 
-    def event(self, noise_multiplier: float) -> SampledGaussian:
+    def event(self, noise_multiplier: float) -> CorrelatedGaussian:
         """What the whole run spends, charged once: a Gaussian mechanism without sampling.
 
         Args:
             noise_multiplier: deviation of z over (clip x sensitivity).
         """
-        return SampledGaussian(noise_multiplier, 1.0, 1)
+        p = self.participation
+        return CorrelatedGaussian(
+            noise_multiplier, 1.0, 1, p.rounds, self.bands, p.separation, len(p.positions)
+        )
 
 
 def independent(participation: Participation) -> BandedToeplitz:

@@ -9,6 +9,7 @@ from securefed.privacy.events import (
     Accountant,
     BestOf,
     CentralGaussian,
+    CorrelatedGaussian,
     Event,
     NonPrivate,
     SharedGaussian,
@@ -51,6 +52,11 @@ def trust_model(unit: Unit, clients: int, own_noise: bool, events: Sequence[Even
             "no server is trusted; more than the agreed number of clients must not pool what they know, or leave out "
             "their share of the noise"
         )
+    if is_any(events, CorrelatedGaussian):
+        return (
+            "the server is trusted: it sees every update, clips it, adds the noise, keeps the noise's state secret and asks "
+            "no client sooner than promised"
+        )
     if unit == "client" and (not own_noise or held_against(events) == CENTRAL):
         return "the server is trusted: it sees every update, clips it and adds the noise"
     if unit == "example" and clients == 1:
@@ -65,6 +71,8 @@ def amplification(unit: Unit, clients: int, own_noise: bool, events: Sequence[Ev
     below = [rate for rate in rates if rate < 1]
     if not rates:
         return "none to speak of: nothing was released with noise"
+    if not below and all(isinstance(e, CorrelatedGaussian) for e in inner):
+        return "absent, none is claimed: who is in which round is a public schedule"
     if not below:
         who = (
             "every record"

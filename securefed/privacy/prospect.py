@@ -14,6 +14,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from securefed.privacy.dealing import deal_of
+
 if TYPE_CHECKING:
     from securefed.config import Config
 
@@ -34,6 +36,9 @@ def signal_to_noise(config: Config, noise_multiplier: float, records: Sequence[i
             job weighs updates by them.
     """
     chosen = config.clients_per_round or len(records)
+    if config.correlated:  # what the last model carries of all rounds' noise
+        error = noise_multiplier * deal_of(config, len(records)).factor.max_error
+        return config.rounds * chosen / error if error > 0 else math.inf
     if config.privacy.unit == "client":
         noise, steps = noise_multiplier / chosen, config.rounds
     else:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from securefed.privacy.events import (
     BestOf,
     CentralGaussian,
+    CorrelatedGaussian,
     DiscreteGaussianSum,
     Event,
     NonPrivate,
@@ -31,6 +32,13 @@ def describe(event: Event) -> str:
     """What left, how often, and behind which noise."""
     if isinstance(event, NonPrivate):
         return "a release without noise"
+    if isinstance(event, CorrelatedGaussian):
+        return (
+            f"{event.steps} banded matrix factorization over {event.rounds} rounds ({event.bands} bands), Gaussian noise "
+            f"by the server, correlated over rounds, noise multiplier {event.noise_multiplier:.4g} over the sensitivity of "
+            f"the whole run; cohorts are dealt out in turn: a client takes part at most {event.participations} times, at "
+            f"least {event.separation} rounds apart"
+        )
     if isinstance(event, SampledGaussian):
         whose = {SharedGaussian: ", in shares that clients encrypt", CentralGaussian: ", by the server"}
         return (

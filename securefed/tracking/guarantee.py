@@ -13,6 +13,7 @@ KINDS = {
     "skellam": "Skellam, added by the clients",
     "discrete-gaussian": "discrete Gaussian, added by the clients",
     "local": "Gaussian, each client's own",
+    "correlated": "Gaussian, correlated over rounds",
     "gaussian": "Gaussian, in shares that the clients encrypt",
 }
 SEEN = {

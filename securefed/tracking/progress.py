@@ -156,7 +156,7 @@ def _guarantee(info: RunInfo) -> str:
         "each record of each client, against everyone, the server included"
         if p["unit"] == "example"
         else "each client, against all but the server"
-        if p["noise"] == "central"
+        if p["noise"] in ("central", "correlated")
         else "each client, the server included"
     )
     return f"{target} at delta {small(p['delta'])} for {whose} (noise multiplier {p['noise_multiplier']:.3g})"

@@ -74,6 +74,7 @@ def federate(
     clip_learning_rate: float = 0.2,
     clip_count_std: float = 0.0,
     noise: Noise = "central",
+    min_separation: int = 0,
     clients_per_round: int = 0,
     weights: Sequence[float] | None = None,
     protection: str | Component = "plain",
@@ -108,7 +109,8 @@ def federate(
             The bit is paid for: the update's noise is raised, so that epsilon is the same.
         noise: who adds it. "central": the server, which sees updates. "skellam" or "discrete-gaussian": the clients,
             in integers, with protection="masking" (or "grouped"); "gaussian": the clients, with "ckks". Then it holds
-            against the server too.
+            against the server too. "correlated": the server, over cohorts dealt out in turn, a client's rounds at least
+            `min_separation` apart (0: as far as can be).
         weights: public weight of each client's update, > 0 (its number of records, say); equal by default, and
             under DP always.
         protection, aggregator: by name or as a Component with options.
@@ -147,6 +149,7 @@ def federate(
         privacy=PrivacyConfig(
             unit=unit,
             noise=noise,
+            min_separation=min_separation,
             epsilon=epsilon,
             noise_multiplier=noise_multiplier,
             delta=delta,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from securefed.config import Config, DataConfig, TrainConfig, typed
+from securefed.config import Config, DataConfig, ModelConfig, TrainConfig, typed
 from securefed.config.check import check
 from securefed.errors import ConfigError, DataError, PrivacyError
 from securefed.registry import make_protection
@@ -24,8 +24,15 @@ def make_config(clients: int, **fields: Any) -> Config:
         ConfigError: a field of another type, or a word it does not take. A unit that nobody knows is one that nobody
             adds noise for.
     """
+    whole = ModelConfig(adapter="full")  # every round shares every tensor
     return typed(
-        Config(name="federate", data=DataConfig(clients=clients), train=TrainConfig(steps=1), **fields)
+        Config(
+            name="federate",
+            data=DataConfig(clients=clients),
+            model=whole,
+            train=TrainConfig(steps=1),
+            **fields,
+        )
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from securefed.errors import PrivacyError
 from securefed.privacy.accounting import epsilon
 from securefed.privacy.correlated_noise import CorrelatedNoise, check_participation, correlated_noise
-from securefed.privacy.events import SampledGaussian
+from securefed.privacy.events import CorrelatedGaussian, SampledGaussian
 from securefed.privacy.matrix_factorization import (
     BandedToeplitz,
     Participation,
@@ -148,7 +148,9 @@ def test_running_sums_have_the_stated_deviation_and_a_tenth_of_the_noise_is_noti
 
 def test_the_event_is_one_gaussian_of_the_whole_run() -> None:
     factor = square_root(Participation(100, 10, 4), 10)
-    assert factor.event(2.0) == SampledGaussian(2.0, 1.0, 1)
+    event = factor.event(2.0)
+    assert event == CorrelatedGaussian(2.0, 1.0, 1, rounds=100, bands=10, separation=10, participations=4)
+    assert epsilon([event], 1e-5) == epsilon([SampledGaussian(2.0, 1.0, 1)], 1e-5)
     assert epsilon([factor.event(2.0)], 1e-5).accountant == "pld"
     # Independent noise, the same way: k rounds of one client are one Gaussian of sensitivity sqrt(k).
     alone = independent(Participation(100, 10, 4))
