@@ -204,6 +204,14 @@ class Ledger(Continuity):
             chain.grow(connection, "settle", reservation)
             if payload is None:
                 return
+            again = connection.execute(
+                "SELECT 1 FROM reservations WHERE run = ? AND client = ? AND round = ? AND id <> ? AND payload_digest IS NOT NULL",
+                (run, client, round, reservation),
+            ).fetchone()
+            if steps == 0 and again is not None:  # nothing was charged for a second release
+                raise PrivacyError(
+                    f"round {round} of run {run!r} was released before, by another process; end this one"
+                )
             if _stored(connection, run, client, round) is not None:
                 raise PrivacyError(
                     f"client {client} has an update of round {round} in the outbox; re-send that one"

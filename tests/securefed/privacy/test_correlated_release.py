@@ -287,6 +287,16 @@ def test_a_round_that_was_released_is_not_drawn_again_when_an_old_checkpoint_ask
             m.reserve(round)
 
 
+def test_of_two_processes_that_resume_one_run_only_one_releases_a_round(tmp_path: Path) -> None:
+    first, second = mechanism(tmp_path), mechanism(tmp_path)
+    ours, theirs = first.reserve(0), second.reserve(0)
+    first.release(ours, 0, collected(first, 0), SystemEntropy())
+    first.ledger.clear_outbox("run", 1)
+    with pytest.raises(PrivacyError, match="by another process"):
+        second.release(theirs, 0, collected(second, 0), SystemEntropy())
+    assert sum(e.steps for e in first.ledger.events(run="run", unit="client")) == 1  # type: ignore[union-attr] # no NonPrivate
+
+
 def test_a_ledger_older_than_the_state_is_refused(tmp_path: Path) -> None:
     m = mechanism(tmp_path)
     m.reserve(0)
