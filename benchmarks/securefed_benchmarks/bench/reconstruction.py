@@ -106,7 +106,7 @@ class ImprintLayer(_Pixels):
     It also asks for a rate at which what it wants stands out of float32's and fixed point's rounding.
     """
 
-    rate: float = 300.0
+    rate: float = 10.0
 
     def asked(self, config: Config) -> Config:
         """The job at the server's rate."""
