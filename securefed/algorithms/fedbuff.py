@@ -25,7 +25,7 @@ import numpy as np
 from securefed.algorithms.clock import Clock
 from securefed.algorithms.fedavg import FedAvg
 from securefed.config import Config
-from securefed.errors import ConfigError
+from securefed.config.require import require
 
 _HANDS = 0xFEDB  # label of the server's draws in the experiment's seed
 
@@ -108,24 +108,24 @@ class FedBuff(FedAvg):
 
     def check(self, config: Config) -> None:
         k, c = config.clients_per_round, self.concurrency
-        _require(
+        require(
             k > 0,
             "fedbuff needs the size of its buffer: set clients_per_round to how many updates make one step (8, say)",
         )
-        _require(
+        require(
             config.clock.seconds > 0,
             "fedbuff plays over a simulated clock; set clock.seconds to the time a median client needs (60, say)",
         )
-        _require(
+        require(
             config.data.clients == 0 or c <= config.data.clients,
             f"algorithm.concurrency={c} is more than data.clients={config.data.clients}; lower it, or add clients",
         )
-        _require(
+        require(
             c >= k or config.protection.name == "plain",
             f"protection {config.protection.name} adds a buffer in one session of its {k} clients, and "
             f"algorithm.concurrency={c} has fewer at work at a time; raise concurrency to {k} or lower clients_per_round",
         )
-        _require(
+        require(
             not config.model.head_centre,
             "model.head_centre is measured by a round of its own, which a stream of updates has not; leave it out with "
             "fedbuff",
@@ -133,7 +133,7 @@ class FedBuff(FedAvg):
 
     def check_clients(self, clients: int) -> None:
         """Raises ConfigError where more would have to train at the same time than there are."""
-        _require(
+        require(
             self.concurrency <= clients,
             f"algorithm.concurrency={self.concurrency} but only {clients} clients have data; lower it, or add clients",
         )
@@ -173,8 +173,3 @@ def turns_of(algorithm: FedBuff, config: Config, clients: int) -> Mapping[int, i
         for arrival in (*buffer.taken, *buffer.late):
             found[arrival.client] += 1
     return found
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)

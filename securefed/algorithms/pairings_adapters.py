@@ -6,8 +6,8 @@ A compression goes with every protection exactly where its type is `Linear`.
 from __future__ import annotations
 
 from securefed.algorithms.pairing import Row
+from securefed.config.require import require
 from securefed.config.schema import Config
-from securefed.errors import ConfigError
 
 LORA = ("lora", "rolora", "ffa")
 
@@ -83,55 +83,50 @@ def check_ranks(c: Config) -> None:
     m, name = c.model, c.algorithm.name
     ranked = isinstance(algorithm, Ranked)
     reads = ranked and algorithm.needs_updates
-    _require(
+    require(
         not m.ranks or ranked,
         f"model.ranks gives clients unlike adapters, and algorithm {name} averages them as if they were alike; set "
         'algorithm = "slices", "hetlora", "flexlora", "flora" or "fedex", or leave ranks out',
     )
     low, high = min(m.ranks, default=1), max(m.ranks, default=1)
-    _require(low >= 1, f"model.ranks must be at least 1 each, found {low}")
-    _require(
+    require(low >= 1, f"model.ranks must be at least 1 each, found {low}")
+    require(
         not m.ranks or high <= m.rank,
         f"model.ranks holds {high}, above the global adapter's model.rank={m.rank}; raise model.rank or lower it",
     )
-    _require(
+    require(
         not m.merged or (ranked and algorithm.merges),
         f'model.merged sends base weights that algorithm {name} never changes; leave it out, or use algorithm = "flora" or "fedex"',
     )
-    _require(
+    require(
         m.merged or not (ranked and algorithm.merges),
         f"algorithm {name} adds to the base weights, so they must travel; set model.merged = true",
     )
     if not ranked:
         return
-    _require(
+    require(
         make_aggregator(c.aggregator).needs == "sum",
         f"aggregator {c.aggregator.name} compares updates that hold unlike coordinates under algorithm {name}; use "
         'aggregator = "mean"',
     )
-    _require(
+    require(
         not reads or c.protection.name == "plain",
         f'algorithm {name} with weighting = "sparsity" reads every update; use protection = "plain" or weighting = "given"',
     )
-    _require(
+    require(
         not reads or c.privacy.unit != "client",
         f"algorithm {name} weighs clients by norms that client-level noise does not cover; set weighting = "
         '"given", or privacy.unit = "example"',
     )
-    _require(
+    require(
         not m.ranks or c.protection.name == "plain" or c.private or c.weights == "equal",
         f"protection {c.protection.name} hides the clients' weights, and algorithm {name} must know which part of them "
         'holds a coordinate; set weights = "equal"',
     )
-    _require(
+    require(
         not reads or c.compression is None or ROWS[c.compression.name].protections == ("plain",)
         if c.compression is not None and c.compression.name in ROWS
         else not reads or c.compression is None,
         f"algorithm {name} multiplies whole factors, and this compression sends other coordinates; use "
         'compression = "top_k" or "quantized", or leave it out',
     )
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)

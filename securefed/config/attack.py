@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from securefed.config.require import require
 from securefed.config.schema import Config
-from securefed.errors import ConfigError
 
 
 def check_attack(c: Config) -> None:
@@ -17,16 +17,16 @@ def check_attack(c: Config) -> None:
     a = c.attack
     if a.f == 0 and not a.name and a.poison is None:
         return
-    _require(a.f >= 1, f"attack.f counts the liars, at least 1 where an attack is named, found {a.f}")
-    _require(
+    require(a.f >= 1, f"attack.f counts the liars, at least 1 where an attack is named, found {a.f}")
+    require(
         bool(a.name) or a.poison is not None,
         f"attack.f={a.f} liars need an attack: set attack.name (what they send) or attack.poison (what they train on)",
     )
-    _require(
+    require(
         bool(a.name) or not a.options,
         "attack.options are given without attack.name; name the attack they are for",
     )
-    _require(0 < a.participation <= 1, f"attack.participation must be in (0, 1], found {a.participation}")
+    require(0 < a.participation <= 1, f"attack.participation must be in (0, 1], found {a.participation}")
     if c.data.clients:
         check_liars(c, c.data.clients)
     _check_declared(c)
@@ -36,7 +36,7 @@ def check_attack(c: Config) -> None:
 def check_liars(c: Config, clients: int) -> None:
     """Raises ConfigError where no honest client would be left; `clients` may follow from the data."""
     f = c.attack.f
-    _require(
+    require(
         f < clients,
         f"attack.f={f} of {clients} clients leaves nobody honest; lower attack.f or raise data.clients",
     )
@@ -58,17 +58,17 @@ def _f_of(rule: Any) -> int | None:
 
 def _check_declared(c: Config) -> None:
     a, told = c.attack, declared(c)
-    _require(
+    require(
         a.declared_f >= -1, f"attack.declared_f must be 0 or more, or -1 for f itself, found {a.declared_f}"
     )
     meant = a.f if a.declared_f == -1 else a.declared_f
     if told is None:
-        _require(
+        require(
             a.declared_f == -1,
             f"attack.declared_f={a.declared_f}, but aggregator {c.aggregator.name} takes no f; leave it out",
         )
         return
-    _require(
+    require(
         meant == told,
         f"aggregator {c.aggregator.name} is told f={told}, the attack has f={a.f}; to measure a wrong f on purpose "
         f"set attack.declared_f={told}",
@@ -79,25 +79,20 @@ def _check_meaning(c: Config) -> None:
     from securefed.registry import make_attack, make_poison, make_protection
 
     poison, attack = make_poison(c.attack), make_attack(c.attack, c.aggregator)
-    _require(
+    require(
         poison is None or c.model.task == "classification",
         f"attack.poison changes labels, model.task={c.model.task} has none; set attack.name instead",
     )
     if attack is None:
         return
     reveals = make_protection(c.protection).reveals
-    _require(
+    require(
         reveals == "updates" or getattr(attack, "finite", True),
         f"attack {c.attack.name} sends rows that are not finite, and no client of protection {c.protection.name} "
         'can encode such a row; use protection = "plain", or a finite attack as sign_flip',
     )
-    _require(
+    require(
         reveals != "sum" or attack.knowledge != "omniscient",
         f"attack {c.attack.name} sees every honest update, which protection {c.protection.name} hides from everyone; "
         'use an attack that sees its own data only (sign_flip, boost) or protection = "plain"',
     )
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)

@@ -13,6 +13,7 @@ from securefed.config.attack import check_attack, declared
 from securefed.config.compression import check_compression
 from securefed.config.distill import check_distill
 from securefed.config.noise import check_dealt, check_noise
+from securefed.config.require import require
 from securefed.config.schema import Config
 from securefed.config.uneven import check_uneven, check_uneven_clients
 from securefed.errors import ConfigError, ProtocolError
@@ -22,11 +23,6 @@ MOST_HIDDEN = 1 << 16
 MOST_THREADS = 1024
 MOST_WORKERS = 1024
 """Typing errors, not machines: what lies above would end in the allocator or in the scheduler."""
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
 
 
 def check(config: Config) -> None:
@@ -43,165 +39,161 @@ def check(config: Config) -> None:
 
 
 def _check_ranges(c: Config) -> None:
-    _require(
+    require(
         bool(c.name) and "/" not in c.name and c.name not in (".", ".."),
         f"name must be a plain word, found {c.name!r}",
     )
-    _require(c.rounds >= 1, f"rounds must be at least 1, found {c.rounds}")
-    _require(
+    require(c.rounds >= 1, f"rounds must be at least 1, found {c.rounds}")
+    require(
         c.clients_per_round >= 0, f"clients_per_round must be 0 (all) or more, found {c.clients_per_round}"
     )
-    _require(0 <= c.seed < 2**63, f"seed must be in [0, 2**63), found {c.seed}")
+    require(0 <= c.seed < 2**63, f"seed must be in [0, 2**63), found {c.seed}")
     d, m = c.data, c.model
-    _require(d.clients >= 0, f"data.clients must be 0 (one per natural group) or more, found {d.clients}")
-    _require(
+    require(d.clients >= 0, f"data.clients must be 0 (one per natural group) or more, found {d.clients}")
+    require(
         d.clients == 0 or c.clients_per_round <= d.clients,
         f"clients_per_round={c.clients_per_round} is more than data.clients={d.clients}"
         + ("; a buffer has a client once: lower clients_per_round or add clients" if c.buffered else ""),
     )
-    _require(d.alpha > 0, f"data.alpha must be above 0, found {d.alpha}")
-    _require(d.min_examples >= 1, f"data.min_examples must be at least 1, found {d.min_examples}")
-    _require(0 < d.test_fraction < 1, f"data.test_fraction must be in (0, 1), found {d.test_fraction}")
-    _require(d.max_length >= 2, f"data.max_length must be at least 2 tokens, found {d.max_length}")
-    _require(d.limit >= 0, f"data.limit must be 0 (everything) or more, found {d.limit}")
-    _require(m.rank >= 1, f"model.rank must be at least 1, found {m.rank}")
-    _require(m.alpha > 0, f"model.alpha must be above 0, found {m.alpha}")
-    _require(0 <= m.dropout < 1, f"model.dropout must be in [0, 1), found {m.dropout}")
-    _require(1 <= m.hidden <= MOST_HIDDEN, f"model.hidden must be in 1 .. {MOST_HIDDEN}, found {m.hidden}")
+    require(d.alpha > 0, f"data.alpha must be above 0, found {d.alpha}")
+    require(d.min_examples >= 1, f"data.min_examples must be at least 1, found {d.min_examples}")
+    require(0 < d.test_fraction < 1, f"data.test_fraction must be in (0, 1), found {d.test_fraction}")
+    require(d.max_length >= 2, f"data.max_length must be at least 2 tokens, found {d.max_length}")
+    require(d.limit >= 0, f"data.limit must be 0 (everything) or more, found {d.limit}")
+    require(m.rank >= 1, f"model.rank must be at least 1, found {m.rank}")
+    require(m.alpha > 0, f"model.alpha must be above 0, found {m.alpha}")
+    require(0 <= m.dropout < 1, f"model.dropout must be in [0, 1), found {m.dropout}")
+    require(1 <= m.hidden <= MOST_HIDDEN, f"model.hidden must be in 1 .. {MOST_HIDDEN}, found {m.hidden}")
     if isinstance(m.layers, int):
-        _require(m.layers >= 1, f"model.layers as a number is the top k >= 1, found {m.layers}")
+        require(m.layers >= 1, f"model.layers as a number is the top k >= 1, found {m.layers}")
     if isinstance(m.head_layers, int):
-        _require(
+        require(
             m.head_layers >= 1, f"model.head_layers as a number is the last k >= 1, found {m.head_layers}"
         )
-    _require(
+    require(
         m.head_layers == 1
         or (m.task == "classification" and m.name not in ("mlp", "cnn", "logistic", "bag", "transformer")),
         "model.head_layers is for classification on a pre-trained model; leave it at 1",
     )
-    _require(
+    require(
         not m.head_centre
         or (m.task == "classification" and m.name not in ("mlp", "cnn", "logistic", "bag", "transformer")),
         "model.head_centre is for classification on a pre-trained model; leave it out",
     )
-    _require(
+    require(
         not (m.head_centre and c.privacy.unit == "client"),
         'model.head_centre measures a mean under example-level noise; with privacy.unit = "client" leave it out',
     )
-    _require(
+    require(
         0 <= c.engine.workers <= MOST_WORKERS,
         f"engine.workers must be in 0 (this process) .. {MOST_WORKERS}, found {c.engine.workers}",
     )
-    _require(
+    require(
         0 <= c.engine.threads <= MOST_THREADS,
         f"engine.threads must be in 0 (automatic) .. {MOST_THREADS}, found {c.engine.threads}",
     )
-    _require(
+    require(
         c.engine.checkpoint_every >= 0,
         f"engine.checkpoint_every must be 0 (once a second) or more, found {c.engine.checkpoint_every}",
     )
-    _require(
+    require(
         c.tracking.keep_views >= 0,
         f"tracking.keep_views must be 0 (none) or a number of rounds, found {c.tracking.keep_views}",
     )
-    _require(c.evaluate.every >= 0, f"evaluate.every must be 0 (end only) or more, found {c.evaluate.every}")
-    _require(c.stop.patience >= 0, f"stop.patience must be 0 (never) or more, found {c.stop.patience}")
+    require(c.evaluate.every >= 0, f"evaluate.every must be 0 (end only) or more, found {c.evaluate.every}")
+    require(c.stop.patience >= 0, f"stop.patience must be 0 (never) or more, found {c.stop.patience}")
 
 
 def _check_training(c: Config) -> None:
     t, s = c.train, c.server
-    _require(t.steps >= 0, f"train.steps must be 0 (not given) or more, found {t.steps}")
-    _require(t.epochs >= 0, f"train.epochs must be 0 (not given) or more, found {t.epochs}")
-    _require(
+    require(t.steps >= 0, f"train.steps must be 0 (not given) or more, found {t.steps}")
+    require(t.epochs >= 0, f"train.epochs must be 0 (not given) or more, found {t.epochs}")
+    require(
         (t.steps > 0) != (t.epochs > 0),
         f"give train.steps or train.epochs, one of them above 0; found steps={t.steps}, epochs={t.epochs}",
     )
-    _require(t.learning_rate > 0, f"train.learning_rate must be above 0, found {t.learning_rate}")
-    _require(
+    require(t.learning_rate > 0, f"train.learning_rate must be above 0, found {t.learning_rate}")
+    require(
         t.head_learning_rate is None or t.head_learning_rate > 0,
         f"train.head_learning_rate must be above 0, found {t.head_learning_rate}",
     )
-    _require(0 <= t.momentum < 1, f"train.momentum must be in [0, 1), found {t.momentum}")
-    _require(t.weight_decay >= 0, f"train.weight_decay must be 0 or more, found {t.weight_decay}")
-    _require(t.batch_size >= 1, f"train.batch_size must be at least 1, found {t.batch_size}")
-    _require(t.accumulate >= 1, f"train.accumulate must be at least 1, found {t.accumulate}")
-    _require(
+    require(0 <= t.momentum < 1, f"train.momentum must be in [0, 1), found {t.momentum}")
+    require(t.weight_decay >= 0, f"train.weight_decay must be 0 or more, found {t.weight_decay}")
+    require(t.batch_size >= 1, f"train.batch_size must be at least 1, found {t.batch_size}")
+    require(t.accumulate >= 1, f"train.accumulate must be at least 1, found {t.accumulate}")
+    require(
         t.physical_tokens >= c.data.max_length,
         f"train.physical_tokens={t.physical_tokens} must hold one record of data.max_length={c.data.max_length}",
     )
-    _require(t.physical_batch >= 1, f"train.physical_batch must be at least 1, found {t.physical_batch}")
-    _require(t.warmup_steps >= 0, f"train.warmup_steps must be 0 or more, found {t.warmup_steps}")
-    _require(
-        0 <= t.label_smoothing < 1, f"train.label_smoothing must be in [0, 1), found {t.label_smoothing}"
-    )
-    _require(t.proximal_mu >= 0, f"train.proximal_mu must be 0 or more, found {t.proximal_mu}")
-    _require(t.cache_mib >= 0, f"train.cache_mib must be 0 or more, found {t.cache_mib}")
+    require(t.physical_batch >= 1, f"train.physical_batch must be at least 1, found {t.physical_batch}")
+    require(t.warmup_steps >= 0, f"train.warmup_steps must be 0 or more, found {t.warmup_steps}")
+    require(0 <= t.label_smoothing < 1, f"train.label_smoothing must be in [0, 1), found {t.label_smoothing}")
+    require(t.proximal_mu >= 0, f"train.proximal_mu must be 0 or more, found {t.proximal_mu}")
+    require(t.cache_mib >= 0, f"train.cache_mib must be 0 or more, found {t.cache_mib}")
     for client, rate in t.client_learning_rate.items():
-        _require(client.isdigit(), f"train.client_learning_rate takes client numbers, found {client!r}")
-        _require(rate > 0, f"train.client_learning_rate.{client} must be above 0, found {rate}")
-    _require(s.learning_rate > 0 and s.head_learning_rate > 0, "server learning rates must be above 0")
-    _require(0 <= s.momentum < 1 and 0 <= s.head_momentum < 1, "server momenta must be in [0, 1)")
-    _require(0 <= s.beta2 < 1, f"server.beta2 must be in [0, 1), found {s.beta2}")
-    _require(
-        s.head_joint_factor > 0, f"server.head_joint_factor must be above 0, found {s.head_joint_factor}"
-    )
-    _require(0 <= s.average < 1, f"server.average must be in [0, 1), found {s.average}")
-    _require(s.tau > 0, f"server.tau must be above 0, found {s.tau}")
-    _require(s.root_records >= 0, f"server.root_records must be 0 (none) or more, found {s.root_records}")
+        require(client.isdigit(), f"train.client_learning_rate takes client numbers, found {client!r}")
+        require(rate > 0, f"train.client_learning_rate.{client} must be above 0, found {rate}")
+    require(s.learning_rate > 0 and s.head_learning_rate > 0, "server learning rates must be above 0")
+    require(0 <= s.momentum < 1 and 0 <= s.head_momentum < 1, "server momenta must be in [0, 1)")
+    require(0 <= s.beta2 < 1, f"server.beta2 must be in [0, 1), found {s.beta2}")
+    require(s.head_joint_factor > 0, f"server.head_joint_factor must be above 0, found {s.head_joint_factor}")
+    require(0 <= s.average < 1, f"server.average must be in [0, 1), found {s.average}")
+    require(s.tau > 0, f"server.tau must be above 0, found {s.tau}")
+    require(s.root_records >= 0, f"server.root_records must be 0 (none) or more, found {s.root_records}")
 
 
 def _check_privacy(c: Config) -> None:
     p = c.privacy
-    _require(p.epsilon is None or p.epsilon > 0, f"privacy.epsilon must be above 0, found {p.epsilon}")
-    _require(0 < p.delta < 1, f"privacy.delta must be in (0, 1), found {p.delta}")
-    _require(p.max_grad_norm > 0, f"privacy.max_grad_norm must be above 0, found {p.max_grad_norm}")
-    _require(0 < p.sample_rate <= 1, f"privacy.sample_rate must be in (0, 1], found {p.sample_rate}")
-    _require(p.site_epsilon >= 0, f"privacy.site_epsilon must be 0 (no cap) or more, found {p.site_epsilon}")
-    _require(
+    require(p.epsilon is None or p.epsilon > 0, f"privacy.epsilon must be above 0, found {p.epsilon}")
+    require(0 < p.delta < 1, f"privacy.delta must be in (0, 1), found {p.delta}")
+    require(p.max_grad_norm > 0, f"privacy.max_grad_norm must be above 0, found {p.max_grad_norm}")
+    require(0 < p.sample_rate <= 1, f"privacy.sample_rate must be in (0, 1], found {p.sample_rate}")
+    require(p.site_epsilon >= 0, f"privacy.site_epsilon must be 0 (no cap) or more, found {p.site_epsilon}")
+    require(
         p.noise_multiplier is None or p.noise_multiplier >= 0,
         f"privacy.noise_multiplier must be 0 or more, found {p.noise_multiplier}",
     )
     if p.unit == "none":
-        _require(
+        require(
             p.site_epsilon == 0,
             'privacy.site_epsilon is given but privacy.unit is "none"; set privacy.unit = "example"',
         )
-        _require(
+        require(
             p.epsilon is None and p.noise_multiplier is None,
             'privacy.epsilon or noise_multiplier is given but privacy.unit is "none"; set privacy.unit = "example"',
         )
         return
-    _require(
+    require(
         p.epsilon is not None or p.noise_multiplier is not None,
         "DP needs privacy.epsilon (noise is calibrated) or privacy.noise_multiplier (epsilon is computed)",
     )
-    _require(
+    require(
         p.noise_multiplier != 0 or p.epsilon is None,
         "privacy.noise_multiplier = 0 adds no noise, so no finite epsilon holds; raise it or leave it out",
     )
-    _require(
+    require(
         c.stop.patience == 0,
         "stop.patience reads a metric of private data, which DP does not cover; stop on rounds or on the budget",
     )
-    _require(
+    require(
         c.train.weight_decay == 0 or c.train.optimizer == "adamw",
         "weight decay under DP goes through adamw, where it is decoupled from the noised gradient",
     )
     if p.unit == "example":
-        _require(
+        require(
             c.model.dropout == 0,
             "dropout masks come from one stream over the batch, so one record more changes everybody else's gradient "
             "and no clip bounds it; set model.dropout = 0 under example-level DP",
         )
-        _require(
+        require(
             c.train.steps > 0,
             "DP counts steps: give train.steps instead of train.epochs (an epoch is 1/sample_rate steps)",
         )
-        _require(
+        require(
             c.train.accumulate == 1,
             "under DP the logical batch is drawn by sample_rate and split into physical batches already; set train.accumulate = 1",
         )
-        _require(
+        require(
             c.train.proximal_mu == 0 or c.train.steps > 1,
             "FedProx with one local step does nothing: the proximal term is zero at the global model; raise train.steps",
         )
@@ -212,17 +204,17 @@ def _check_adapter(c: Config) -> None:
 
     m = c.model
     scores = ("accuracy", "balanced_accuracy", "f1") if m.task == "classification" else ("perplexity",)
-    _require(
+    require(
         c.stop.patience == 0 or c.stop.metric in ("loss", *scores),
         f"stop.metric={c.stop.metric} does not exist for {m.task}; use {', '.join(('loss', *scores))}",
     )
     small = m.name in ("mlp", "cnn", "logistic", "bag", "transformer") or is_path(m.name)
-    _require(not small or m.adapter == "full", f'model {m.name} has no adapters; set model.adapter = "full"')
-    _require(
+    require(not small or m.adapter == "full", f'model {m.name} has no adapters; set model.adapter = "full"')
+    require(
         not small or m.task == "classification",
         f'model {m.name} classifies; set model.task = "classification"',
     )
-    _require(
+    require(
         m.task == "classification" or m.adapter != "head",
         'model.adapter = "head" trains a classification head; choose task = "classification" or a LoRA adapter',
     )
@@ -243,7 +235,7 @@ def _check_pairs(c: Config) -> None:
         _check_whole(c, c.data.clients)
     if c.clients_per_round or c.data.clients:
         _check_rule(c, c.clients_per_round or c.data.clients)
-    _require(
+    require(
         not (c.privacy.unit == "client" and not c.distributed and protection.reveals != "updates"),
         f"client-level noise at the server bounds each update, protection {c.protection.name} hides them; "
         'let the clients add it inside the sum (protection = "masking", privacy.noise = "skellam"), '
@@ -251,17 +243,17 @@ def _check_pairs(c: Config) -> None:
     )
     check_noise(c)
     _check_root(c)
-    _require(
+    require(
         not getattr(protection, "partial", False) or (rule.needs == "sum" and c.privacy.unit != "client"),
         f"protection {c.protection.name} with these options shows updates in part, aggregator {c.aggregator.name} or "
         'client-level noise needs them whole; use protection = "plain"',
     )
     _check_cohort(c, c.clients_per_round or c.data.clients, None)
-    _require(
+    require(
         not (c.privacy.unit == "client" and c.weights == "size"),
         'client-level DP bounds what one client adds, so all weigh the same; set weights = "equal"',
     )
-    _require(
+    require(
         not (c.privacy.unit == "client" and rule.needs != "sum" and protection.reveals != "group sums")
         or c.privacy.noise == "local",
         f'client-level noise is scaled for a sum; the sensitivity of {c.aggregator.name} is not proved, use aggregator = "mean"',
@@ -274,17 +266,17 @@ def _check_root(c: Config) -> None:
 
     rule, k = make_aggregator(c.aggregator), c.server.root_records
     reads = any(getattr(part, "reads_root", False) for part in (rule, getattr(rule, "rule", None)))
-    _require(
+    require(
         k > 0 or not reads,
         f"aggregator {c.aggregator.name} compares with an update of the server's own; set server.root_records to "
         "how many training records it holds (100, say)",
     )
-    _require(
+    require(
         k == 0 or reads,
         f"server.root_records={k}, but aggregator {c.aggregator.name} reads no update of the server's own; "
         'leave it out, or use aggregator = "fl_trust"',
     )
-    _require(
+    require(
         k == 0 or c.privacy.unit == "none",
         f"server.root_records={k} are trained on without noise, outside privacy.unit = {c.privacy.unit}'s guarantee; "
         "use another aggregator, or no privacy",
@@ -306,7 +298,7 @@ def _check_rule(c: Config, n: int) -> None:
         except ProtocolError as error:
             raise ConfigError(str(error)) from None
         f = declared(c) or 0
-        _require(
+        require(
             n > 2 * f,
             f"aggregator {c.aggregator.name} with f={f} needs more than {2 * f} groups, the cohort makes {n}; "
             "lower protection.size or f, or add clients",
@@ -322,7 +314,7 @@ def _check_whole(c: Config, clients: int) -> None:
     """Fixed groups need everybody in every round: a sampled cohort would have parts of them."""
     from securefed.registry import make_protection
 
-    _require(
+    require(
         c.clients_per_round in (0, clients) or not isinstance(make_protection(c.protection), GroupRevealing),
         f"clients_per_round={c.clients_per_round} of {clients} breaks the fixed groups of protection "
         f"{c.protection.name}; set clients_per_round = 0",
@@ -349,10 +341,10 @@ def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
             release of a whole record: delta must be below 1/records of every shard, so of the largest
             (example level), or 1/clients (client level).
     """
-    _require(len(sizes) >= 1, "no client has data")
+    require(len(sizes) >= 1, "no client has data")
     for client, size in enumerate(sizes):
-        _require(size > 0, f"client {client} has no records; lower data.clients or raise data.min_examples")
-    _require(
+        require(size > 0, f"client {client} has no records; lower data.clients or raise data.min_examples")
+    require(
         config.clients_per_round <= len(sizes),
         f"clients_per_round={config.clients_per_round} but only {len(sizes)} clients have data",
     )
@@ -363,18 +355,18 @@ def check_against_shards(config: Config, sizes: Sequence[int]) -> None:
     secret_weights = not config.private and config.weights != "equal"
     _check_cohort(config, config.clients_per_round or len(sizes), max(sizes) if secret_weights else None)
     for named in config.train.client_learning_rate:
-        _require(
+        require(
             int(named) < len(sizes),
             f"train.client_learning_rate names client {named}, there are {len(sizes)}",
         )
     p = config.privacy
     if p.unit == "example":
-        _require(
+        require(
             p.delta < 1 / max(sizes),
             f"privacy.delta={p.delta:g} must be below 1/records of every shard, the largest has {max(sizes)}; lower delta",
         )
     if p.unit == "client":
-        _require(
+        require(
             p.delta < 1 / len(sizes),
             f"privacy.delta={p.delta:g} must be below 1/clients = 1/{len(sizes)}; lower delta",
         )

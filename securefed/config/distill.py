@@ -5,22 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from securefed.config.require import require
 from securefed.config.schema import Architecture, Config, DistillConfig, ModelConfig, ServerConfig
-from securefed.errors import ConfigError
 
 _SMALL = ("mlp", "cnn", "logistic", "bag", "transformer")
 """Nets that are built here, whole."""
 
 
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
-
-
 def check_distill(c: Config) -> None:
     """Raises ConfigError where answers, weights, protection and guarantee do not fit each other."""
     if not c.distills:
-        _require(
+        require(
             c.distill == DistillConfig(),
             f'[distill] is of the algorithm distill, found algorithm {c.algorithm.name}; set algorithm = "distill", or '
             "leave the section out",
@@ -55,42 +50,42 @@ def record_bound(d: DistillConfig) -> float:
 
 
 def _check_ranges(d: DistillConfig) -> None:
-    _require(d.records >= 1, f"distill.records must be at least 1, found {d.records}")
-    _require(d.clip > 0, f"distill.clip must be above 0, found {d.clip}")
-    _require(d.temperature > 0, f"distill.temperature must be above 0, found {d.temperature}")
-    _require(d.digest_steps >= 0, f"distill.digest_steps must be 0 (none) or more, found {d.digest_steps}")
-    _require(d.student_steps >= 1, f"distill.student_steps must be at least 1, found {d.student_steps}")
-    _require(
+    require(d.records >= 1, f"distill.records must be at least 1, found {d.records}")
+    require(d.clip > 0, f"distill.clip must be above 0, found {d.clip}")
+    require(d.temperature > 0, f"distill.temperature must be above 0, found {d.temperature}")
+    require(d.digest_steps >= 0, f"distill.digest_steps must be 0 (none) or more, found {d.digest_steps}")
+    require(d.student_steps >= 1, f"distill.student_steps must be at least 1, found {d.student_steps}")
+    require(
         d.student_learning_rate > 0,
         f"distill.student_learning_rate must be above 0, found {d.student_learning_rate}",
     )
-    _require(d.batch_size >= 1, f"distill.batch_size must be at least 1, found {d.batch_size}")
-    _require(bool(d.public), 'distill.public names the public records; use "held-out", a data set or a file')
+    require(d.batch_size >= 1, f"distill.batch_size must be at least 1, found {d.batch_size}")
+    require(bool(d.public), 'distill.public names the public records; use "held-out", a data set or a file')
 
 
 def _check_clients(c: Config) -> None:
     from securefed.registry import is_path
 
-    _require(
+    require(
         c.model.task == "classification",
         f"algorithm distill averages answers over classes, model.task={c.model.task} has none; set "
         'task = "classification"',
     )
     for i, a in enumerate(c.distill.clients):
         where = f"distill.clients[{i}] ({a.name})"
-        _require(bool(a.name), f"{where} needs a name, such as minilm, transformer or bag")
-        _require(a.rank >= 1 and a.hidden >= 1, f"{where}: rank and hidden must be at least 1")
-        _require(
+        require(bool(a.name), f"{where} needs a name, such as minilm, transformer or bag")
+        require(a.rank >= 1 and a.hidden >= 1, f"{where}: rank and hidden must be at least 1")
+        require(
             a.learning_rate is None or a.learning_rate > 0,
             f"{where}: learning_rate must be above 0, found {a.learning_rate}",
         )
         small = a.name in _SMALL or is_path(a.name)
-        _require(not small or a.adapter == "full", f"{where} has no adapters; leave adapter out")
-        _require(
+        require(not small or a.adapter == "full", f"{where} has no adapters; leave adapter out")
+        require(
             a.adapter != "fedsa", f"{where}: fedsa shares factors and distill shares none; use lora or head"
         )
     if c.distill.clients and c.data.clients:
-        _require(
+        require(
             len(c.distill.clients) <= c.data.clients,
             f"distill.clients names {len(c.distill.clients)} architectures for data.clients={c.data.clients}; name fewer",
         )
@@ -98,20 +93,20 @@ def _check_clients(c: Config) -> None:
 
 def _check_unused(c: Config) -> None:
     """Settings of updates that mean nothing here are refused rather than ignored."""
-    _require(
+    require(
         c.server == ServerConfig(),
         "[server] applies updates, and under distill the server's student learns; leave it out and set "
         "distill.student_steps and distill.student_learning_rate",
     )
-    _require(
+    require(
         c.model.adapter != "fedsa" and not c.model.head_centre,
         "fedsa and head_centre belong to rounds of updates; use model.adapter = lora, head or full with distill",
     )
-    _require(
+    require(
         not c.train.inspect_model,
         "train.inspect_model looks at a model that the server sends to be trained; distill sends none, leave it out",
     )
-    _require(
+    require(
         c.engine.workers == 0,
         f"algorithm distill keeps models of several architectures in one process, found engine.workers={c.engine.workers}; set 0",
     )
@@ -122,12 +117,12 @@ def _check_guarantee(c: Config) -> None:
     p, d = c.privacy, c.distill
     if p.unit != "client":
         return
-    _require(
+    require(
         not d.confidence,
         "distill.confidence is a private statistic: at client level it would divide a noisy table by noisy weights; set "
         'confidence = false, or privacy.unit = "example", under which answers of models trained with DP-SGD cost nothing more',
     )
-    _require(
+    require(
         p.clip == "fixed",
         'privacy.clip = "adaptive" follows norms of updates, a table of answers has a fixed bound; set privacy.clip = "fixed"',
     )
@@ -141,7 +136,7 @@ def _check_carried(c: Config) -> None:
         return  # the noise's own design holds the range
     bound = getattr(make_protection(c.protection), "value_range", math.inf)
     reach = _reach(c)
-    _require(
+    require(
         bound >= reach,
         f"protection.value_range={bound:g} cuts answers, which reach {reach:.3g} (distill.clip and the noise); set "
         f"protection.value_range = {math.ceil(reach)}",
