@@ -42,7 +42,7 @@ class Cohorts:
         late = self._refuse_late(state, plan)
         if not plan.share:
             return self._train_at_home(state, plan, chosen)
-        shared = self.model.layout.select(set(plan.share).__contains__)
+        shared = self.shared(plan)
 
         def train() -> list[ClientOutcome]:
             outcomes = self.parts.engine.train([self._job(state, plan, client) for client in chosen])
@@ -145,7 +145,7 @@ class Cohorts:
             start = (start * holds).astype(start.dtype)
         residual = None
         if client in state.residual:
-            shared = self.model.layout.select(set(plan.share).__contains__)
+            shared = self.shared(plan)
             residual = residual_of(state.residual, client, self.model.layout, shared)
         return ClientJob(
             client,
@@ -199,13 +199,18 @@ class Cohorts:
             scale=m.alpha / (m.rank**0.5 if m.rslora else m.rank),
         )
 
+    def shared(self, plan: RoundPlan) -> Layout:
+        """The layout of what a round sends."""
+        return self.model.layout.select(set(plan.share).__contains__)
+
     def residuals(
         self, state: State, plan: RoundPlan, outcomes: Sequence[ClientOutcome]
     ) -> dict[int, Vector]:
         """What compression has left out of each client's updates, after this round."""
         found = {o.client: o.residual for o in outcomes if o.residual is not None}
-        shared = self.model.layout.select(set(plan.share).__contains__)
-        return keep(state.residual, found, self.model.layout, shared)
+        if not found:
+            return dict(state.residual)
+        return keep(state.residual, found, self.model.layout, self.shared(plan))
 
     def bytes_down(self, state: State, plan: RoundPlan, chosen: tuple[int, ...], collected: Collected) -> int:
         """The global model goes to each client of the cohort as float32, and what the protection sends.
@@ -217,7 +222,7 @@ class Cohorts:
         asking = [k for k in chosen if plan.share or k not in state.local]
         each = 4 * (self.model.layout.size - private)
         if self.parts.sending is not None:
-            shared = self.model.layout.select(set(plan.share).__contains__)
+            shared = self.shared(plan)
             each += self.parts.sending.down_bytes(shared, state.round, state.memory)
         return each * len(asking) + sum(collected.bytes_down.values())
 

@@ -286,8 +286,7 @@ class Federation:
         )
         if isinstance(algorithm, Ranked) and joined is not None:
             vector = algorithm.join(vector, joined)
-        shared = self.model.layout.select(set(plan.share).__contains__)
-        self.views.keep(state.round, shared, collected, state.vector, vector)
+        self.views.keep(state.round, self.cohorts.shared(plan), collected, state.vector, vector)
         local = dict(state.local) | {o.client: o.local for o in outcomes if o.local is not None}
         up, down = (
             sum(collected.bytes_up.values()) / MIB,
