@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from securefed.data.batch import Batch
 from securefed.errors import ModelError
+from securefed.models.depth import is_causal
 
 STAGED = ("bert", "roberta", "xlm-roberta", "camembert")
 """Model types whose layers can be run one by one: `embeddings`, then each of `encoder.layer`."""
@@ -39,6 +40,11 @@ class TextClassifier(nn.Module):
         centred: whether the head reads features less `centre`, scaled to length one again. Sentence
             features share a large common part: it is most of their length, tells nothing, and makes the
             head's problem ill-conditioned.
+
+    Attributes:
+        staged: whether the layers can be run one by one.
+        causal: a decoder, whose first position is not pooled (it holds what its heads look at for nothing).
+        cut: layers above those that the head reads were left out at loading.
     """
 
     def __init__(self, backbone: Any, classes: int, reads: Sequence[int] = (), centred: bool = False) -> None:
@@ -54,6 +60,8 @@ class TextClassifier(nn.Module):
         self.checkpointing = False
         config = backbone.config
         self.staged = config.model_type in STAGED and not getattr(config, "is_decoder", False)
+        self.causal = is_causal(backbone)
+        self.cut = False
 
     @property
     def layers(self) -> int:
@@ -140,9 +148,12 @@ class TextClassifier(nn.Module):
         own = slice(-ids.shape[1], None)  # virtual tokens come before a record's own, and are not pooled
         last = self.backbone.config.num_hidden_layers
         if self.reads == (last,):  # the others are not kept
-            return [pool(self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state[:, own], mask)]
-        out = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-        found = [out.last_hidden_state if i == last else out.hidden_states[i] for i in self.reads]
+            found = [self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state]
+        else:
+            out = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+            found = [out.last_hidden_state if i == last else out.hidden_states[i] for i in self.reads]
+        if self.causal and found[0].shape[1] == ids.shape[1]:
+            mask = _without_sink(ids, mask)
         return [pool(hidden[:, own], mask) for hidden in found]
 
     def _staged(self, batch: Batch, stop: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -180,6 +191,19 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         return F.normalize(hidden.mean(1), dim=-1)
     keep = mask.unsqueeze(-1).to(hidden.dtype)
     return F.normalize((hidden * keep).sum(1) / keep.sum(1).clamp(min=1), dim=-1)
+
+
+def _without_sink(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The mask (b, t) without each record's first position, where there is another.
+
+    A decoder's heads look at the first position when they look for nothing, and its hidden state is a
+    hundred times the others in size, the same for every text: pooled, it would drown them (Xiao et al.
+    2024, "Efficient streaming language models with attention sinks", section 3.1).
+    """
+    mask = (torch.ones_like(ids) if mask is None else mask).clone()
+    rows = torch.arange(len(mask), device=mask.device)[mask.sum(1) > 1]
+    mask[rows, mask[rows].argmax(1)] = 0
+    return mask
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -11,6 +11,7 @@ from securefed.config import ModelConfig
 from securefed.data.batch import Encoded
 from securefed.data.records import Examples
 from securefed.errors import ModelError
+from securefed.models.depth import cut_off
 from securefed.models.digest import base_digest, file_digest
 from securefed.models.small_nets import small_net
 from securefed.models.soft import SOFT, VIRTUAL
@@ -71,13 +72,15 @@ def _pretrained(
         max_length=max_length,
         device=device,
     )
+    reads = _reads(config, base.config.num_hidden_layers) if config.task == "classification" else ()
+    cut = config.adapter != "full" and bool(reads) and cut_off(base, max(reads[-1], 1))
     vocabulary = base.get_input_embeddings().weight.shape[0]
     longest = _room(config, positions(base.config), max_length)
     text = load_encoder(source.folder, config.task, vocabulary=vocabulary, longest=longest)
     adapted = adapt(base, config, unit=unit, name=source.name)
     if config.gradient_checkpointing:
         enable_checkpointing(base)
-    module = _wrap(adapted.peft if adapted.virtual else base, config, classes, adapted.virtual)
+    module = _wrap(adapted.peft if adapted.virtual else base, config, classes, adapted.virtual, reads, cut)
     module.to(device).train()
     head = {n: p for n, p in module.named_parameters() if n.startswith(("head.", "centre."))}
     return TaskModel(
@@ -113,7 +116,9 @@ def _room(config: ModelConfig, longest: int | None, max_length: int) -> int | No
     return longest - config.virtual_tokens
 
 
-def _wrap(base: Any, config: ModelConfig, classes: int, virtual: int = 0) -> torch.nn.Module:
+def _wrap(
+    base: Any, config: ModelConfig, classes: int, virtual: int, reads: tuple[int, ...], cut: bool
+) -> torch.nn.Module:
     from securefed.models.encoder import TextClassifier
     from securefed.models.language import CausalLM, Seq2SeqLM
 
@@ -121,8 +126,9 @@ def _wrap(base: Any, config: ModelConfig, classes: int, virtual: int = 0) -> tor
         return CausalLM(base)  # takes the last positions where virtual ones come before
     if config.task == "seq2seq":
         return Seq2SeqLM(base)
-    module = TextClassifier(base, classes, _reads(config, base.config.num_hidden_layers), config.head_centre)
+    module = TextClassifier(base, classes, reads, config.head_centre)
     module.staged = module.staged and not virtual
+    module.cut = cut
     module.checkpointing = config.gradient_checkpointing
     return module
 
@@ -131,7 +137,7 @@ def _reads(config: ModelConfig, layers: int) -> tuple[int, ...]:
     """The layers that `config.head_layers` means: the last k, or a list of 0 (embeddings) to `layers`.
 
     Raises:
-        ModelError: layers that do not exist, or adapters above all that the head reads.
+        ModelError: layers that do not exist, or weights to train above all that the head reads.
     """
     wanted = config.head_layers
     if isinstance(wanted, int):
@@ -141,10 +147,10 @@ def _reads(config: ModelConfig, layers: int) -> tuple[int, ...]:
     found = tuple(sorted(set(wanted)))
     if not found or found[0] < 0 or found[-1] > layers:
         raise ModelError(f"model.head_layers={list(wanted)} must be some of 0 (embeddings) to {layers}")
-    if found[-1] < layers and config.adapter != "head":
+    if found[-1] < layers and config.adapter == "full":
         raise ModelError(
-            f"model.head_layers={list(wanted)} leaves out the last layer, {layers}: what adapts it would not train; "
-            f'add {layers}, or set model.adapter = "head"'
+            f"model.head_layers={list(wanted)} leaves out the last layer, {layers}, whose weights would not train; "
+            f"add {layers}, or choose another model.adapter"
         )
     return found
 

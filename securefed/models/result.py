@@ -174,10 +174,15 @@ def _read(path: Path, into: dict[str, tuple[str, torch.nn.Parameter]]) -> None:
 def _read_by_head(model: TaskModel) -> str:
     assert isinstance(model.module, TextClassifier)
     reads = model.module.reads
-    if reads == (model.module.backbone.config.num_hidden_layers,):
+    if not model.module.cut and reads == (model.module.backbone.config.num_hidden_layers,):
         return "the last hidden states, scaled to length one"
     each = f"`hidden_states[i]` for i in {list(reads)}, each scaled to length one, side by side"
     return f"{each}, divided by the square root of {len(reads)}"
+
+
+def _sink(model: TaskModel) -> str:
+    assert isinstance(model.module, TextClassifier)
+    return "(but each record's first token) " if model.module.causal else ""
 
 
 def _centred(model: TaskModel) -> str:
@@ -216,7 +221,7 @@ def _readme(model: TaskModel) -> str:
     if model.task == "classification" and not is_small(model.config.name):
         lines += [
             "",
-            f"Logits: mean over the attention mask of {_read_by_head(model)}, {_centred(model)}times `head.weight` plus `head.bias` (head.safetensors).",
+            f"Logits: mean over the attention mask {_sink(model)}of {_read_by_head(model)}, {_centred(model)}times `head.weight` plus `head.bias` (head.safetensors).",
         ]
     lines += [
         "",

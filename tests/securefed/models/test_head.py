@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from securefed.config import ModelConfig, load_config
 from securefed.data.batch import Batch, collate
 from securefed.errors import ConfigError, ModelError
-from securefed.models import TaskModel, load_model
+from securefed.models import TaskModel, load_model, load_result
 from tests.securefed.models import tiny
 
 
@@ -40,7 +40,11 @@ def test_logits_are_the_head_on_each_layers_normalized_mean_side_by_side(
         )
     columns = []
     for i in reads:
-        means = [h[m.bool()].mean(0) for h, m in zip(out.hidden_states[i], batch.attention_mask, strict=True)]
+        sink = 0 if kind == "bert" else 1  # a decoder's first position is not pooled
+        means = [
+            h[m.bool()][min(sink, int(m.sum()) - 1) :].mean(0)
+            for h, m in zip(out.hidden_states[i], batch.attention_mask, strict=True)
+        ]
         columns.append(torch.stack([mean / mean.norm() for mean in means]))
     features = torch.cat(columns, 1) / len(reads) ** 0.5
     torch.testing.assert_close(features.norm(dim=1), torch.ones(6))
@@ -54,6 +58,61 @@ def test_a_middle_layer_alone_can_be_read_by_a_head_without_adapters(bert: str) 
     hidden = model.prefix(batch, 1)
     means = [h[m.bool()].mean(0) for h, m in zip(hidden, batch.attention_mask, strict=True)]
     torch.testing.assert_close(whole, torch.stack([mean / mean.norm() for mean in means]))
+
+
+@pytest.mark.parametrize("adapter", ["head", "lora"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+def test_what_lies_above_the_layers_read_is_left_out_and_the_same_is_read(
+    kind: str, adapter: str, folders: dict[str, str]
+) -> None:
+    model, batch = shaken(folders[kind], adapter=adapter, layers=1, head_layers=(0, 1))
+    whole = load_model(
+        ModelConfig(name=folders[kind], adapter=adapter, rank=2, layers=[0], head_layers=(0, 1, 2)),
+        classes=2,
+        max_length=16,
+    )
+    assert model.module.cut and not whole.module.cut
+    assert sum(p.numel() for p in model.module.parameters()) < sum(
+        p.numel() for p in whole.module.parameters()
+    )
+    for name, parameter in model.parameters.items():
+        if not name.startswith("head."):
+            whole.parameters[name].data.copy_(parameter.data)
+    read, beside = model.module.features(batch), whole.module.features(batch)
+    torch.testing.assert_close(read * 2**0.5, beside[:, : read.shape[1]] * 3**0.5)
+
+
+def test_all_weights_are_not_trained_below_a_head_that_leaves_out_the_last_layer(bert: str) -> None:
+    with pytest.raises(ModelError, match="whose weights would not train"):
+        load_model(ModelConfig(name=bert, adapter="full", head_layers=(1,)), classes=2, max_length=16)
+
+
+def test_an_adapter_in_a_model_that_was_cut_off_is_read_back_from_its_folder(
+    bert: str, tmp_path: Any
+) -> None:
+    model, batch = shaken(bert, head_layers=(0, 1), layers=1)
+    model.save_adapter(tmp_path)
+    again = load_result(tmp_path, base=bert, device="cpu")
+    torch.testing.assert_close(again.logits(batch), model.logits(batch))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_size_of_a_decoders_first_state_does_not_reach_the_head(
+    kind: str, folders: dict[str, str]
+) -> None:
+    model, batch = shaken(folders[kind], adapter="head", head_layers=(0,))
+    before = model.module.features(batch)
+    table = model.module.backbone.get_input_embeddings()
+    first = torch.tensor(sorted({int(row[0]) for row in batch.input_ids}))
+    once = [
+        i
+        for i, row in enumerate(batch.input_ids)
+        if batch.attention_mask[i].sum() > 1 and not torch.isin(row[1:], first).any()
+    ]
+    assert once
+    with torch.no_grad():
+        table.weight[first] *= 1000
+    torch.testing.assert_close(model.module.features(batch)[once], before[once])
 
 
 @pytest.mark.parametrize("asked", [2, (0, 2), (0, 1, 2)])
@@ -103,7 +162,6 @@ def test_a_head_over_more_layers_is_another_function_of_the_same_vector(bert: st
         ((0, 3), "some of 0"),
         ((-1, 2), "some of 0"),
         ((), "some of 0"),
-        ((1,), "last layer"),
     ],
 )
 def test_layers_that_cannot_be_read_are_refused(asked: Any, message: str, bert: str) -> None:
