@@ -43,7 +43,8 @@ class TextClassifier(nn.Module):
 
     Attributes:
         staged: whether the layers can be run one by one.
-        causal: a decoder, whose first position is not pooled (it holds what its heads look at for nothing).
+        causal: a decoder: its first position is not pooled, and the others are scaled to length one before
+            they are, because their sizes differ by more than what they say.
         cut: layers above those that the head reads were left out at loading.
     """
 
@@ -152,9 +153,11 @@ class TextClassifier(nn.Module):
         else:
             out = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True)
             found = [out.last_hidden_state if i == last else out.hidden_states[i] for i in self.reads]
-        if self.causal and found[0].shape[1] == ids.shape[1]:
+        if not self.causal:
+            return [pool(hidden[:, own], mask) for hidden in found]
+        if found[0].shape[1] == ids.shape[1]:
             mask = _without_sink(ids, mask)
-        return [pool(hidden[:, own], mask) for hidden in found]
+        return [pool(F.normalize(hidden[:, own].float(), dim=-1), mask) for hidden in found]
 
     def _staged(self, batch: Batch, stop: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Hidden states after `stop` layers, and the pooled outputs that the head reads of those before."""
@@ -196,9 +199,9 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 def _without_sink(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The mask (b, t) without each record's first position, where there is another.
 
-    A decoder's heads look at the first position when they look for nothing, and its hidden state is a
-    hundred times the others in size, the same for every text: pooled, it would drown them (Xiao et al.
-    2024, "Efficient streaming language models with attention sinks", section 3.1).
+    A decoder's heads look at the first position when they look for nothing (Xiao et al. 2024, "Efficient
+    streaming language models with attention sinks", section 3.1), and its hidden state, a hundred times
+    the others in size and the same for every text, would drown them in the mean.
     """
     mask = (torch.ones_like(ids) if mask is None else mask).clone()
     rows = torch.arange(len(mask), device=mask.device)[mask.sum(1) > 1]

@@ -182,7 +182,9 @@ def _read_by_head(model: TaskModel) -> str:
 
 def _sink(model: TaskModel) -> str:
     assert isinstance(model.module, TextClassifier)
-    return "(but each record's first token) " if model.module.causal else ""
+    return (
+        "(but each record's first token), every token's scaled to length one, " if model.module.causal else ""
+    )
 
 
 def _centred(model: TaskModel) -> str:

@@ -38,9 +38,9 @@ def test_logits_are_the_head_on_the_normalized_mean_of_the_last_hidden_states(
     with torch.no_grad():
         hidden = oracle(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
     kept = [h[m.bool()] for h, m in zip(hidden, batch.attention_mask, strict=True)]
-    rows = [
-        (h if kind == "bert" or len(h) == 1 else h[1:]).mean(0) for h in kept
-    ]  # a decoder's sink is not pooled
+    if kind != "bert":  # a decoder's sink is not pooled, and its other states are scaled to length one
+        kept = [F.normalize(h[min(1, len(h) - 1) :], dim=-1) for h in kept]
+    rows = [h.mean(0) for h in kept]
     features = torch.stack([row / row.norm() for row in rows])
     expected = F.linear(features, model.parameters["head.weight"], model.parameters["head.bias"])
     torch.testing.assert_close(model.logits(batch), expected, rtol=1e-4, atol=1e-5)

@@ -120,6 +120,7 @@ def assert_same_function(model: TaskModel, batch: Batch, opened: Any, folder: Pa
         hidden, keep = opened(**inputs).last_hidden_state, batch.attention_mask.unsqueeze(-1).clone()
         if model.module.causal:
             keep[keep.sum(1).squeeze(1) > 1, 0] = 0  # a decoder's first position is not pooled
+            hidden = F.normalize(hidden, dim=-1)
         head = load_file(folder / "head.safetensors")
         features = F.normalize((hidden * keep).sum(1) / keep.sum(1), dim=-1)
         logits, own = F.linear(features, head["head.weight"], head["head.bias"]), model.logits(batch)
