@@ -207,7 +207,7 @@ def register(ledger: Ledger, run: str, assembly: Assembly) -> None:
     elif unit == "client":
         whole = {SERVER: ShardKey(assembly.dataset.digest, len(assembly.shards))}
         if assembly.config.privacy.noise == "local":  # each client charges itself
-            whole = {s.client: ShardKey(s.digest, len(s.train)) for s in assembly.shards}
+            whole = {s.client: ShardKey(_client_digest(s), len(s.train)) for s in assembly.shards}
         if public_cohorts(assembly.config, len(assembly.shards)) is not None:
             whole |= {s.client: ShardKey(_client_digest(s), 1) for s in assembly.shards}
         ledger.register(run, whole, assembly.dataset.account, "client")

@@ -1,7 +1,8 @@
 """Resumable state of a run: one folder a round, written whole or not at all, checked when read.
 
 `checkpoint/round-000012/` holds `state.json` (facts and checksums) and `state.safetensors` (vectors).
-The two newest are kept, so that a torn write costs one round and never the run. No pickle.
+The two newest are kept, so that a torn write costs one round and never the run. No pickle. The folder is readable by
+its owner alone: a simulation's state holds what no client would send.
 """
 
 from __future__ import annotations
@@ -103,6 +104,9 @@ def save_state(folder: Path, state: State, identity: Mapping[str, str]) -> Path:
 
     root = folder / "checkpoint"
     root.mkdir(parents=True, exist_ok=True)
+    root.chmod(
+        0o700
+    )  # what stays with clients is in it: their own models, and what was not sent of their updates
     tensors = {"vector": state.vector}
     moments = {"first": state.moments.first, "second": state.moments.second}
     tensors |= {name: m for name, m in moments.items() if m.any()}  # FedAvg has none to keep

@@ -51,12 +51,12 @@ class ViewKeeper:
     _told: bool = False
 
     def keep(self, round: int, shared: Layout, collected: Collected, before: Vector, after: Vector) -> None:
-        """Keeps what the server saw of a round; a round in which nobody's input was released shows nothing.
+        """Keeps what the server saw of a round; one in which nobody's input was released, or nothing was sent, shows nothing.
 
         Raises:
             ProtocolError: more was collected than the protection says it reveals.
         """
-        if not self.most or not collected.survivors:
+        if not self.most or not collected.survivors or not shared.names:
             return
         parameters = RoundParameters(
             run=self.run,

@@ -137,6 +137,11 @@ def noise_shares(config: Config, clients: int, noise_multiplier: float, clip: Mo
         ConfigError: nobody's noise would be left, or a share could lie beyond what the protection carries.
     """
     survivors, corrupt = noise_floor(config, config.clients_per_round or clients)
+    if config.attack.name and config.attack.f > corrupt:
+        raise ConfigError(
+            f"attack.f={config.attack.f} liars send what they like in place of their share of the noise, which is claimed for "
+            f"at most {corrupt} who leave theirs out; raise protection.gamma, lower attack.f, or use attack.poison"
+        )
     found = Shares(
         noise_multiplier=noise_multiplier if clip is None else clip.update_noise(noise_multiplier),
         unit=config.privacy.max_grad_norm,

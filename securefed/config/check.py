@@ -16,6 +16,7 @@ from securefed.config.noise import check_dealt, check_noise
 from securefed.config.require import require
 from securefed.config.schema import Config
 from securefed.config.uneven import check_uneven, check_uneven_clients
+from securefed.config.views import check_views
 from securefed.errors import ConfigError, ProtocolError
 from securefed.types import CohortBound, GroupRevealing
 
@@ -36,6 +37,7 @@ def check(config: Config) -> None:
     check_compression(config)
     check_attack(config)
     check_distill(config)
+    check_views(config)
 
 
 def _check_ranges(c: Config) -> None:
@@ -95,10 +97,6 @@ def _check_ranges(c: Config) -> None:
     require(
         c.engine.checkpoint_every >= 0,
         f"engine.checkpoint_every must be 0 (once a second) or more, found {c.engine.checkpoint_every}",
-    )
-    require(
-        c.tracking.keep_views >= 0,
-        f"tracking.keep_views must be 0 (none) or a number of rounds, found {c.tracking.keep_views}",
     )
     require(c.evaluate.every >= 0, f"evaluate.every must be 0 (end only) or more, found {c.evaluate.every}")
     require(c.stop.patience >= 0, f"stop.patience must be 0 (never) or more, found {c.stop.patience}")

@@ -13,10 +13,18 @@ def check_compression(c: Config) -> None:
     """Raises ConfigError where what is sent could not be summed, compared or bounded."""
     if c.compression is None:
         return
-    from securefed.registry import make_aggregator, make_attack, make_compression, make_protection
+    from securefed.registry import (
+        ALGORITHMS,
+        load,
+        make_aggregator,
+        make_attack,
+        make_compression,
+        make_protection,
+    )
 
     name, found = c.compression.name, make_compression(c.compression)
     protection, rule = make_protection(c.protection), make_aggregator(c.aggregator)
+    algorithm = load("securefed.algorithms.pairings:algorithm_name")(c.algorithm)
     require(
         found.linear or c.protection.name == "plain",  # also where the class is somebody's own
         f"compression {name} is each client's own coding, and protection {c.protection.name} adds messages that nobody "
@@ -33,8 +41,8 @@ def check_compression(c: Config) -> None:
         f'compression {name} out, or use algorithm = "fedavg"',
     )
     require(
-        c.algorithm.name in SYNCHRONOUS or ":" in c.algorithm.name,
-        f"compression {name} is for one update of one round from each client, algorithm {c.algorithm.name} sends something "
+        algorithm in SYNCHRONOUS or algorithm not in ALGORITHMS,  # somebody's own answers for itself
+        f"compression {name} is for one update of one round from each client, algorithm {algorithm} sends something "
         'else; leave compression out, or use algorithm = "fedavg"',
     )
     require(

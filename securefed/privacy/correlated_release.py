@@ -54,7 +54,7 @@ class CorrelatedRelease(JournaledRelease):
     @property
     def states(self) -> NoiseStates:
         """Where the noise's state is kept, beside the ledger."""
-        return NoiseStates(self.ledger.path.parent / "noise" / self.run)
+        return NoiseStates(self.ledger.path.parent / "noise" / self.run, self.deal.digest)
 
     def stored(self, round: int) -> Vector | None:
         """The round's vector if it was released before a crash; applied again unchanged."""

@@ -5,6 +5,7 @@ Nobody draws anything in secret, so nothing is amplified: who is in which round 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,12 @@ class Deal:
     def factor(self) -> BandedToeplitz:
         """C: the banded square root of the least error; a closed form, so that a resumed run has the same."""
         return best_bands(self.participation)
+
+    @property
+    def digest(self) -> str:
+        """Names this schedule, SHA-256 in hex."""
+        words = (self.clients, self.size, self.rounds, self.separation, self.seed)
+        return hashlib.sha256(repr(words).encode()).hexdigest()
 
     def event(self, noise_multiplier: float) -> CorrelatedGaussian:
         """What the whole run spends."""

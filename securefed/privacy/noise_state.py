@@ -2,7 +2,8 @@
 
 The state is a secret of the server: with it, and the models that were released, later noise can be reduced. It never
 enters the run's folder, which is shown around. Each file names the release that it was written with (a digest,
-which the ledger holds too) and the ledger's head then, so that a state of another time is noticed.
+which the ledger holds too), the ledger's head then, so that a state of another time is noticed, and the schedule of cohorts
+that the noise was scaled for: two rounds of one client lie apart only as long as one schedule deals all of them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 from securefed.errors import PrivacyError
 from securefed.privacy.chain import DIGEST, Head
 
-_DOMAIN = b"securefed noise state v1"
-_START = DIGEST + 8 + DIGEST + DIGEST
+_DOMAIN = b"securefed noise state v2"
+_START = DIGEST + 8 + DIGEST + DIGEST + DIGEST
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,14 @@ class KeptState:
 
 @dataclass(frozen=True)
 class NoiseStates:
-    """One file a round under `folder`: SHA-256 over the rest, the ledger's head, the release's digest, the secret."""
+    """One file a round under `folder`: SHA-256 over the rest, the ledger's head, the release's and the schedule's digest, the secret.
+
+    Attributes:
+        schedule: `Deal.digest` of the run, hex.
+    """
 
     folder: Path
+    schedule: str
 
     def write(self, round: int, state: KeptState) -> None:
         """On disk, mode 0600 in a folder of mode 0700, when it returns.
@@ -48,7 +54,8 @@ class NoiseStates:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder.parent.chmod(0o700)
         self.folder.chmod(0o700)
-        data = state.head.count.to_bytes(8, "little") + state.head.digest + bytes.fromhex(state.released)
+        data = state.head.count.to_bytes(8, "little") + state.head.digest
+        data += bytes.fromhex(state.released) + bytes.fromhex(self.schedule)
         part = self.folder / f".part-{os.getpid()}"
         part.unlink(missing_ok=True)
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -62,7 +69,7 @@ class NoiseStates:
         """The state that was kept for this round.
 
         Raises:
-            PrivacyError: there is none, or it is damaged.
+            PrivacyError: there is none, it is damaged, or of another schedule.
         """
         try:
             data = self._path(round).read_bytes()
@@ -76,7 +83,12 @@ class NoiseStates:
                 f"the noise state of round {round} in {self.folder} is damaged; restore it, or start a new run"
             )
         count = int.from_bytes(data[DIGEST : DIGEST + 8], "little")
-        head, released = data[DIGEST + 8 : 2 * DIGEST + 8], data[2 * DIGEST + 8 : _START]
+        head, released, schedule = (data[k * DIGEST + 8 : (k + 1) * DIGEST + 8] for k in (1, 2, 3))
+        if schedule.hex() != self.schedule:
+            raise PrivacyError(
+                f"the noise state of round {round} in {self.folder} is of another schedule of cohorts: clients, cohort, rounds, "
+                "separation or seed of the job were changed under way; change them back, or start a new run"
+            )
         return KeptState(data[_START:], released.hex(), Head(count, head))
 
     def forget(self, before_round: int | None = None) -> None:

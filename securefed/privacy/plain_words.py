@@ -73,6 +73,8 @@ def amplification(unit: Unit, clients: int, own_noise: bool, events: Sequence[Ev
         return "none to speak of: nothing was released with noise"
     if not below and all(isinstance(e, CorrelatedGaussian) for e in inner):
         return "absent, none is claimed: who is in which round is a public schedule"
+    if not below and unit == "client" and all(isinstance(e, CentralGaussian) for e in inner):
+        return "absent, none is claimed: who is in which round is public, and a client is charged for its own rounds only"
     if not below:
         who = (
             "every record"

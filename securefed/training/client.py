@@ -27,6 +27,7 @@ from securefed.privacy.ledger import Ledger
 from securefed.privacy.shared_release import Shares, bounded
 from securefed.privacy.step_noise import StepEvent, StepNoise
 from securefed.registry import ALGORITHMS, make, make_compression
+from securefed.training.buffers import buffers_put_back
 from securefed.training.frozen_cache import FrozenCache
 from securefed.training.limits import under_policy
 from securefed.training.local import DPWork
@@ -169,7 +170,7 @@ class ClientRunner:
         self._inspect(job)
         if self.config.privacy.unit == "client":
             try:
-                return self._train(job)
+                return self._trained(job)
             except DivergedError:
                 if self.config.distributed:  # who takes part is seen, so it sends zero and its noise
                     zero = np.zeros(self._layouts(job)[1].size, np.float32)
@@ -188,10 +189,11 @@ class ClientRunner:
         except BudgetExceeded as refusal:
             return ClientOutcome(job.client, refusal=str(refusal))
         if stepping:
-            outcome = self._step(job)
+            with buffers_put_back(self.model.module, refuse=True):
+                outcome = self._step(job)
             self._ledger.settle(reservation, steps_taken=1)  # what was sent is never sent again: see `_step`
             return outcome
-        outcome = self._train(job)
+        outcome = self._trained(job)
         self._ledger.settle(reservation, steps_taken=outcome.steps, payload=self._pack(outcome))
         return self._as_sent(job, outcome)
 
@@ -264,6 +266,15 @@ class ClientRunner:
                 rows, columns = masks[name].any(1), masks[name].any(0)
                 tensors[name] = tensors[name][rows][:, columns]
         return {n: t for n, t in tensors.items() if not (self.model.part_of[n] == "adapter" and len(t) == 1)}
+
+    def _trained(self, job: ClientJob) -> ClientOutcome:
+        """One client's private training, of which nothing stays in the resident model's buffers."""
+        with buffers_put_back(self._model_of(job).module, refuse=self.config.privacy.unit == "example"):
+            return self._train(job)
+
+    def _model_of(self, job: ClientJob) -> TaskModel:
+        """The resident model that this client trains."""
+        return self.model
 
     def _train(self, job: ClientJob) -> ClientOutcome:
         start = time.perf_counter()

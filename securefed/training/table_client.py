@@ -146,13 +146,16 @@ class TableRunner(ClientRunner):
         except BudgetExceeded as refusal:
             return ClientOutcome(job.client, refusal=str(refusal))
         try:
-            outcome = self._train(job)
+            outcome = self._trained(job)
         except DivergedError:  # who takes part is seen, so it sends noise alone
             zero = np.zeros(self._layouts(job)[1].size, np.float32)
             outcome = ClientOutcome(job.client, self._bounded(job, zero), job.start)
         outcome = replace(outcome, steps=1)
         self._ledger.settle(reservation, steps_taken=1, payload=self._pack(outcome))
         return outcome
+
+    def _model_of(self, job: ClientJob) -> TaskModel:
+        return self.learner(job.client).model
 
     def _train(self, job: ClientJob) -> ClientOutcome:
         began, mine = time.perf_counter(), self.learner(job.client)

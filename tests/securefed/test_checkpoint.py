@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,12 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert back.local[3].tolist() == [1.0, 1.0]
     assert (back.best, back.stale, back.metrics) == (0.5, 1, {"accuracy": 0.75})
     assert back.client_metrics == {3: {"accuracy": 0.5}}
+
+
+def test_what_stays_with_clients_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir(mode=0o755)
+    path = save_state(tmp_path, state(0), IDENTITY)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
 def test_only_the_two_newest_are_kept(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from securefed.errors import ConfigError
 from securefed.federation import resume, run
 from securefed.parts import Parts
 from securefed.protect.plain import CHECK, HEADER
-from securefed.registry import make_compression
+from securefed.registry import ALGORITHMS, make_compression
 from securefed.training.client import ClientJob
 from tests.entropy import SeededEntropy
 
@@ -188,3 +188,15 @@ def test_under_example_level_noise_memory_holds_noised_numbers_alone(name: str, 
 def test_masking_refuses_a_coding_and_names_the_linear_ones() -> None:
     with pytest.raises(ConfigError, match="random_k"):
         load_config({**JOB, "compression": "top_k"}, {"protection": "masking"})
+
+
+@pytest.mark.parametrize("algorithm", ["fedbuff", "ditto", "finetune", "distill"])
+def test_an_algorithm_named_by_its_class_is_refused_like_one_named_by_its_word(algorithm: str) -> None:
+    path = ALGORITHMS[algorithm]
+    options = {"fedbuff": {"concurrency": 4}}.get(algorithm, {})
+    rest = {"clients_per_round": 2, "clock.seconds": 1.0} if algorithm == "fedbuff" else {}
+    for name in (algorithm, path):
+        job = {**JOB, "algorithm": {"name": name, **options}}
+        load_config(job, rest)
+        with pytest.raises(ConfigError, match=f"algorithm {algorithm} sends something else"):
+            load_config({**job, "compression": "random_k"}, rest)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from securefed.assembly import assemble, register
 from securefed.config import load_config, to_toml
 from securefed.errors import ConfigError, DataError, DivergedError, ModelError
 from securefed.federation import resume, run
@@ -204,6 +205,20 @@ def test_local_noise_is_charged_to_each_client_and_any_rule_may_follow(tmp_path:
         "against everyone who sees the updates, the server included: each client adds its own noise before sending"
     )
     assert statement.clients == 6
+
+
+def test_two_clients_with_the_same_records_are_two_clients(tmp_path: Path) -> None:
+    """At client level a copy of one's records at somebody else is nothing that a run could mend."""
+    import dataclasses
+
+    assembly = assemble(load_config(JOB, {**CLIENT, "privacy.noise": "local"}))
+    first, second, *rest = assembly.shards
+    copied = dataclasses.replace(first, client=second.client)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        register(ledger, "run", dataclasses.replace(assembly, shards=(first, copied, *rest)))
+        for client in (first.client, second.client):
+            ledger.reserve(run="run", client=client, round=0, event=SampledGaussian(1.0, 1.0, 1))
+        assert ledger.epsilon(0.01, unit="client") == epsilon_of([SampledGaussian(1.0, 1.0, 1)], 0.01)
 
 
 def test_local_noise_is_calibrated_for_the_rounds_of_the_busiest_client(tmp_path: Path) -> None:

@@ -77,3 +77,55 @@ def test_a_damaged_file_says_so(home: Path, tmp_path: Path) -> None:
 def test_a_number_of_rounds_below_zero_is_refused() -> None:
     with pytest.raises(sf.SecureFedError, match=r"tracking\.keep_views"):
         sf.load_config(ROOT / "configs" / "digits.toml", {"tracking.keep_views": -1})
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"algorithm": "distill"}, "tables of answers"),
+        ({"algorithm": "securefed.algorithms.distill:Distill"}, "tables of answers"),
+        (
+            {
+                "algorithm": {"name": "fedbuff", "concurrency": 4},
+                "clients_per_round": 2,
+                "clock.seconds": 1.0,
+            },
+            "scaled by their staleness",
+        ),
+        ({"compression": "random_k"}, "other numbers than its coordinates"),
+        ({"compression": "count_sketch"}, "other numbers than its coordinates"),
+        (
+            {
+                "model": {"name": "minilm", "adapter": "lora", "rank": 4, "ranks": [2, 4]},
+                "algorithm": "slices",
+                "weights": "equal",
+            },
+            "starts from a slice",
+        ),
+    ],
+)
+def test_what_would_be_kept_as_something_else_is_refused(changed: dict[str, Any], words: str) -> None:
+    """Kept so, an audit would compare updates with a model that they were not trained from, and find nothing."""
+    job = {"weights": "equal", "evaluate.baselines": False, **changed}
+    sf.load_config(ROOT / "configs" / "digits.toml", job)
+    with pytest.raises(sf.SecureFedError, match=words):
+        sf.load_config(ROOT / "configs" / "digits.toml", {**job, "tracking.keep_views": 1})
+
+
+def test_rounds_that_send_nothing_do_not_push_out_the_views_of_those_that_do(
+    home: Path, tmp_path: Path
+) -> None:
+    tuned = {"algorithm": {"name": "finetune", "tune_rounds": 2}, "tracking.keep_views": 1}
+    (kept,) = kept_views(played(tmp_path, **tuned))
+    assert kept.view.round == 0
+    assert kept.shared
+    assert kept.view.updates
+
+
+def test_a_coding_is_kept_as_the_server_read_it(home: Path, tmp_path: Path) -> None:
+    coded = {"compression": {"name": "top_k", "share": 0.1, "error_feedback": False}, "weights": "equal"}
+    (kept,) = kept_views(played(tmp_path, **coded, **{"tracking.keep_views": 1}))
+    assert all(0 < (u != 0).mean() <= 0.1 + 1e-3 for u in kept.view.updates.values())
+    assert kept.view.after is not None
+    moved = np.mean(list(kept.view.updates.values()), axis=0)
+    np.testing.assert_allclose(kept.view.after - kept.view.before, moved, atol=1e-5)

@@ -15,6 +15,7 @@ from securefed.config import load_config
 from securefed.engine.inprocess import InProcess
 from securefed.errors import ConfigError, ProtocolError
 from securefed.federation import resume, run
+from securefed.noising import noise_floor, noise_shares
 from securefed.privacy import Ledger
 from securefed.privacy.client_level import clip_update
 from securefed.privacy.distributed_release import DistributedRelease
@@ -200,3 +201,14 @@ def test_what_cannot_be_is_refused_when_the_job_is_read(overrides: dict[str, Any
             {**GROUPS, **{k: v for k, v in overrides.items() if k == "train"}},
             {k: v for k, v in overrides.items() if k != "train"},
         )
+
+
+def test_more_liars_than_may_leave_their_noise_out_are_refused_before_anything_is_spent() -> None:
+    """What a liar sends has no share of the noise in it, and the claim counts on all but `corrupt` shares."""
+    lying = {"attack.name": "sign_flip", "attack.f": 3}
+    config = load_config(CKKS, lying)
+    assert noise_floor(config, N) == (16, 2)
+    with pytest.raises(ConfigError, match=r"at most 2 who leave theirs out; raise protection\.gamma"):
+        noise_shares(config, N, 1.0, None)
+    noise_shares(load_config(CKKS, {**lying, "attack.f": 2}), N, 1.0, None)
+    noise_shares(load_config(CKKS, {"attack.poison": "label_flip", "attack.f": 3}), N, 1.0, None)

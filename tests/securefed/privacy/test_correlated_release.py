@@ -322,6 +322,18 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
         m.reserve(1)
 
 
+def test_a_state_does_not_serve_another_schedule_of_the_same_noise(tmp_path: Path) -> None:
+    """Same event, factor and fingerprint; but the client of rounds 0 and 1 would be one whose rounds lie 4 apart on paper."""
+    m = mechanism(tmp_path)
+    play(m, range(1), SystemEntropy())
+    other = mechanism(tmp_path, replace(DEAL, seed=6))
+    assert other.event == m.event
+    assert set(other.deal.cohort(1)) & set(m.deal.cohort(0))
+    with pytest.raises(PrivacyError, match="another schedule of cohorts"):
+        other.reserve(1)
+    m.reserve(1)
+
+
 def test_the_state_is_a_secret_of_this_user_and_gone_after_the_last_round(tmp_path: Path) -> None:
     m = mechanism(tmp_path)
     play(m, range(3), SystemEntropy())
