@@ -110,6 +110,11 @@ def plan(suite: Suite, only: Only, store: Store | None) -> Plan:
     return Plan(suite, left, skipped, len(cells) - len(left), outdated, expected)
 
 
+def longest_first(todo: Plan) -> list[Cell]:
+    """Seed by seed, so that a stopped bench has whole tables; in a seed the longest first, so that workers end together."""
+    return sorted(todo.cells, key=lambda cell: (cell.seed, -todo.expected[cell.grid]))
+
+
 def version(cell: Cell) -> str:
     """Digest of the code behind a cell, the user's own classes included."""
     own = own_code([cell.job, list(cell.measures)])
@@ -160,7 +165,7 @@ def _play(
     if todo.outdated:
         stream.write(f"{todo.outdated} of them have results of other code, which stay on record\n")
     pool = Pool(jobs, suite.threads, suite.timeout_s, stop)
-    for answer in pool.answers(todo.cells) if todo.cells else ():
+    for answer in pool.answers(longest_first(todo)) if todo.cells else ():
         store.append(_row(suite, answer, where, str(made["commit"] or "")))
         progress.cell(answer)
     return Played(folder, progress.done - progress.failed, progress.failed, len(todo.cells) - progress.done)
