@@ -70,4 +70,4 @@ def test_every_pair_that_ships_plays_and_has_a_stored_ratio() -> None:
     stored = json.loads(guard.STORED.read_text(encoding="utf-8"))["ratios"]
     assert stored.keys() == guard.pairs().keys()
     for make in guard.pairs().values():
-        assert guard.measure(make, repeats=1)[0] > 0
+        assert guard.measure(make, blocks=1, pairs=1)[0] > 0

@@ -53,12 +53,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Played:
-    """How a bench ended."""
+    """How a bench ended.
+
+    Attributes:
+        used: seconds that all workers spent loading, playing and waiting.
+    """
 
     folder: Path
     done: int
     failed: int
     left: int
+    used: Mapping[str, float] = field(default_factory=dict)
 
 
 def ask_before(
@@ -168,7 +173,10 @@ def _play(
     for answer in pool.answers(longest_first(todo)) if todo.cells else ():
         store.append(_row(suite, answer, where, str(made["commit"] or "")))
         progress.cell(answer)
-    return Played(folder, progress.done - progress.failed, progress.failed, len(todo.cells) - progress.done)
+    progress.end(pool.used)
+    return Played(
+        folder, progress.done - progress.failed, progress.failed, len(todo.cells) - progress.done, pool.used
+    )
 
 
 def _row(suite: Suite, answer: Answer, where: str, commit: str) -> Row:
