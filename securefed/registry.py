@@ -11,7 +11,7 @@ import difflib
 import importlib
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from securefed.config import AttackConfig, Component
@@ -182,6 +182,12 @@ def _part(kind: str, value: Any) -> Any:
     return value  # built already, in Python
 
 
+def _require(kind: str, name: str, made: Any, wanted: Sequence[str], base: str) -> None:
+    """Raises ConfigError where a class of one's own lacks what a job reads from it."""
+    if missing := [one for one in wanted if not hasattr(made, one)]:
+        raise ConfigError(f"{kind} {name} lacks {', '.join(missing)}; inherit from {base}")
+
+
 def make_protection(component: Component) -> Protection:
     """The protection a job names."""
     protection: Protection = make("protection", component, PROTECTIONS)
@@ -189,8 +195,13 @@ def make_protection(component: Component) -> Protection:
 
 
 def make_aggregator(component: Component) -> Aggregator:
-    """The aggregation rule a job names."""
+    """The rule a job names.
+
+    Raises:
+        ConfigError: as `make`; a class that is no rule.
+    """
     rule: Aggregator = make("aggregator", component, AGGREGATORS)
+    _require("aggregator", component.name, rule, ("needs", "step", "__call__"), "securefed_defenses.Rule")
     return rule
 
 
@@ -212,6 +223,9 @@ def make_attack(attack: AttackConfig, aggregator: Component) -> Any:
     """The attack on the aggregate that a job names; None where it names none.
 
     An attack that is made against a rule gets the job's own where its options name no other.
+
+    Raises:
+        ConfigError: as `make`; a class that is no attack.
     """
     if not attack.name:
         return None
@@ -220,7 +234,9 @@ def make_attack(attack: AttackConfig, aggregator: Component) -> Any:
     for key, kind in parts.items():
         if kind == "aggregator":
             options.setdefault(key, {"name": aggregator.name, **aggregator.options})
-    return make("attack", Component(attack.name, options), {})
+    found = make("attack", Component(attack.name, options), {})
+    _require("attack", attack.name, found, ("knowledge", "__call__"), "securefed_attacks.Byzantine")
+    return found
 
 
 def make_poison(attack: AttackConfig) -> Any:

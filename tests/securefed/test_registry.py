@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from securefed.aggregation import Mean
-from securefed.config import Component
+from securefed.config import AttackConfig, Component
 from securefed.errors import ConfigError
 from securefed.protect.plain import Plain
 from securefed.registry import (
@@ -19,6 +21,7 @@ from securefed.registry import (
     find_class,
     make,
     make_aggregator,
+    make_attack,
     make_protection,
 )
 
@@ -80,6 +83,22 @@ def _environment() -> dict[str, str]:
 
 def test_a_path_gives_the_class_it_names() -> None:
     assert find_class("aggregator", "securefed.aggregation:Mean", AGGREGATORS) is Mean
+
+
+@dataclass(frozen=True)
+class Bare:
+    """What somebody writes who has read that a rule is a function of vectors, and an attack too."""
+
+    def __call__(self, rows: Any, f: int = 0) -> Any:
+        return rows.mean(0)
+
+
+def test_a_class_that_is_no_rule_or_no_attack_is_told_what_to_inherit_from() -> None:
+    path = f"{__name__}:Bare"
+    with pytest.raises(ConfigError, match=r"lacks needs, step; inherit from securefed_defenses\.Rule"):
+        make_aggregator(Component(path))
+    with pytest.raises(ConfigError, match=r"lacks knowledge; inherit from securefed_attacks\.Byzantine"):
+        make_attack(AttackConfig(name=path, f=1), Component("mean"))
 
 
 @pytest.mark.parametrize(

@@ -195,10 +195,9 @@ def _apply_defence(tree: Tree, value: Tree) -> None:
 
 
 def _apply_attack(tree: Tree, value: Tree) -> None:
+    """With f = 0 nobody lies: the first row of a map over f."""
     f = int(tree.get("attack", {}).get("f", 0))
-    if value and f == 0:
-        raise ConfigError("with f = 0 nobody lies, which is attack none; raise f")
-    tree["attack"] = {**value, "f": f} if value else {}
+    tree["attack"] = {**value, "f": f} if value and f else {}
 
 
 def with_f(value: Tree, kind: str, f: int) -> Tree:

@@ -104,6 +104,7 @@ def _end(args: argparse.Namespace, played: Played, todo: Plan, stopped: bool, fo
                 "left": played.left,
                 "known": todo.known,
                 "skipped": len(todo.skipped),
+                "worker_seconds": {what: round(s, 2) for what, s in played.used.items()},
                 "claims": report.claims,
                 "report": str(report.page),
             }

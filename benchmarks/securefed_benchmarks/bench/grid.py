@@ -141,13 +141,20 @@ def expand(suite: Suite, only: Only) -> tuple[list[Cell], list[Skipped]]:
     found: list[tuple[Grid, dict[str, Choice], dict[str, Any]]] = []
     skipped: list[Skipped] = []
     for grid, axes in only.reduced(suite):
+        played: dict[str, dict[str, str | float | int]] = {}
         for combination in only.combinations(grid, axes):
             chosen = dict(zip(axes, combination, strict=True))
+            labels = {axis: one.label for axis, one in chosen.items()}
             try:
-                found.append((grid, chosen, _resolve(grid, chosen)))
+                tree = _resolve(grid, chosen)
             except SecureFedError as error:
-                labels = {axis: one.label for axis, one in chosen.items()}
                 skipped.append(Skipped(grid.name, labels, str(error)))
+                continue
+            first = played.setdefault(json.dumps(tree, sort_keys=True), labels)
+            if first is labels:
+                found.append((grid, chosen, tree))
+            else:
+                skipped.append(Skipped(grid.name, labels, _same_as(first, labels)))
     seeds = sorted({seed for grid in suite.grids for seed in grid.seeds})
     bases = {grid.name: to_tree(load_config(grid.job)) for grid in suite.grids}
     cells = [
@@ -157,6 +164,12 @@ def expand(suite: Suite, only: Only) -> tuple[list[Cell], list[Skipped]]:
         if seed in grid.seeds
     ]
     return cells, skipped
+
+
+def _same_as(first: Mapping[str, Any], labels: Mapping[str, Any]) -> str:
+    """As where nobody lies, whatever the attack would be."""
+    other = ", ".join(f"{axis}={label}" for axis, label in first.items() if labels[axis] != label)
+    return f"the same job as with {other}, which is played"
 
 
 def _resolve(grid: Grid, chosen: Mapping[str, Choice]) -> dict[str, Any]:

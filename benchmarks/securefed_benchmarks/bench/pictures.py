@@ -65,8 +65,15 @@ def _panels(found: Sequence[Course], split: str, name: str) -> Iterator[tuple[st
     for course in found:
         if name in course.curves:
             rest = ", ".join(f"{a} {v}" for a, v in course.labels.items() if a != split and a in varied)
-            groups.setdefault(rest, []).append((str(course.labels.get(split, "this job")), course))
+            groups.setdefault(rest, []).append((_called(split, course.labels.get(split, "this job")), course))
     yield from groups.items()
+
+
+def _called(axis: str, label: Any) -> str:
+    """A label in a key; a bare number needs its axis."""
+    if not isinstance(label, int | float):
+        return str(label)
+    return f"{'epsilon' if axis == 'privacy' else axis} {label:g}"
 
 
 def _over_rounds(name: str, found: Sequence[Course], split: str) -> Iterator[Picture]:

@@ -30,6 +30,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 READY = "ready"
 START_S = 900.0
 """A worker that has not loaded its libraries after this long never will."""
+DOING = ("loading", "playing", "waiting")
 PAUSE_S = 0.5
 """How long to wait for an answer before the clock and Ctrl-C are looked at again."""
 
@@ -53,16 +54,33 @@ class _Worker:
     ready: bool = False
     began: float = 0.0
     started: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+    """When it began what it does now: to load, to play a cell, to wait for one."""
+    used: dict[str, float] = field(default_factory=lambda: dict.fromkeys(DOING, 0.0))
 
     def give(self, cell: Cell) -> None:
+        if self.ready:
+            self.spent("waiting")
         self.cell, self.began, self.started = cell, time.monotonic(), time.time()
         self.pipe.send((dict(cell.job), cell.measures))
 
+    def loaded(self) -> None:
+        """Its libraries are there, and its cell's clock begins."""
+        self.spent("loading")
+        self.ready, self.began = True, time.monotonic()
+
     def answer(self, outcome: Outcome | None, error: str) -> Answer:
         assert self.cell is not None
+        self.spent("playing" if self.ready else "loading")
         found = Answer(self.cell, outcome, error, self.started, time.monotonic() - self.began)
         self.cell = None
         return found
+
+    def spent(self, what: str) -> None:
+        """Counts the seconds since it began what it did."""
+        now = time.monotonic()
+        self.used[what] += now - self.since
+        self.since = now
 
 
 @dataclass
@@ -72,6 +90,7 @@ class Pool:
     Attributes:
         stop: asked between answers; once it says yes no further cell begins. timeout_s: of one cell.
         work: a worker's life; `serve` with something else than jobs, for tests of the pool alone.
+        used: seconds that all workers spent loading libraries, playing cells, and waiting for one.
     """
 
     jobs: int
@@ -79,15 +98,22 @@ class Pool:
     timeout_s: float = 3600.0
     stop: Callable[[], bool] = lambda: False
     work: Callable[[Connection, int], None] | None = None
+    used: dict[str, float] = field(default_factory=lambda: dict.fromkeys(DOING, 0.0), repr=False)
     _workers: list[_Worker] = field(default_factory=list, repr=False)
 
     def answers(self, cells: Sequence[Cell]) -> Iterator[Answer]:
-        """Each cell's end, in the order in which they end."""
+        """Each cell's end, in the order in which they end.
+
+        The next cells are given out first, so that no worker waits for what the caller does with an answer.
+        """
         waiting = list(reversed(cells))
         with _pinned(self.threads):
             try:
-                while self._hand_out(waiting):
-                    yield from self._collect()
+                busy = self._hand_out(waiting)
+                while busy:
+                    found = list(self._collect())
+                    busy = self._hand_out(waiting)
+                    yield from found
             finally:
                 self._end()
 
@@ -129,8 +155,8 @@ class Pool:
             self._drop(worker)
             yield found
             return
-        if message == READY:  # its libraries are loaded, and its cell's clock begins
-            worker.ready, worker.began = True, time.monotonic()
+        if message == READY:
+            worker.loaded()
         else:
             yield worker.answer(*message)
 
@@ -145,6 +171,9 @@ class Pool:
 
     def _drop(self, worker: _Worker) -> None:
         self._workers.remove(worker)
+        worker.spent("waiting" if worker.cell is None and worker.ready else "playing")
+        for what, seconds in worker.used.items():
+            self.used[what] += seconds
         worker.pipe.close()
         worker.process.kill()
         worker.process.join()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -62,6 +62,13 @@ class Progress:
             f"{self.done:>{width}}/{self.total}  {answer.cell!s:<64} {told}  {clock(answer.seconds)}, "
             f"{clock(self.remaining())} left"
         )
+
+    def end(self, used: Mapping[str, float]) -> None:
+        """What the workers did with their time; waiting includes the end, when the last cells are others'."""
+        whole = sum(used.values())
+        if whole > 0:
+            shares = ", ".join(f"{100 * seconds / whole:.1f} % {what}" for what, seconds in used.items())
+            self._say(f"time of {self.jobs} worker{'s' * (self.jobs > 1)}: {shares}")
 
     def _say(self, line: str) -> None:
         self.stream.write(line + "\n")

@@ -53,12 +53,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Played:
-    """How a bench ended."""
+    """How a bench ended.
+
+    Attributes:
+        used: seconds that all workers spent loading, playing and waiting.
+    """
 
     folder: Path
     done: int
     failed: int
     left: int
+    used: Mapping[str, float] = field(default_factory=dict)
 
 
 def ask_before(
@@ -108,6 +113,11 @@ def plan(suite: Suite, only: Only, store: Store | None) -> Plan:
         expected[grid.name] = statistics.fmean(took) if took else grid.seconds or GUESS_S
     outdated = sum(cell.key in keys for cell in left)
     return Plan(suite, left, skipped, len(cells) - len(left), outdated, expected)
+
+
+def longest_first(todo: Plan) -> list[Cell]:
+    """Seed by seed, so that a stopped bench has whole tables; in a seed the longest first, so that workers end together."""
+    return sorted(todo.cells, key=lambda cell: (cell.seed, -todo.expected[cell.grid]))
 
 
 def version(cell: Cell) -> str:
@@ -160,10 +170,13 @@ def _play(
     if todo.outdated:
         stream.write(f"{todo.outdated} of them have results of other code, which stay on record\n")
     pool = Pool(jobs, suite.threads, suite.timeout_s, stop)
-    for answer in pool.answers(todo.cells) if todo.cells else ():
+    for answer in pool.answers(longest_first(todo)) if todo.cells else ():
         store.append(_row(suite, answer, where, str(made["commit"] or "")))
         progress.cell(answer)
-    return Played(folder, progress.done - progress.failed, progress.failed, len(todo.cells) - progress.done)
+    progress.end(pool.used)
+    return Played(
+        folder, progress.done - progress.failed, progress.failed, len(todo.cells) - progress.done, pool.used
+    )
 
 
 def _row(suite: Suite, answer: Answer, where: str, commit: str) -> Row:

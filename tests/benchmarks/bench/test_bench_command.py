@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,14 @@ def start(*words: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def test_a_bench_killed_at_once_and_resumed_gives_the_table_of_one_that_was_not(tmp_path: Path) -> None:
+def test_a_bench_killed_twice_at_random_and_resumed_gives_the_table_of_one_that_was_not(
+    tmp_path: Path,
+) -> None:
     """On an example whose attack, rule, model and data are a user's own, which is so played too."""
+    began = time.monotonic()
     whole = start(OWN, "--seeds", "1", "--folder", tmp_path / "whole")
     out, errors = whole.communicate()
+    took = time.monotonic() - began
     assert whole.returncode == 0, errors
     assert "9/9" in out
 
@@ -50,6 +55,18 @@ def test_a_bench_killed_at_once_and_resumed_gives_the_table_of_one_that_was_not(
     assert killed.returncode == -signal.SIGKILL
     begun = len(read_rows(tmp_path / "killed"))
     assert moment <= begun < 9, f"killed after {moment} cells"
+
+    seconds = random.uniform(
+        0.0, took
+    )  # the second time anywhere: while libraries load, in a cell, between two
+    twice = start(OWN, "--seeds", "1", "--folder", tmp_path / "killed", "--resume")
+    try:
+        twice.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(twice.pid, signal.SIGKILL)
+        twice.communicate()
+    assert len(read_rows(tmp_path / "killed")) >= begun, f"killed again after {seconds} s"
+    begun = len(read_rows(tmp_path / "killed"))
 
     again = start(OWN, "--seeds", "1", "--folder", tmp_path / "killed", "--resume", "--json")
     out, errors = again.communicate()

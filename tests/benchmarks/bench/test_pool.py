@@ -30,6 +30,24 @@ def test_every_cell_is_answered_once_and_a_worker_is_used_again() -> None:
     assert len({a.outcome.scores["worker"] for a in found if a.outcome}) <= 2
 
 
+def test_a_worker_has_its_next_cell_before_the_caller_has_looked_at_the_answer() -> None:
+    pool = Pool(1, work=suites.worker)
+    answers = pool.answers(cells("go", "go", "go"))
+    first = next(answers)
+    assert first.cell.seed == 0
+    assert [w.cell.seed for w in pool._workers if w.cell] == [1]
+    assert len(list(answers)) == 2
+
+
+def test_what_workers_did_with_their_time_adds_up() -> None:
+    pool = Pool(2, work=suites.worker)
+    began = time.monotonic()
+    list(pool.answers(cells("go", "go", "die", "go")))
+    assert sum(pool.used.values()) <= 2 * (time.monotonic() - began)
+    assert pool.used["loading"] > pool.used["playing"] >= 0  # a cell that does nothing, a process that starts
+    assert pool.used["waiting"] >= 0
+
+
 @pytest.mark.parametrize(
     ("what", "told"),
     [

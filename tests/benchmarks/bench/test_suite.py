@@ -8,6 +8,7 @@ import pytest
 
 from securefed.errors import ConfigError
 from securefed_benchmarks.bench.grid import Only, count, expand
+from securefed_benchmarks.bench.runner import longest_first, plan
 from securefed_benchmarks.bench.suite import find_suite, load_suite, seed_list
 from tests.benchmarks.bench.suites import GRID, JOB, write
 
@@ -59,6 +60,23 @@ def test_impossible_pairs_are_listed_with_their_reason_and_the_rest_is_played(tm
     reasons = {(s.labels["defence"], s.labels["protection"]): s.reason for s in skipped}
     assert "must see single updates" in reasons["krum", "masking"]
     assert not any(protection == "plain" for _, protection in reasons)
+
+
+def test_without_liars_every_attack_is_one_job_which_is_played_once(tmp_path: Path) -> None:
+    grid = GRID.replace("f = [2]", "f = [0, 2]").replace('["none", "sign_flip"]', '["sign_flip", "ipm"]')
+    cells, skipped = expand(load_suite(write(tmp_path, grid)), Only({"defence": ["median"]}))
+    played = [(c.labels["f"], c.labels["attack"]) for c in cells if c.seed == 0]
+    assert played == [(0, "sign_flip"), (2, "sign_flip"), (2, "ipm")]
+    assert cells[0].job["attack"]["f"] == 0
+    assert [s.reason for s in skipped] == ["the same job as with attack=sign_flip, which is played"]
+
+
+def test_the_longest_cells_of_a_seed_come_first_and_seeds_stay_together(tmp_path: Path) -> None:
+    grid = GRID + GRID.replace('"small"', '"big"').replace("0.5", "9")
+    todo = plan(load_suite(write(tmp_path, grid)), Only({}), None)
+    order = [(cell.seed, cell.grid) for cell in longest_first(todo)]
+    assert order == sorted(order)  # "big" before "small", by chance of their names
+    assert sorted(order) != [(cell.seed, cell.grid) for cell in todo.cells]
 
 
 def test_a_cell_says_the_overrides_that_make_it_of_the_grids_job(tmp_path: Path) -> None:
