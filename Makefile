@@ -18,7 +18,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TO
 SOURCES := securefed attacks/securefed_attacks defenses/securefed_defenses benchmarks/securefed_benchmarks
 CONFIG ?= configs/quickstart.toml
 LONG_BENCHES := asynchronous byzantine_claims federation_leaks fedsgd_vs_local guard language language_leaks lora_claims \
-	membership_claims own_paths_audit personalization recipe reconstruction scale secret_exposure skellam_vs_gaussian streaming
+	membership_claims own_paths_audit personalization privacy_accuracy recipe reconstruction scale secret_exposure skellam_vs_gaussian streaming
 BENCHES ?= $(filter-out $(LONG_BENCHES),$(patsubst benchmarks/securefed_benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/securefed_benchmarks/*.py)))
 API := securefed $(foreach m,types errors config data models privacy protect crypto aggregation algorithms training sessions wrapping \
 	engine tracking layout registry auditing,securefed.$(m)) securefed_attacks $(foreach m,audit base statistics canaries \
@@ -30,7 +30,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo install dev data test test-slow fuzz lint format bench bench-suite bench-quick bench-peers docs build clean
+.PHONY: help demo install dev data test test-slow fuzz lint format bench bench-suite bench-quick bench-peers docs figures build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +79,9 @@ bench-peers: dev data  ## the same work by other libraries, each in its own envi
 
 docs: dev  ## the API reference from docstrings, HTML in build/api
 	PYTHONWARNINGS=ignore $(BIN)/pdoc --docformat google --no-show-source -o build/api $(API)
+
+figures: install  ## the README's picture of accuracy against epsilon, anew from its table in docs/recipes.md
+	$(BIN)/python -m securefed_benchmarks.privacy_accuracy
 
 build: dev  ## sdist, and the wheel made from it, in dist/
 	$(BIN)/python -m build
