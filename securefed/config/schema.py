@@ -55,7 +55,8 @@ class ModelConfig:
     """The base model and what of it is trained. `layers`: "all", the top k as a number, or a list.
 
     `head_layers`: the layers whose outputs a classification head reads, the last k as a number or a list
-    of 0 (embeddings) to the number of layers. `head_centre`: the first round measures the mean of these
+    of 0 (embeddings) to the number of layers; what lies above the highest is left out of the model, and
+    `layers` counts what is left. `head_centre`: the first round measures the mean of these
     features, as one more release of the job's mechanism, and the head reads them less their mean.
     `ranks`: of the clients' own LoRA adapters, client k taking ranks[k mod length] of `rank`, for the algorithms
     that join unlike ranks. `merged`: the base weights under the adapters travel too, for a server that
