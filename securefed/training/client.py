@@ -58,6 +58,7 @@ class ClientJob:
         residual: what compression left out of this client's updates, (d,) of `share`; None for nothing.
         memory: what the server's side of a compression carries, public.
         holds: 1 for each coordinate that this client holds, else 0, (d,) of the whole layout; None for all.
+        tail: of those, 1 for what it may give up (`algorithms.pruning`); None where ranks stay.
     """
 
     client: int
@@ -73,6 +74,7 @@ class ClientJob:
     residual: Vector | None = field(default=None, repr=False)
     memory: Mapping[str, Vector] = field(default_factory=dict, repr=False)
     holds: Vector | None = field(default=None, repr=False)
+    tail: Vector | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -52,6 +52,7 @@ class LocalWork:
         phase: which of the round's trainings it is; each has batches and noise of its own.
         towards: where the proximal term draws to, float32 (d,) over the whole layout; None: the start.
         holds: 1 for each coordinate of the whole layout that this client holds, else 0; None where it holds all.
+        rate: on every learning rate of the job.
     """
 
     client: int
@@ -60,6 +61,7 @@ class LocalWork:
     phase: int = 0
     towards: Vector | None = field(default=None, repr=False)
     holds: Vector | None = field(default=None, repr=False)
+    rate: float = 1.0
 
     @property
     def labels(self) -> tuple[int, ...]:
