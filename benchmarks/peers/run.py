@@ -197,7 +197,16 @@ PEERS = (
         "make_private against Opacus' own loop",
         (),
         ("-m", "securefed_benchmarks.make_private_step"),
-        ("-m", "securefed_benchmarks.make_private_step"),
+        (
+            "-m",
+            "securefed_benchmarks.make_private_step",
+            "--records",
+            "96",
+            "--length",
+            "32",
+            "--repeats",
+            "2",
+        ),
         _opacus,
     ),
     Peer(
