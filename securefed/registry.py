@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import importlib
 import re
 import typing
@@ -151,16 +150,11 @@ def make(kind: str, component: Component, table: Mapping[str, str]) -> Any:
         raise ConfigError(f"{kind} {component.name}: {error}") from None
 
 
-@functools.cache
-def _hints(cls: type[Any]) -> Mapping[str, Any]:
-    """A class's annotations resolved: half a millisecond, and a round may make its algorithm anew."""
-    return typing.get_type_hints(cls)
-
-
 def _check_types(kind: str, component: Component, cls: type[Any]) -> None:
     """A plain field takes a value of its own type; 2 is no text and "2" no number."""
-    hints = _hints(cls) if component.options else {}
-    for key, hint in hints.items():
+    if not component.options:
+        return  # a round may make its algorithm anew, and to resolve annotations takes half a millisecond
+    for key, hint in typing.get_type_hints(cls).items():
         value = component.options.get(key)
         if key not in component.options or hint not in PLAIN:
             continue

@@ -157,13 +157,14 @@ def _whole(g: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
 
 def _linear_rows(
     layer: nn.Linear, activations: list[torch.Tensor], backprops: torch.Tensor
-) -> dict[nn.Parameter, torch.Tensor]:
+) -> dict[torch.Tensor, torch.Tensor]:
     """Each record's gradient of a linear layer: weight (b, out, in) and bias (b, out), from (b, t, in) and (b, t, out).
 
     Opacus' rule multiplies (out, t) by (t, in). Where `out` is the long side, as in LoRA's B, the transposed product is
     four times as fast on a CPU: batched matrix products are laid out for a long right side.
     """
-    given, found = activations[0].to(backprops.dtype), {}
+    given = activations[0].to(backprops.dtype)
+    found: dict[torch.Tensor, torch.Tensor] = {}
     if layer.weight.requires_grad:
         if given.dim() == 3 and layer.out_features > layer.in_features:
             found[layer.weight] = torch.bmm(given.transpose(1, 2), backprops).transpose(1, 2)
