@@ -197,8 +197,7 @@ class Cohorts:
 
     def local_layout(self) -> Layout:
         """Of what each client keeps to itself."""
-        names = set(self.algorithm.local_names(self.config, self.model.part_of))
-        return self.model.layout.select(names.__contains__)
+        return self.model.layout.part(tuple(self.algorithm.local_names(self.config, self.model.part_of)))
 
     def _weight(self, client: int) -> float:
         """n_k without DP; 1 under DP, unless the job declares the sizes public (`weights = "size"`)."""
@@ -233,7 +232,7 @@ class Cohorts:
 
     def shared(self, plan: RoundPlan) -> Layout:
         """The layout of what a round sends."""
-        return self.model.layout.select(set(plan.share).__contains__)
+        return self.model.layout.part(plan.share)
 
     def residuals(
         self, state: State, plan: RoundPlan, outcomes: Sequence[ClientOutcome]

@@ -98,6 +98,7 @@ def train_locally(
     seed: int,
     cache: FrozenCache | None = None,
     check: bool = False,
+    known: bool = False,
 ) -> LocalResult:
     """The model after this client's local steps from `start`.
 
@@ -109,6 +110,7 @@ def train_locally(
         start: float32 (d,) over `model.layout`. dp: the mechanism, None for no privacy.
         cache: hidden states of frozen layers, if they may be kept in memory.
         check: compare per-sample gradients with autograd and see that the first step changes the model.
+        known: this model has trained these tensors under DP before, so its modules are not looked through again.
 
     Raises:
         SelfCheckError: `check` found that training does not do what its epsilon claims.
@@ -134,7 +136,7 @@ def train_locally(
                 raise PrivacyError("DP needs entropy: pass SystemEntropy()")
             refuse_dropout(model.module)
             check_mechanism(dp)
-            steps.play_private(dp, entropy, check)
+            steps.play_private(dp, entropy, check, known)
     vector = model.read(model.layout)
     if not np.isfinite(vector).all():
         raise DivergedError(
@@ -212,13 +214,13 @@ class _Steps:
 
     # -------------------------------------------------------------------------------------- with DP
 
-    def play_private(self, dp: DPWork, entropy: Entropy, check: bool) -> None:
+    def play_private(self, dp: DPWork, entropy: Entropy, check: bool, known: bool) -> None:
         """Exactly `config.steps` Poisson-sampled, clipped, noised steps."""
         self.max_grad_norm = dp.max_grad_norm
         sampling = entropy.stream("sampling", *self.work.labels)
         noise = entropy.stream("noise", *self.work.labels)
         private = KeyedDPOptimizer(self.optimizer, dp, noise, self.seen)
-        with per_sample_gradients(self.model.module, dp.mode):
+        with per_sample_gradients(self.model.module, dp.mode, known=known):
             if check:
                 check_gradients(self.model, self.feed, self.parameters, self.config.label_smoothing)
             for step in range(self.config.steps):

@@ -72,6 +72,7 @@ class Phases:
             seed=self.config.seed,
             cache=self.cache,
             check=self.dp is not None and work.train not in self.checked,
+            known=work.train in self.checked,
         )
         self.checked.add(work.train)  # reached only when the check passed
         self.taken += result.steps
