@@ -132,7 +132,9 @@ def assemble(config: Config, parts: Parts | None = None) -> Assembly:
     return Assembly(config, dataset, shards, model, root, public)
 
 
-def cohort(config: Config, clients: int, round: int, entropy: Entropy) -> tuple[int, ...]:
+def cohort(
+    config: Config, clients: int, round: int, entropy: Entropy, algorithm: Algorithm | None = None
+) -> tuple[int, ...]:
     """The clients of a round, ascending.
 
     The algorithm's own where it has one (a buffer of fedbuff, everybody in finetune's last rounds). Else without client-level DP: `clients_per_round` of them without replacement, from the public seed.
@@ -140,10 +142,14 @@ def cohort(config: Config, clients: int, round: int, entropy: Entropy) -> tuple[
     Under client-level DP at the server: each one independently with probability clients_per_round / clients, from
     secret randomness, which is what the accountant assumes (Poisson sampling); the cohort may be empty.
     Where the server's noise is correlated over rounds: dealt out in turn, from the public seed.
+
+    Args:
+        algorithm: the job's, where the caller has it; made anew without.
     """
     if config.correlated:
         return deal_of(config, clients).cohort(round)
-    chosen = named_cohort(config, clients, round)
+    named: Algorithm = algorithm or make("algorithm", config.algorithm, ALGORITHMS)
+    chosen = named.cohort(config, clients, round)
     if chosen is not None:
         return chosen
     k = config.clients_per_round or clients
@@ -154,12 +160,6 @@ def cohort(config: Config, clients: int, round: int, entropy: Entropy) -> tuple[
         return tuple(range(clients))
     generator = np.random.default_rng([config.seed, 0xC0407, round])
     return tuple(sorted(int(i) for i in generator.choice(clients, k, replace=False)))
-
-
-def named_cohort(config: Config, clients: int, round: int) -> tuple[int, ...] | None:
-    """The cohort where the algorithm says who takes part, None where the job's own rule draws it."""
-    algorithm: Algorithm = make("algorithm", config.algorithm, ALGORITHMS)
-    return algorithm.cohort(config, clients, round)
 
 
 def disjoint(shards: Sequence[Shard]) -> bool:

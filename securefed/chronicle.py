@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from securefed.algorithms.algorithm import Algorithm
 from securefed.algorithms.plan import RoundPlan
 from securefed.assembly import Assembly, public_cohorts
@@ -170,7 +168,8 @@ def _mean_diagnostics(outcomes: Sequence[ClientOutcome]) -> dict[str, float]:
     """The clients' diagnostics averaged; computed on private data, for simulations only."""
     told = [o.diagnostics for o in outcomes if o.diagnostics]
     keys = sorted({k for d in told for k in d})
-    return {k: float(np.mean([d[k] for d in told if k in d])) for k in keys}
+    held = {k: [d[k] for d in told if k in d] for k in keys}
+    return {k: float(sum(v) / len(v)) for k, v in held.items()}
 
 
 def took_part(folder: Path) -> dict[int, list[int]]:

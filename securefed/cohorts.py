@@ -10,7 +10,9 @@ import numpy as np
 
 from securefed.algorithms.clock import Clock
 from securefed.algorithms.fedbuff import Buffer, FedBuff
+from securefed.algorithms.hetlora import HetLoRA
 from securefed.algorithms.plan import RoundPlan
+from securefed.algorithms.pruning import KEY, pruned_rank, tail_of
 from securefed.algorithms.ranks import Joined, held, rank_of
 from securefed.checkpoint import State
 from securefed.compression.sending import keep, residual_of
@@ -135,14 +137,17 @@ class Cohorts:
     def _job(self, state: State, plan: RoundPlan, client: int) -> ClientJob:
         behind = self.staleness(state.round).get(client, 0)
         start = state.versions[state.round - behind] if behind else state.vector
+        if not plan.share:  # the federation is over: from the model that it hands out
+            start = state.handed_out
         own = None
         if client in state.local:
             own = self.model.layout.scatter(state.local[client], self.local_layout(), start)
             start = start if self.algorithm.beside else own
-        holds = None
-        if self.config.model.ranks:
-            holds = held(self.model.layout, self.model.part_of, rank_of(self.config.model, client))
+        holds, tail, rank = None, None, self._rank(state, client)
+        if self.config.model.ranks or self.prune < 1:
+            holds = held(self.model.layout, self.model.part_of, rank)
             start = (start * holds).astype(start.dtype)
+            tail = self._tail(rank) if self.prune < 1 else None
         residual = None
         if client in state.residual:
             shared = self.shared(plan)
@@ -161,12 +166,38 @@ class Cohorts:
             residual=residual,
             memory=self.parts.server.memory,
             holds=holds,
+            tail=tail,
         )
+
+    @property
+    def prune(self) -> float:
+        """The part of its ranks that a client keeps when it prunes itself; 1 where ranks stay."""
+        return self.algorithm.prune if isinstance(self.algorithm, HetLoRA) else 1.0
+
+    def _rank(self, state: State, client: int) -> int:
+        return int(state.rule[KEY][client]) if KEY in state.rule else rank_of(self.config.model, client)
+
+    def _tail(self, rank: int) -> Vector:
+        return tail_of(self.model.layout, self.model.part_of, rank, self.prune)
+
+    def packed_ranks(
+        self, state: State, plan: RoundPlan, outcomes: Sequence[ClientOutcome]
+    ) -> dict[str, Vector]:
+        """The clients' ranks after a round as a named vector, none where ranks stay. Each client decides by its own update."""
+        if self.prune == 1:
+            return {}
+        layout, shared = self.model.layout, self.shared(plan)
+        ranks = [self._rank(state, k) for k in range(self.clients)]
+        for k, update in ((o.client, o.update) for o in outcomes):
+            if update is not None:
+                before = state.vector * held(layout, self.model.part_of, ranks[k])
+                after = layout.scatter(layout.gather(before, shared) + update.vector, shared, before)
+                ranks[k] = pruned_rank(ranks[k], self.prune, before, after, self._tail(ranks[k]), layout)
+        return {KEY: np.array(ranks, np.float32)}
 
     def local_layout(self) -> Layout:
         """Of what each client keeps to itself."""
-        names = set(self.algorithm.local_names(self.config, self.model.part_of))
-        return self.model.layout.select(names.__contains__)
+        return self.model.layout.part(tuple(self.algorithm.local_names(self.config, self.model.part_of)))
 
     def _weight(self, client: int) -> float:
         """n_k without DP; 1 under DP, unless the job declares the sizes public (`weights = "size"`)."""
@@ -193,7 +224,7 @@ class Cohorts:
             plan=plan,
             before=state.vector,
             initial=self.parts.initial,
-            ranks={k: rank_of(m, k) for k in who},
+            ranks={k: self._rank(state, k) for k in who},
             weights={k: weights.get(k, self._weight(k)) for k in who},
             updates=collected.updates or {},
             scale=m.alpha / (m.rank**0.5 if m.rslora else m.rank),
@@ -201,7 +232,7 @@ class Cohorts:
 
     def shared(self, plan: RoundPlan) -> Layout:
         """The layout of what a round sends."""
-        return self.model.layout.select(set(plan.share).__contains__)
+        return self.model.layout.part(plan.share)
 
     def residuals(
         self, state: State, plan: RoundPlan, outcomes: Sequence[ClientOutcome]

@@ -80,7 +80,7 @@ class Distillation(Federation):
     def _play_round(self, state: State, tracker: Tracker, before: float, started: float) -> State:
         begin = time.perf_counter()
         plan = self.algorithm.plan(self.config, self.model.part_of, state.round)
-        chosen = cohort(self.config, len(self.assembly.shards), state.round, self.entropy)
+        chosen = cohort(self.config, len(self.assembly.shards), state.round, self.entropy, self.algorithm)
         mean, collected, outcomes = self._communicate(state, chosen)
         consensus = self.algorithm.consensus(self.config, mean, self.model.classes)
         student = self._learn(state, consensus)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from securefed.aggregation import pack_state, unpack_state
 from securefed.algorithms.averaging import averaged
+from securefed.algorithms.pruning import KEY as RANKS_KEY
 from securefed.algorithms.ranks import Ranked
 from securefed.algorithms.server_optimizer import Moments
 from securefed.assembly import Assembly, assemble, cohort
@@ -237,7 +238,9 @@ class Federation:
         stored = self.liars.unpack(state.rule)
         if self.parts.clip is not None:
             self.parts.clip.unpack(stored)
-        self.server.rule_state = unpack_state({k: v for k, v in stored.items() if k != CLIP_KEY})
+        self.server.rule_state = unpack_state(
+            {k: v for k, v in stored.items() if k not in (CLIP_KEY, RANKS_KEY)}
+        )
         self.server.memory = state.memory
         before = state.seconds
         resumed_at = None if resumed is None else state.round
@@ -268,7 +271,9 @@ class Federation:
     def _play_round(self, state: State, tracker: Tracker, before: float, started: float) -> State:
         begin = time.perf_counter()
         plan = self.parts.algorithm.plan(self.config, self.model.part_of, state.round)
-        chosen = cohort(self.config, len(self.assembly.shards), state.round, self.entropy)
+        chosen = cohort(
+            self.config, len(self.assembly.shards), state.round, self.entropy, self.parts.algorithm
+        )
         clip = None if self.parts.clip is None else self.parts.clip.value
         aggregate_, collected, outcomes = self.cohorts.train_and_collect(state, plan, chosen)
         algorithm, joined = self.parts.algorithm, None
@@ -297,9 +302,16 @@ class Federation:
             round=state.round + 1,
             vector=vector,
             moments=moments,
-            average=averaged(state.average, vector, plan, self.config.server.average),
+            average=averaged(state.average, vector, plan, self.config.server.average)
+            if plan.share
+            else state.average,
             local=local,
-            rule={**pack_state(self.server.rule_state), **self.liars.pack(), **self.cohorts.packed_clip()},
+            rule={
+                **pack_state(self.server.rule_state),
+                **self.liars.pack(),
+                **self.cohorts.packed_clip(),
+                **self.cohorts.packed_ranks(state, plan, outcomes),
+            },
             residual=self.cohorts.residuals(state, plan, outcomes),
             memory=self.server.memory,
             mib_up=state.mib_up + up,

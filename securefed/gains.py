@@ -57,20 +57,18 @@ class Compared:
         return found
 
 
-def gains(
-    parts: Parts, state: State, kept: Layout, first: Vector, took: Mapping[int, Sequence[int]]
-) -> dict[str, Any]:
+def gains(parts: Parts, state: State, kept: Layout, took: Mapping[int, Sequence[int]]) -> dict[str, Any]:
     """The report as plain values: a row for each client and each domain, the worst of both named.
 
     Args:
-        kept: of what each client keeps to itself. first: the initial model, float32 (d,).
+        kept: of what each client keeps to itself.
         took: client -> rounds in which its training counted, for training alone with the same work.
     """
     predict, shards = parts.evaluator.predictions, parts.assembly.shards
     own = predict(state.handed_out, state.local, kept)
     together = predict(state.handed_out, {}, kept) if parts.algorithm.whole else {}
     alone: dict[int, Predictions] = {}
-    if parts.config.evaluate.alone:
+    if (first := parts.initial) is not None and parts.config.evaluate.alone:
         whole = parts.model.layout
         for k in own:
             try:

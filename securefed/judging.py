@@ -23,7 +23,6 @@ class Judge:
 
     def __init__(self, parts: Parts, kept: Layout) -> None:
         self.parts, self.config, self.evaluator, self.kept = parts, parts.config, parts.evaluator, kept
-        self.first = parts.model.read(parts.model.layout)  # before a client has trained it
 
     def evaluate(self, state: State) -> State:
         """The state with its scores, where this round is measured."""
@@ -56,7 +55,7 @@ class Judge:
             return {}
         if asked.alone:
             logger.info("training every client alone, to compare with")
-        return gains(self.parts, state, self.kept, self.first, took_part(folder))
+        return gains(self.parts, state, self.kept, took_part(folder))
 
     def converged(self, state: State) -> bool:
         """Whether the watched metric has stopped improving."""

@@ -67,6 +67,16 @@ class Layout:
         """The layout of those names for which `keep` holds."""
         return Layout.of_shapes({n: s for n, s in zip(self.names, self.shapes, strict=True) if keep(n)})
 
+    @cached_property
+    def _parts(self) -> dict[tuple[str, ...], Layout]:
+        return {}
+
+    def part(self, names: tuple[str, ...]) -> Layout:
+        """The layout of these names; made once, since every round of a run asks for the same few."""
+        if names not in self._parts:
+            self._parts[names] = self.select(set(names).__contains__)
+        return self._parts[names]
+
     def slice_of(self, name: str) -> slice:
         """Where one tensor lies in the flat vector."""
         i = self.names.index(name)
@@ -141,4 +151,4 @@ class Layout:
 
 def vector_digest(vector: Vector) -> str:
     """SHA-256 of a vector's little-endian bytes, hex: the identity of a global model."""
-    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").data).hexdigest()

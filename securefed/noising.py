@@ -49,7 +49,7 @@ def planned_releases(config: Config, clients: int) -> tuple[float, int]:
         return rate, algorithm.released(config)
     chosen: Counter[int] = Counter()
     for round in range(config.rounds):
-        chosen.update(cohort(config, clients, round, SystemEntropy()))
+        chosen.update(cohort(config, clients, round, SystemEntropy(), algorithm))
         chosen.update(algorithm.late(config, clients, round))
     if p.unit == "client":
         return 1.0, max(chosen.values())
@@ -108,7 +108,10 @@ def distributed_design(config: Config, sizes: tuple[int, ...], records: Sequence
     )
     if not config.fedsgd:
         return design
-    cohorts = [cohort(config, len(records), round, SystemEntropy()) for round in range(config.rounds)]
+    algorithm = _algorithm(config)
+    cohorts = [
+        cohort(config, len(records), round, SystemEntropy(), algorithm) for round in range(config.rounds)
+    ]
     return replace(
         design,
         clip=design.clip / expected_batch(config, records),

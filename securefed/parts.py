@@ -39,7 +39,9 @@ class Parts:
         self.algorithm: FedAvg = make("algorithm", config.algorithm, ALGORITHMS)
         self.rule = make_aggregator(config.aggregator)
         protection = make_protection(config.protection)
-        self.initial = self.model.read(self.model.layout)
+        # A copy of the first model, for the few who compare with it or go back to it.
+        asked = config.evaluate.alone or (isinstance(self.algorithm, Ranked) and self.algorithm.restarts)
+        self.initial = self.model.read(self.model.layout) if asked else None
         joins = isinstance(self.algorithm, Ranked) and self.algorithm.needs_updates
         client_level = config.privacy.unit == "client"
         read = self.rule.needs != "sum" or client_level or joins or config.tracking.keep_views > 0

@@ -152,6 +152,8 @@ def make(kind: str, component: Component, table: Mapping[str, str]) -> Any:
 
 def _check_types(kind: str, component: Component, cls: type[Any]) -> None:
     """A plain field takes a value of its own type; 2 is no text and "2" no number."""
+    if not component.options:
+        return  # a round may make its algorithm anew, and to resolve annotations takes half a millisecond
     for key, hint in typing.get_type_hints(cls).items():
         value = component.options.get(key)
         if key not in component.options or hint not in PLAIN:

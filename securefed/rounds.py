@@ -137,7 +137,7 @@ class Rounds:
             weights=row_weights(collected, public=weights is not None),
             layout_digest=shared.digest if compares else self._digest(shared, round),
             root_update=root,
-            generator=round_generator(self.seed, round),
+            generator=None if self.rule.needs == "sum" else round_generator(self.seed, round),
             space=space,
         )
         vector, self.rule_state = aggregate(self.rule, collected, context, self.rule_state)

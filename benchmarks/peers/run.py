@@ -197,7 +197,16 @@ PEERS = (
         "make_private against Opacus' own loop",
         (),
         ("-m", "securefed_benchmarks.make_private_step"),
-        ("-m", "securefed_benchmarks.make_private_step"),
+        (
+            "-m",
+            "securefed_benchmarks.make_private_step",
+            "--records",
+            "96",
+            "--length",
+            "32",
+            "--repeats",
+            "2",
+        ),
         _opacus,
     ),
     Peer(
@@ -287,6 +296,22 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def keep(results: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Writes the results; those of peers that were not played this time stay as they are."""
+    old = json.loads(out.read_text(encoding="utf-8"))["results"] if out.is_file() else []
+    named = {one["peer"] for one in results}
+    order = [peer.name for peer in PEERS]
+    merged = [one for one in old if one["peer"] in order and one["peer"] not in named] + list(results)
+    facts = {
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "results": sorted(merged, key=lambda one: order.index(one["peer"])),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plays the peers that were named, or all; 1 if every one was skipped."""
     known = [peer.name for peer in PEERS]
@@ -308,15 +333,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if wanted.peers and peer.name not in wanted.peers:
             continue
         sys.stderr.write(f"{peer.name}: {peer.work}\n")
-        results.append(compare(peer, wanted.envs.resolve(), wanted.repeats, wanted.quick))
-        machine = {
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "cores": os.cpu_count(),
-        }
-        facts = {**machine, "quick": wanted.quick, "load": os.getloadavg()[0], "results": results}
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-        wanted.out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        found = compare(peer, wanted.envs.resolve(), wanted.repeats, wanted.quick)
+        results.append(found | {"quick": wanted.quick, "load": round(os.getloadavg()[0], 1)})
+        keep(results, wanted.out)
     sys.stdout.write(table(results) + "\n")
     return int(all("skipped" in one for one in results))
 

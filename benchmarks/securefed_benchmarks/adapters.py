@@ -19,15 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from securefed.federation import run
+from securefed.assembly import assemble
+from securefed.config import load_config
+from securefed.crypto.entropy import SystemEntropy
+from securefed.federation import Federation
+from securefed_benchmarks.features import Shared, SharedStates
 from securefed_benchmarks.timing import report
 
 JOB: dict[str, Any] = {
     "weights": "equal",
     "rounds": 12,
-    "data": {"name": "sentiment", "partition": "natural", "clients": 12, "max_length": 32, "limit": 2000},
-    "model": {"name": "minilm", "adapter": "lora", "rank": 8, "layers": 1},
-    "train": {"steps": 5, "batch_size": 16, "learning_rate": 1.0, "head_learning_rate": 8.0},
+    "data": {"name": "sentiment", "partition": "natural", "clients": 12, "max_length": 32, "limit": 1200},
+    "model": {"name": "minilm", "adapter": "lora", "rank": 8, "layers": 1, "head_layers": 4},
+    "train": {"steps": 5, "batch_size": 16, "learning_rate": 1.0, "head_learning_rate": 16.0},
     "evaluate": {"every": 0, "clients": False, "baselines": False},
     "tracking": {"report": False},
     "engine": {"threads": 1, "checkpoint_every": 1000},
@@ -54,27 +58,35 @@ BYTES: dict[str, dict[str, Any]] = {
 """The numbers that a round sends beside the head: 9,216 by prompt, 9,216 by prefix, 16,128 by IA3, 9,216 by LoRA."""
 
 
-def played(way: Mapping[str, Any], seed: int, overrides: Mapping[str, Any]) -> tuple[float, float]:
+def played(way: Mapping[str, Any], seed: int, shared: Shared) -> tuple[float, float]:
     """(test accuracy, MiB up over all clients and rounds) of one federation."""
+    config = load_config(JOB, {**way, "seed": seed, "model.seed": seed})
     with tempfile.TemporaryDirectory() as scratch:
-        found = run(JOB, {**way, **overrides, "seed": seed, "model.seed": seed}, folder=Path(scratch) / "run")
-        totals = json.loads((found.folder / "bytes.json").read_text(encoding="utf-8"))
+        player = Federation(
+            assemble(config, shared), Path(scratch), f"bench {time.time_ns()}", SystemEntropy()
+        )
+        player.parts.runner.cache = player.parts.evaluator.cache = shared.cache
+        found = player.play(None)
+        player.close()
+        totals = json.loads((Path(scratch) / "bytes.json").read_text(encoding="utf-8"))
     return float(found.metrics["accuracy"]), float(totals["mib_up"])
 
 
 def measured(
-    ways: Mapping[str, Mapping[str, Any]], seeds: int, only: Sequence[str], out: Path | None
+    ways: Mapping[str, Mapping[str, Any]], seeds: int, only: Sequence[str], out: Path | None, shared: Shared
 ) -> None:
     """Reports each way, and adds it to `out`."""
     for name, way in ways.items():
         if only and not any(word in name for word in only):
             continue
         began = time.process_time()
-        runs = [played(way, seed, {}) for seed in range(seeds)]
+        runs = [played(way, seed, shared) for seed in range(seeds)]
+        accuracy = [a for a, _ in runs]
         facts = {
             "way": name,
-            "accuracy": [round(a, 4) for a, _ in runs],
-            "mean": round(float(np.mean([a for a, _ in runs])), 4),
+            "accuracy": [round(a, 4) for a in accuracy],
+            "mean": round(float(np.mean(accuracy)), 4),
+            "sd": round(float(np.std(accuracy, ddof=1)), 4) if seeds > 1 else None,
             "mib_up": round(float(np.mean([u for _, u in runs])), 3),
             "cpu_s_per_run": round((time.process_time() - began) / seeds, 1),
         }
@@ -90,9 +102,12 @@ def main() -> None:
     arguments.add_argument("--what", choices=("ranks", "bytes"), default="ranks")
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--only", nargs="*", default=[], help="ways whose names hold one of these words")
+    arguments.add_argument("--tests", type=int, default=1200, help="test sentences, of 3,885")
     arguments.add_argument("--out", type=Path)
+    arguments.add_argument("--features", type=Path, help="a file that keeps frozen states from call to call")
     asked = arguments.parse_args()
-    measured(RANKS if asked.what == "ranks" else BYTES, asked.seeds, asked.only, asked.out)
+    ways = RANKS if asked.what == "ranks" else BYTES
+    measured(ways, asked.seeds, asked.only, asked.out, Shared(asked.tests, SharedStates(asked.features)))
 
 
 if __name__ == "__main__":

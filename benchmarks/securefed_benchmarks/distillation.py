@@ -10,30 +10,21 @@ seeds. Test sentences are of all four domains, of which a client has one.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
 
-from securefed.assembly import Fresh, assemble
-from securefed.config import Config, load_config
+from securefed.assembly import assemble
+from securefed.config import load_config
 from securefed.crypto.entropy import SystemEntropy
-from securefed.data import load_dataset
-from securefed.data.batch import Encoded
-from securefed.data.records import Dataset
 from securefed.distillation import Distillation
-from securefed.models.task_model import TaskModel
-from securefed.training.feed import CachedStates
-from securefed.training.frozen_cache import FrozenCache
 from securefed.training.table_client import client_scores
+from securefed_benchmarks.features import Shared, SharedStates
 from securefed_benchmarks.timing import report
 
 HEAD = {"name": "minilm", "adapter": "head", "head_layers": 4}
@@ -74,61 +65,6 @@ WAYS: dict[str, dict[str, Any]] = {
     },
 }
 PARTS = {"clients": list(WAYS)[:4], "liar": list(WAYS)[4:]}
-
-
-class SharedFeatures(FrozenCache):
-    """Pooled features by a digest of a record's tokens, for every run of a process: MiniLM is frozen in all of them.
-
-    Args:
-        file: where they are kept from one process to the next (the sentences are public); None keeps none.
-    """
-
-    def __init__(self, file: Path | None = None) -> None:
-        super().__init__()
-        self.file = file
-        self._known: dict[str, torch.Tensor] = load_file(file) if file is not None and file.exists() else {}
-
-    def states(
-        self,
-        model: TaskModel,
-        data: Encoded,
-        trainable: Collection[str],
-        *,
-        physical_tokens: int,
-        physical_batch: int,
-    ) -> CachedStates | None:
-        """The pooled features of these records, those that are new computed now."""
-        if model.depth == 0 or model.config.adapter != "head" or data.tokens is None:
-            return None
-        names = [hashlib.sha256(t.tobytes()).hexdigest() for t in data.tokens]
-        new = [i for i, name in enumerate(names) if name not in self._known]
-        if new:
-            part = Encoded(tokens=tuple(data.tokens[i] for i in new), pad_id=data.pad_id)
-            found = FrozenCache().states(
-                model, part, trainable, physical_tokens=physical_tokens, physical_batch=physical_batch
-            )
-            assert found is not None
-            assert found.pooled is not None
-            self._known |= {names[i]: row for i, row in zip(new, found.pooled, strict=True)}
-            if self.file is not None:
-                save_file({name: row.clone() for name, row in self._known.items()}, self.file)
-        return CachedStates(model.depth, pooled=torch.stack([self._known[name] for name in names]))
-
-
-@dataclass
-class Shared(Fresh):
-    """One data set for every run: `tests` of its test records."""
-
-    tests: int
-    cache: SharedFeatures = field(default_factory=SharedFeatures)
-    _held: Dataset | None = None
-
-    def dataset(self, config: Config) -> Dataset:
-        if self._held is None:
-            whole = load_dataset(config.data)
-            rows = np.random.default_rng(0).permutation(len(whole.test))[: self.tests]
-            self._held = replace(whole, test=whole.test.take(np.sort(rows)))
-        return self._held
 
 
 @contextmanager
@@ -218,7 +154,7 @@ def main() -> None:
         "--features", type=Path, help="a file that keeps MiniLM's features from call to call"
     )
     asked = arguments.parse_args()
-    shared = Shared(asked.tests, SharedFeatures(asked.features))
+    shared = Shared(asked.tests, SharedStates(asked.features))
     if asked.part in ("cost", "all"):
         cost(shared)
     for part, names in PARTS.items():

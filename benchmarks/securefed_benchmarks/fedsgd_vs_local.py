@@ -13,24 +13,20 @@ import argparse
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from securefed.assembly import Assembly
-from securefed.config import Config, ModelConfig, load_config
+from securefed.config import Config, load_config
 from securefed.crypto.entropy import SystemEntropy
-from securefed.data import load_dataset, make_shards
-from securefed.data.records import Dataset, Examples, Shard
+from securefed.data.records import Dataset, Shard
 from securefed.federation import Federation
 from securefed.models import load_model
-from securefed.training.frozen_cache import FrozenCache
+from securefed_benchmarks.features import SharedStates, frozen
 from securefed_benchmarks.timing import report
 
-FEATURES = ModelConfig(name="minilm", adapter="head", head_layers=4)
 RATE = 8.0
 JOB: dict[str, Any] = {
     "rounds": 60,
@@ -64,30 +60,6 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def features(examples: Examples, max_length: int) -> NDArray[np.float32]:
-    """What the frozen model gives a head to read, float32 (n, 1, 1, width)."""
-    model = load_model(FEATURES, classes=2, unit="example", max_length=max_length)
-    data = model.encode(examples, max_length)
-    states = FrozenCache(1 << 14).states(
-        model, data, set(model.part_of), physical_tokens=8192, physical_batch=256
-    )
-    assert states is not None
-    assert states.pooled is not None
-    return states.pooled.numpy()[:, None, None, :]
-
-
-def frozen(config: Config) -> tuple[Dataset, tuple[Shard, ...]]:
-    """The job's data and shards with features in place of their texts."""
-    dataset = load_dataset(config.data, task="classification")
-    shards = tuple(make_shards(dataset, config.data))
-
-    def as_features(examples: Examples) -> Examples:
-        return Examples(images=features(examples, config.data.max_length), labels=examples.labels)
-
-    held = tuple(replace(s, train=as_features(s.train), test=s.test.take([])) for s in shards)
-    return replace(dataset, train=held[0].train, test=as_features(dataset.test)), held
-
-
 def accuracies(config: Config, dataset: Dataset, shards: Sequence[Shard], seeds: int) -> list[float]:
     """Test accuracy of `seeds` federations from fresh randomness."""
     found = []
@@ -111,10 +83,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--epsilons", type=float, nargs="+", default=[1.0, 3.0])
     arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument(
+        "--features", type=Path, help="a file that keeps MiniLM's features from call to call"
+    )
     arguments.add_argument("overrides", nargs="*", help="fields of the job: key=value")
     asked = arguments.parse_args()
     first = load_config({**JOB, "train": STEP, "privacy": {"unit": "none"}}, asked.overrides)
-    dataset, shards = frozen(first)
+    dataset, shards = frozen(first, SharedStates(asked.features))
     for epsilon in asked.epsilons:
         for name, (job, way) in WAYS.items():
             config = _job(job, way, epsilon, asked.overrides)

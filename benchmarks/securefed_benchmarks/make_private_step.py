@@ -1,14 +1,15 @@
 """What `make_private` costs over Opacus' own loop: the same LoRA on MiniLM, the same data, the same Poisson rate.
 
-Both sides draw Poisson batches of 32 expected from 256 records of 64 tokens, one epoch (8 steps) a
+Both sides draw Poisson batches of 32 expected from 256 records of 64 tokens (by default), one epoch (8 steps) a
 repeat, in turn in one process; CPU seconds per record, so that unequal batches compare. Ours includes the
 ledger, keyed noise and clipping in float64; the step-one check falls into the warm-up.
 
-    python -m securefed_benchmarks.make_private_step
+    python -m securefed_benchmarks.make_private_step [--records 256] [--length 64] [--repeats 6]
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 import time
@@ -51,15 +52,22 @@ def main() -> None:
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--records", type=int, default=RECORDS)
+    parser.add_argument("--length", type=int, default=LENGTH)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    wanted = parser.parse_args()
     torch.set_num_threads(1)
-    tokens = torch.randint(1000, 20_000, (RECORDS, LENGTH))
-    data = TensorDataset(tokens, torch.randint(0, 2, (RECORDS,)))
+    tokens = torch.randint(1000, 20_000, (wanted.records, wanted.length))
+    data = TensorDataset(tokens, torch.randint(0, 2, (wanted.records,)))
     loader = DataLoader(data, batch_size=BATCH, shuffle=True)
     with tempfile.TemporaryDirectory() as home:
         os.environ["SECUREFED_HOME"] = home
-        variants = {"ours": ours(loader), "opacus": opacus(loader)}
+        variants = {"ours": ours(loader, wanted.repeats + 1), "opacus": opacus(loader)}
         per_record: dict[str, list[float]] = {name: [] for name in variants}
-        for repeat in range(REPEATS + 1):
+        for repeat in range(wanted.repeats + 1):
             for name, epoch in variants.items():
                 began = time.process_time()
                 seen = epoch()
@@ -75,7 +83,7 @@ def main() -> None:
     )
 
 
-def ours(loader: Any) -> Callable[[], int]:
+def ours(loader: Any, epochs: int) -> Callable[[], int]:
     """One epoch of the private loop; gives the number of records that it met."""
     import securefed as sf
 
@@ -87,7 +95,7 @@ def ours(loader: Any) -> Callable[[], int]:
         noise_multiplier=1.0,
         delta=1e-5,
         max_grad_norm=1.0,
-        epochs=REPEATS + 1,
+        epochs=epochs,
         data_id="benchmark",
     )
     return lambda: _epoch(private.model, private.optimizer, private.loader)

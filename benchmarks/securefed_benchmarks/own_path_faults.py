@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -14,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefed.crypto.entropy import Stream
-from securefed.privacy import client_level, distributed, server_mechanism, shared_release
+from securefed.privacy import client_level, correlated_release, distributed, server_mechanism, shared_release
 from securefed.privacy.client_level import Clipped
+from securefed.privacy.correlated_noise import CorrelatedNoise
+from securefed.privacy.dealing import Deal
 from securefed.privacy.distributed import DistributedMechanism
 from securefed.privacy.ledger import Ledger
 from securefed.privacy.matrix_factorization import Participation
@@ -57,7 +60,7 @@ def no_clip() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(dp, "MARGIN", 1e12))
-        for module in (client_level, server_mechanism, shared_release, distributed):
+        for module in (client_level, correlated_release, server_mechanism, shared_release, distributed):
             stack.enter_context(patch.object(module, "clip_update", unclipped))
         stack.enter_context(patch.object(DistributedMechanism, "_rounded", rounded))
         yield
@@ -97,11 +100,50 @@ def in_every_round() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def everybody_dealt() -> Iterator[None]:
+    """Every client in every cohort that is dealt, whatever separation the noise was scaled for."""
+    with patch.object(Deal, "cohort", lambda self, round: tuple(range(self.clients))):
+        yield
+
+
+@contextmanager
+def the_same_noise_in_every_round() -> Iterator[None]:
+    """A noise state whose stream begins anew each round, as one that is stored and read back would."""
+    keys: list[bytes] = []
+    step = CorrelatedNoise.step
+
+    def again(self: CorrelatedNoise, stream: Stream) -> tuple[NDArray[np.float64], CorrelatedNoise]:
+        keys.append(stream.bytes(32))
+        return step(self, Stream(keys[0]))
+
+    with patch.object(CorrelatedNoise, "step", again):
+        yield
+
+
+@contextmanager
+def every_row_again() -> Iterator[None]:
+    """Each round restarted a hundred times from the state that it began with; a listener takes the mean of the rows."""
+    step = CorrelatedNoise.step
+
+    def repeated(self: CorrelatedNoise, stream: Stream) -> tuple[NDArray[np.float64], CorrelatedNoise]:
+        drawn = [step(self, stream) for _ in range(100)]
+        noise = np.mean([one for one, _ in drawn], axis=0)
+        following = drawn[0][1]
+        return noise, replace(following, recent=(noise, *following.recent[1:]))
+
+    with patch.object(CorrelatedNoise, "step", repeated):
+        yield
+
+
 FAULTS: Mapping[str, Fault] = {
     "noise / 10": a_tenth_of_the_noise,
     "no clip": no_clip,
     "rate 0.01 run at 1": everybody_every_time,
     "9 of 10 rounds unlogged": nine_of_ten_unlogged,
     "in every round": in_every_round,
+    "dealt to everybody": everybody_dealt,
+    "same noise again": the_same_noise_in_every_round,
+    "rows restarted": every_row_again,
 }
 """Name -> the context in which the fault is there."""

@@ -96,8 +96,8 @@ class Job:
 
     def __call__(self, canaries: Canaries, folder: Path, entropy: Entropy | None = None) -> Released:
         """Plays the job into a new folder."""
-        config = load_config(self._tree(canaries.m))
-        assembly = _assembly(config, canaries, self.holders)
+        config = load_config(self.tree(canaries.m))
+        assembly = assembly_of(config, canaries, self.holders)
         federation = Federation(assembly, folder, secrets.token_hex(8), entropy or SystemEntropy())
         folder.mkdir(parents=True)
         try:
@@ -111,7 +111,8 @@ class Job:
         unit = step * RATE if self.unit == "example" else step
         return Released(_moved(folder, canaries.d), unit, claimed, events)
 
-    def _tree(self, m: int) -> dict[str, Any]:
+    def tree(self, m: int) -> dict[str, Any]:
+        """The job for `m` canaries."""
         privacy: dict[str, Any] = {
             "unit": self.unit,
             "noise_multiplier": self.noise_multiplier,
@@ -150,7 +151,7 @@ class Job:
         }
 
 
-def _assembly(config: Config, canaries: Canaries, holders: int = 1) -> Assembly:
+def assembly_of(config: Config, canaries: Canaries, holders: int = 1) -> Assembly:
     """The parts of the job, with canaries' images in place of a data set and a model that begins at zero."""
     images = np.stack([_image(canaries, j) for j in range(canaries.m)])
     records = Examples(images=images, labels=np.ones(canaries.m, np.int64))

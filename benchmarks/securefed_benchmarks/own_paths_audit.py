@@ -33,6 +33,7 @@ from securefed_attacks.canaries import (
     one_run_audit,
 )
 from securefed_attacks.many_runs import many_runs_audit
+from securefed_benchmarks.own_correlated import Dealt
 from securefed_benchmarks.own_factored import Factored
 from securefed_benchmarks.own_path_faults import FAULTS
 from securefed_benchmarks.own_paths import DELTA, Foreign, Job, Loop
@@ -56,7 +57,7 @@ class Case:
     """
 
     name: str
-    path: Job | Loop | Foreign | Words | Factored
+    path: Job | Loop | Foreign | Words | Factored | Dealt
     canaries: int
     fault: str = ""
     assumes: Assumed = "nothing"
@@ -78,6 +79,7 @@ def honest(m: int) -> list[Case]:
         Case("client, adaptive clip", Job("client", 4.0, rounds=3, adaptive=True), m, assumes="gaussian"),
         Case("client, federate, adaptive clip", Foreign(4.0, rounds=3, adaptive=True), m, assumes="gaussian"),
         Case("client, matrix factorization", Factored(3.0), m, assumes="gaussian"),
+        Case("client, job, correlated noise", Dealt(3.0), m, assumes="gaussian"),
         Case("client, masked Skellam", Job("client", 2.0, noise="skellam"), MASKED),
         Case("client, masked discrete Gaussian", Job("client", 2.0, noise="discrete-gaussian"), MASKED),
         Case("client, Skellam, many runs", Words("skellam", 1.25), RUNS),
@@ -96,6 +98,7 @@ def broken(m: int) -> Iterator[Case]:
         yield Case("client, adaptive clip", Job("client", 4.0, adaptive=True), m, fault)
         yield Case("client, federate, adaptive clip", Foreign(4.0, adaptive=True), m, fault)
         yield Case("client, matrix factorization", Factored(4.0), m, fault)
+        yield Case("client, job, correlated noise", Dealt(4.0), m, fault)
         yield Case("client, masked Skellam", Job("client", 2.5, noise="skellam"), MASKED, fault)
         yield Case(
             "client, masked discrete Gaussian", Job("client", 2.5, noise="discrete-gaussian"), MASKED, fault
@@ -103,6 +106,10 @@ def broken(m: int) -> Iterator[Case]:
     masked = Job("example", 4.0, noise="skellam", together=True)
     yield Case("example, fedsgd, masked Skellam", masked, m, "noise / 10")
     yield Case("client, matrix factorization", Factored(3.0, separation=12), m, "in every round", "gaussian")
+    name, loud = "client, job, correlated noise", Dealt(4.0, listens="changes")
+    yield Case(name, Dealt(4.0), m, "rows restarted")
+    yield Case(name, Dealt(3.0, separation=12), m, "dealt to everybody", "gaussian")
+    yield Case(name, loud, m, "same noise again")
     fault = "rate 0.01 run at 1"
     yield Case("example, fedsgd", Job("example", 1.0, rounds=60, sample_rate=0.01, together=True), m, fault)
     yield Case("example, job", Job("example", 1.0, sample_rate=0.01, steps=60), m, fault)

@@ -14,7 +14,6 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +22,32 @@ import numpy as np
 from securefed.assembly import Assembly
 from securefed.config import Config, load_config
 from securefed.data import load_dataset, make_shards
-from securefed.data.records import Dataset, Examples
+from securefed.data.records import Dataset
 from securefed.federation import run
 from securefed.models import load_model
-from securefed_benchmarks.fedsgd_vs_local import features
+from securefed_benchmarks.features import SharedStates, in_features
 from securefed_benchmarks.timing import report
 
 CLASSES = 2
 JOB: dict[str, Any] = {
     "name": "personalization",
-    "rounds": 30,
+    "rounds": 33,
     "data": {"name": "sentiment", "partition": "natural", "clients": 12, "max_length": 48},
     "model": {"name": "mlp", "adapter": "full", "hidden": 64},
-    "train": {"epochs": 1, "learning_rate": 0.5, "batch_size": 32},
-    "evaluate": {"every": 0, "baselines": False, "alone": True},
+    "train": {"epochs": 1, "learning_rate": 0.3, "batch_size": 32},
+    "server": {"average": 0.8},
+    "evaluate": {"every": 0, "baselines": False},
     "engine": {"threads": 1, "checkpoint_every": 1000},
     "tracking": {"report": False},
 }
 WAYS: dict[str, dict[str, Any]] = {
-    "fedavg": {"algorithm": "fedavg"},
-    "fedprox": {"algorithm": {"name": "fedprox", "mu": 0.01}},
-    "ditto": {"algorithm": {"name": "ditto", "strength": 0.1}},
+    "fedavg": {"algorithm": "fedavg", "evaluate.alone": True},
+    "fedprox": {"algorithm": {"name": "fedprox", "mu": 0.01}, "evaluate.alone": True},
+    "ditto": {"algorithm": {"name": "ditto", "strength": 0.3}},
     "fedper": {"algorithm": "fedper"},
     "fedrep": {"algorithm": "fedrep"},
     "finetune": {"algorithm": {"name": "finetune", "tune_rounds": 3}},
 }
-
-
-def in_features(dataset: Dataset, max_length: int) -> Dataset:
-    """The data set with what the frozen model reads in place of its texts; groups and documents as they were."""
-
-    def changed(examples: Examples) -> Examples:
-        return replace(examples, texts=None, images=features(examples, max_length))
-
-    return replace(dataset, train=changed(dataset.train), test=changed(dataset.test))
 
 
 def played(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -82,14 +73,18 @@ def facts_of(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
         for way in ("own", "global", "alone")
     }
+    alone = {
+        "clients_that_gain_over_alone": [f["gain"] for f in found],
+        "clients_that_lose": [f["lose"] for f in found],
+        "mean_gain_over_alone": [round(f["mean_gain_over_alone"], 4) for f in found if f["gain"] is not None],
+    }
     return {
         **by_domain,
         "worst_domain": [f["worst_domain"]["domain"] for f in found],
         "worst_domain_accuracy": [round(f["worst_domain"]["own"], 4) for f in found],
+        "mean_over_domains": [round(float(np.mean([d["own"] for d in f["domains"]])), 4) for f in found],
         "worst_client_accuracy": [round(f["worst_client"]["own"], 4) for f in found],
-        "clients_that_gain_over_alone": [f["gain"] for f in found],
-        "clients_that_lose": [f["lose"] for f in found],
-        "mean_gain_over_alone": [round(f["mean_gain_over_alone"], 4) for f in found],
+        **(alone if found[0]["gain"] is not None else {}),
     }
 
 
@@ -104,10 +99,15 @@ def main() -> None:
     arguments.add_argument(
         "--ways", nargs="+", choices=sorted(WAYS), default=list(WAYS), help="after overrides"
     )
+    arguments.add_argument(
+        "--features", type=Path, help="a file that keeps MiniLM's features from call to call"
+    )
     arguments.add_argument("overrides", nargs="*", help="fields of the job: key=value")
     asked = arguments.parse_args()
     first = load_config(JOB, asked.overrides)
-    dataset = in_features(load_dataset(first.data, task="classification"), first.data.max_length)
+    dataset = in_features(
+        load_dataset(first.data, task="classification"), first.data.max_length, SharedStates(asked.features)
+    )
     worst: dict[str, list[float]] = {}
     for name in asked.ways:
         began = time.process_time()

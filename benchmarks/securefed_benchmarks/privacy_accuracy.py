@@ -88,7 +88,7 @@ def draw(curves: Sequence[Curve]) -> str:
     private, public = [c for c in curves if c.points], [c for c in curves if not c.points]
     height = BOTTOM + 80 + 30 * len(curves)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="Helvetica, Arial, sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" viewBox="0 0 {WIDTH} {height}" font-family="Helvetica, Arial, sans-serif" '
         f'font-size="20" fill="{INK}" role="img" aria-labelledby="title">',
         f'<title id="title">{escape(_told(private, public))}</title>',
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',

@@ -54,7 +54,7 @@ class FedAvg(Algorithm):
         Coordinates that were not sent keep their value and their moments. The head may follow its own
         optimizer (`server.head_optimizer`), because it lives on another scale than the factors.
         """
-        shared = layout.select(set(plan.share).__contains__)
+        shared = layout.part(plan.share)
         if plan.phase == "centre":  # a measured mean, not a direction to descend
             mean = np.float32(plan.scale) * aggregate
             return layout.scatter(layout.gather(model, shared) + mean, shared, model), moments
@@ -62,24 +62,29 @@ class FedAvg(Algorithm):
             names = [n for n in shared.names if (part_of[n] == "head") == is_head]
             if not names:
                 continue
-            part = shared.select(set(names).__contains__)
+            part = shared.part(tuple(names))
             own = is_head and config.head_optimizer is not None
+            name = config.head_optimizer if is_head and config.head_optimizer else config.optimizer
             rate = rate_at(config, config.head_learning_rate if own else config.learning_rate, plan.progress)
             if is_head and plan.phase != "head":
                 rate *= config.head_joint_factor
+            carried = moments  # fedavg leaves them alone, and copies of (d,) are most of what a round costs
+            if name != "fedavg":
+                carried = Moments(layout.gather(moments.first, part), layout.gather(moments.second, part))
             new, changed = server_step(
-                config.head_optimizer if is_head and config.head_optimizer else config.optimizer,
+                name,
                 layout.gather(model, part),
                 shared.gather(aggregate, part),
-                Moments(layout.gather(moments.first, part), layout.gather(moments.second, part)),
+                carried,
                 learning_rate=rate,
                 momentum=config.head_momentum if own else config.momentum,
                 beta2=config.beta2,
                 tau=config.tau,
             )
-            model = layout.scatter(new.astype(np.float32), part, model)
-            moments = Moments(
-                layout.scatter(changed.first, part, moments.first),
-                layout.scatter(changed.second, part, moments.second),
-            )
+            model = layout.scatter(new.astype(np.float32, copy=False), part, model)
+            if name != "fedavg":
+                moments = Moments(
+                    layout.scatter(changed.first, part, moments.first),
+                    layout.scatter(changed.second, part, moments.second),
+                )
         return model, moments

@@ -30,15 +30,20 @@ class FineTune(FedAvg):
 
     Attributes:
         tune_rounds: rounds at the end in which every client trains alone, from the last global model.
+        tune_rate: its learning rate then, over the job's. A model that many have made is worth small steps: at the
+            federation's own rate a client with few records unlearns it (docs/uneven-clients.md has figures).
     """
 
     tune_rounds: int = 1
+    tune_rate: float = 0.1
     beside: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         FedAvg.__post_init__(self)
         if self.tune_rounds < 1:
             raise ValueError(f"tune_rounds must be at least 1, found {self.tune_rounds}")
+        if not self.tune_rate > 0:
+            raise ValueError(f"tune_rate must be above 0, found {self.tune_rate}")
 
     def check(self, config: Config) -> None:
         FedAvg.check(self, config)
@@ -72,5 +77,7 @@ class FineTune(FedAvg):
         return not plan.share
 
     def work(self, train: Training, job: ClientJob) -> Worked:
-        tuned_before = None if job.share else job.own
-        return Worked(train(job.start if tuned_before is None else tuned_before, job.train))
+        if job.share:
+            return Worked(train(job.start, job.train))
+        mine = job.start if job.own is None else job.own
+        return Worked(train(mine, job.train, rate=self.tune_rate))

@@ -26,8 +26,10 @@ class FLoRA(Ranked):
 
     needs_updates = True
     merges = True
+    restarts = True
 
     def join(self, model: Vector, joined: Joined) -> Vector:
+        assert joined.initial is not None
         out = model.copy()
         for stem in joined.stems:
             b, a = joined.stacked(stem)

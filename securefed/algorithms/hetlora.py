@@ -2,18 +2,24 @@
 
 Cho et al. 2024, "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models" (arXiv 2401.06432):
 distribution by truncation, and aggregation of the zero-padded factors with weights that are equal, by size, or
-proportional to the norm of a client's product B A ("sparsity-weighted"). Without its rank self-pruning.
+proportional to the norm of a client's product B A ("sparsity-weighted").
+
+Its rank self-pruning is in `pruning`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from securefed.algorithms.ranks import Joined, Ranked, held_share, product_norm
+from securefed.algorithms.work import Training, Worked
 from securefed.types import Vector
+
+if TYPE_CHECKING:
+    from securefed.training.client import ClientJob
 
 
 @dataclass(frozen=True)
@@ -26,18 +32,34 @@ class HetLoRA(Ranked):
     Attributes:
         weighting: "given" (by `weights` of the job: a sum is enough), or "sparsity", which reads every client's
             update and weighs it by the norm of its product.
+        prune: gamma, the part of its ranks that a client keeps when it prunes itself; 1: ranks stay.
+        penalty: in [0, 1), on the ranks that a client may give up, once a round.
     """
 
     weighting: Literal["given", "sparsity"] = "given"
+    prune: float = 1.0
+    penalty: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weighting not in ("given", "sparsity"):
             raise ValueError(f'weighting is "given" or "sparsity", found {self.weighting!r}')
+        if not 0 < self.prune <= 1:
+            raise ValueError(
+                f"prune is the part of its ranks that a client keeps, in (0, 1], found {self.prune}"
+            )
+        if not 0 <= self.penalty < 1:
+            raise ValueError(f"penalty must be in [0, 1), found {self.penalty}")
 
     @property
     def needs_updates(self) -> bool:  # type: ignore[override]  # of a class elsewhere, here it follows from a field
         return self.weighting == "sparsity"
+
+    def work(self, train: Training, job: ClientJob) -> Worked:
+        trained = train(job.start, job.train)
+        if job.tail is None:
+            return Worked(trained)
+        return Worked((trained - np.float32(self.penalty) * job.tail * trained).astype(np.float32))
 
     def combine(self, aggregate: Vector, joined: Joined) -> Vector:
         shared = joined.shared

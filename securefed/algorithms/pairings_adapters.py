@@ -15,6 +15,11 @@ _READS = (
     'multiplies each client\'s own B and A, which a sum hides; use protection = "plain", or algorithm = "slices" or '
     '"hetlora", which need a sum only'
 )
+_PRODUCT = (
+    "decomposes the mean of products B A, which a sum of factors does not hold; a secure sum of the products themselves would "
+    "carry out x in numbers for each matrix, 24 times those of rank 8 at 384 x 384, and is not built; use protection = "
+    '"plain", or algorithm = "slices" or "hetlora", which need a sum of factors only'
+)
 _NO_BOUND = (
     "multiplies updates that the noise at client level does not cover, and no sensitivity of the product is proved; use "
     'privacy.unit = "example" (noised before it is sent), or algorithm = "slices"'
@@ -25,17 +30,17 @@ _CODED = (
     "is each client's own coding, and a sum adds messages that nobody has read; use a linear one (random_k, "
     'count_sketch, low_rank), or protection = "plain"'
 )
-_EXACT = {"protection": _READS, "unit": _NO_BOUND, "adapter": _FACTORS}
+_EXACT = {"unit": _NO_BOUND, "adapter": _FACTORS}
 
 
-def _exact(sent: str) -> Row:
+def _exact(sent: str, hidden: str = _READS) -> Row:
     return Row(
         "algorithm",
         sent,
         protections=("plain",),
         units=("none", "example"),
         adapters=("lora",),
-        refusals=_EXACT,
+        refusals={**_EXACT, "protection": hidden},
     )
 
 
@@ -55,7 +60,7 @@ ROWS: dict[str, Row] = {
         adapters=LORA,
         refusals={"adapter": _LINEAR_FACTORS},
     ),
-    "flexlora": _exact("its slice of A and B"),
+    "flexlora": _exact("its slice of A and B", _PRODUCT),
     "flora": _exact("its slice of A and B"),
     "fedex": _exact("its slice of A and B"),
     "random_k": Row("compression", "k coordinates that a public seed draws"),
@@ -104,6 +109,12 @@ def check_ranks(c: Config) -> None:
     )
     if not ranked:
         return
+    require(
+        getattr(algorithm, "prune", 1.0) == 1
+        or (c.protection.name == "plain" and c.privacy.unit != "client" and c.compression is None),
+        f"algorithm {name} with prune < 1 lets a client's records choose its rank, which everybody who adds must know and no sum "
+        'or client-level noise covers; use protection = "plain" without compression at unit "none" or "example", or prune = 1',
+    )
     require(
         make_aggregator(c.aggregator).needs == "sum",
         f"aggregator {c.aggregator.name} compares updates that hold unlike coordinates under algorithm {name}; use "

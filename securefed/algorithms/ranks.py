@@ -36,7 +36,7 @@ class Joined:
 
     Attributes:
         layout, part_of: of the whole model. plan: what was sent.
-        before: the global model that the cohort started from, (d,). initial: the first round's.
+        before: the global model that the cohort started from, (d,). initial: the first round's, where `restarts`.
         ranks: client -> rank, of those who count. weights: client -> public weight, of the same.
         updates: client -> update over `plan.share`; empty where the protection hides them.
         scale: what the model multiplies B A with.
@@ -46,7 +46,7 @@ class Joined:
     part_of: Mapping[str, str]
     plan: RoundPlan
     before: Vector = field(repr=False)
-    initial: Vector = field(repr=False)
+    initial: Vector | None = field(repr=False)
     ranks: Mapping[int, int]
     weights: Mapping[int, float]
     updates: Mapping[int, Vector] = field(repr=False)
@@ -91,10 +91,16 @@ class Joined:
 
 
 class Ranked(FedAvg):
-    """FedAvg with a way to join adapters of unlike ranks, before or after the server's step."""
+    """FedAvg with a way to join adapters of unlike ranks, before or after the server's step.
+
+    Attributes:
+        needs_updates: it reads single updates. merges: it changes base weights. restarts: its adapters go back to the first
+            round's values.
+    """
 
     needs_updates = False
     merges = False
+    restarts = False
 
     def combine(self, aggregate: Vector, joined: Joined) -> Vector:
         """The aggregate over `joined.shared`, changed before the server's optimizer takes it."""

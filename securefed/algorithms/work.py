@@ -24,6 +24,7 @@ class Training(Protocol):
         steps: int = 0,
         towards: Vector | None = None,
         mu: float | None = None,
+        rate: float = 1.0,
     ) -> Vector:
         """The model after local steps from `start`, float32 (d,) over the whole layout.
 
@@ -31,6 +32,7 @@ class Training(Protocol):
             names: the tensors that train. steps: how many; 0 takes the job's steps or epochs.
             towards: adds the gradient of mu/2 |w - towards|^2; None: towards `start`.
             mu: its strength; None takes the job's `train.proximal_mu`.
+            rate: on every learning rate of the job.
         """
         ...
 

@@ -24,6 +24,6 @@ def play(args: argparse.Namespace) -> int:
         from securefed.federation import resume
 
         result = interruptible(
-            lambda flag: resume(args.folder, trackers=progress(args), stop_flag=flag), args.folder
+            lambda flag: resume(args.folder, trackers=[*progress(args), flag], stop_flag=flag), args.folder
         )
     return tell(result, args.folder, args)

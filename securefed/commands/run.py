@@ -39,6 +39,6 @@ def play(args: argparse.Namespace) -> int:
 
         folder = new_folder(config, args.folder)
         result = interruptible(
-            lambda flag: run(config, folder=folder, trackers=progress(args), stop_flag=flag), folder
+            lambda flag: run(config, folder=folder, trackers=[*progress(args), flag], stop_flag=flag), folder
         )
     return tell(result, folder, args)

@@ -23,7 +23,7 @@ def read_file(path: Path) -> Table:
     if reader is None:
         raise DataError(f"{path.name} has no known suffix; expected one of {', '.join(READERS)}")
     if not path.is_file():
-        raise DataError(f"there is no file {path}; data.name is read relative to the current folder")
+        raise DataError(f"there is no file {path}; a file of records is named relative to the current folder")
     try:
         return reader(path)
     except OSError as error:

@@ -7,7 +7,9 @@ this process; reports say so.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +20,28 @@ from securefed.errors import SecureFedError
 
 if TYPE_CHECKING:
     from securefed.training.client import ClientJob, ClientOutcome, ClientRunner
+
+
+logger = logging.getLogger(__name__)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def warn_of_cores(workers: int) -> None:
+    """One line where a pool has more workers than cores: it gains nothing, and each holds a model of its own."""
+    have = cores()
+    if workers > have:
+        logger.warning(
+            "engine.workers=%d, but this process may use %d core%s: workers wait for each other, and each holds a base "
+            "model of its own; set engine.workers to %d",
+            workers,
+            have,
+            "" if have == 1 else "s",
+            0 if have == 1 else have,
+        )
 
 
 class Engine(Protocol):
@@ -53,6 +77,7 @@ class Pool:
     """
 
     def __init__(self, build: Callable[[], ClientRunner], workers: int, threads: int = 1) -> None:
+        warn_of_cores(workers)
         context = multiprocessing.get_context("spawn")  # fork would copy torch's thread pool half alive
         self._pool = ProcessPoolExecutor(workers, context, _start_worker, (build, threads))
 

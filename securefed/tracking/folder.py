@@ -7,7 +7,7 @@ privacy.json, bytes.json, summary.json, clients.json (who gains and who loses, w
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,7 +43,8 @@ class FolderTracker:
     def round(self, record: RoundRecord) -> None:
         """Appends the round's line; flushed, so that a killed run leaves every finished round."""
         assert self._lines is not None
-        self._lines.write(json.dumps(plain(asdict(record)), allow_nan=False) + "\n")
+        line = {f.name: getattr(record, f.name) for f in fields(record)}  # `plain` copies what is inside
+        self._lines.write(json.dumps(plain(line), allow_nan=False) + "\n")
         self._lines.flush()
 
     def end(self, summary: RunSummary) -> None:

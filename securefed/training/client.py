@@ -58,6 +58,7 @@ class ClientJob:
         residual: what compression left out of this client's updates, (d,) of `share`; None for nothing.
         memory: what the server's side of a compression carries, public.
         holds: 1 for each coordinate that this client holds, else 0, (d,) of the whole layout; None for all.
+        tail: of those, 1 for what it may give up (`algorithms.pruning`); None where ranks stay.
     """
 
     client: int
@@ -73,6 +74,7 @@ class ClientJob:
     residual: Vector | None = field(default=None, repr=False)
     memory: Mapping[str, Vector] = field(default_factory=dict, repr=False)
     holds: Vector | None = field(default=None, repr=False)
+    tail: Vector | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,6 +226,7 @@ class ClientRunner:
             mode=self.config.privacy.grad_sample_mode,
             cache=self.cache,
             check=job.train not in self._checked,
+            known=job.train in self._checked,
         )
         self._checked.add(job.train)
         return ClientOutcome(
@@ -348,9 +351,10 @@ class ClientRunner:
         )
 
     def _layouts(self, job: ClientJob) -> tuple[Layout, Layout, Layout]:
-        layout, share = self.model.layout, set(job.share)
-        kept = set(job.train) - share if job.keep is None else set(job.keep)
-        return layout, layout.select(share.__contains__), layout.select(kept.__contains__)
+        layout, keep = self.model.layout, job.keep
+        if keep is None:
+            keep = tuple(sorted(set(job.train) - set(job.share)))
+        return layout, layout.part(job.share), layout.part(keep)
 
     def _pack(self, outcome: ClientOutcome) -> bytes:
         """The finished, noised update as it is journaled (safetensors; no pickle)."""

@@ -96,12 +96,12 @@ class KeyedDPOptimizer(DPOptimizer):
 
     def add_noise(self) -> None:
         """Gaussian noise of standard deviation noise_multiplier x max_grad_norm on every coordinate."""
-        std = self.noise_multiplier * self.max_grad_norm
-        for p in self.params:
+        std, sizes = self.noise_multiplier * self.max_grad_norm, [p.numel() for p in self.params]
+        draws = torch.from_numpy(self._noise.normal(sum(sizes))).split(sizes) if std > 0 else ()
+        for i, p in enumerate(self.params):
             released = p.summed_grad
             if std > 0:
-                draw = torch.from_numpy(self._noise.normal(p.numel())).to(p.device).view_as(released)
-                released = released + std * draw
+                released = released + std * draws[i].to(p.device).view_as(released)
             p.grad = released.to(p.dtype).view_as(p)
 
     def scale_grad(self) -> None:
@@ -155,23 +155,63 @@ def _whole(g: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
     return torch.where(finite.view(-1, *[1] * (g.dim() - 1)), g, torch.zeros_like(g))
 
 
+def _linear_rows(
+    layer: nn.Linear, activations: list[torch.Tensor], backprops: torch.Tensor
+) -> dict[torch.Tensor, torch.Tensor]:
+    """Each record's gradient of a linear layer: weight (b, out, in) and bias (b, out), from (b, t, in) and (b, t, out).
+
+    Opacus' rule multiplies (out, t) by (t, in). Where `out` is the long side, as in LoRA's B, the transposed product is
+    four times as fast on a CPU: batched matrix products are laid out for a long right side.
+    """
+    given = activations[0].to(backprops.dtype)
+    found: dict[torch.Tensor, torch.Tensor] = {}
+    if layer.weight.requires_grad:
+        if given.dim() == 3 and layer.out_features > layer.in_features:
+            found[layer.weight] = torch.bmm(given.transpose(1, 2), backprops).transpose(1, 2)
+        else:
+            found[layer.weight] = torch.einsum("n...i,n...j->nij", backprops, given)
+    if layer.bias is not None and layer.bias.requires_grad:
+        found[layer.bias] = torch.einsum("n...k->nk", backprops)
+    return found
+
+
+class RowHooks(GradSampleHooks):
+    """Opacus' hooks with our rule for linear layers."""
+
+    GRAD_SAMPLERS = {**GradSampleHooks.GRAD_SAMPLERS, nn.Linear: _linear_rows}  # noqa: RUF012  # Opacus' own seam
+
+
+def trained_root(module: nn.Module) -> nn.Module:
+    """The smallest part of the module that holds every tensor in training; the module itself where none is.
+
+    Hooks go there and nowhere else: to hook and unhook a whole encoder costs more than a step of a head alone.
+    """
+    inside = [c for c in module.children() if any(p.requires_grad for p in c.parameters())]
+    own = any(p.requires_grad for p in module.parameters(recurse=False))
+    return trained_root(inside[0]) if len(inside) == 1 and not own else module
+
+
 @contextmanager
-def per_sample_gradients(module: nn.Module, mode: str = "hooks") -> Iterator[None]:
+def per_sample_gradients(module: nn.Module, mode: str = "hooks", *, known: bool = False) -> Iterator[None]:
     """Within it, a backward pass through a sum of losses leaves `grad_sample` on every trainable tensor.
 
     Hooks are taken off again whatever happens, so the next round can put them on.
 
+    Args:
+        known: this module was let through before with the same tensors in training, so it is not looked through again.
+
     Raises:
         ModelError: hooks are on already, or a module Opacus cannot follow (the reason is named).
     """
-    refuse_unsupported(module)
-    if hasattr(module, "autograd_grad_sample_hooks"):
+    if not known:
+        refuse_unsupported(module)
+    if any("autograd_grad_sample_hooks" in vars(part) for part in module.modules()):
         raise ModelError(
             "this model already has per-sample gradient hooks; end the other private training first"
         )
     module.train()
     try:
-        hooks = GradSampleHooks(module, loss_reduction="sum", force_functorch=mode == "functorch")
+        hooks = RowHooks(trained_root(module), loss_reduction="sum", force_functorch=mode == "functorch")
     except RuntimeError as error:  # how Opacus says that it cannot follow a layer
         raise ModelError(f"per-sample gradients: {str(error).splitlines()[0]}") from None
     try:

@@ -110,7 +110,7 @@ class FrozenCache:
         So the pass that gives the features of the head's rounds also leaves the hidden states that the
         adapters' rounds start from.
         """
-        key, place = _key(model, cut), (id(data), cut)
+        key, place = key_of(model, cut), (id(data), cut)
         entry = self._entries.get(place)
         if entry is not None and entry.data is data and entry.key == key:
             return entry.states
@@ -139,7 +139,7 @@ class FrozenCache:
         return False
 
 
-def _key(model: TaskModel, cut: int) -> str:
+def key_of(model: TaskModel, cut: int) -> str:
     """What the states depend on: stage, frozen base, and the values of trainable tensors below the stage."""
     below = model.layout.select(lambda name: model.cut((name,)) < cut)
     text = f"{cut}:{model.base_digest}:{below.digest}:{vector_digest(model.read(below))}"

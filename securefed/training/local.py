@@ -52,6 +52,7 @@ class LocalWork:
         phase: which of the round's trainings it is; each has batches and noise of its own.
         towards: where the proximal term draws to, float32 (d,) over the whole layout; None: the start.
         holds: 1 for each coordinate of the whole layout that this client holds, else 0; None where it holds all.
+        rate: on every learning rate of the job.
     """
 
     client: int
@@ -60,6 +61,7 @@ class LocalWork:
     phase: int = 0
     towards: Vector | None = field(default=None, repr=False)
     holds: Vector | None = field(default=None, repr=False)
+    rate: float = 1.0
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -96,6 +98,7 @@ def train_locally(
     seed: int,
     cache: FrozenCache | None = None,
     check: bool = False,
+    known: bool = False,
 ) -> LocalResult:
     """The model after this client's local steps from `start`.
 
@@ -107,6 +110,7 @@ def train_locally(
         start: float32 (d,) over `model.layout`. dp: the mechanism, None for no privacy.
         cache: hidden states of frozen layers, if they may be kept in memory.
         check: compare per-sample gradients with autograd and see that the first step changes the model.
+        known: this model has trained these tensors under DP before, so its modules are not looked through again.
 
     Raises:
         SelfCheckError: `check` found that training does not do what its epsilon claims.
@@ -132,7 +136,7 @@ def train_locally(
                 raise PrivacyError("DP needs entropy: pass SystemEntropy()")
             refuse_dropout(model.module)
             check_mechanism(dp)
-            steps.play_private(dp, entropy, check)
+            steps.play_private(dp, entropy, check, known)
     vector = model.read(model.layout)
     if not np.isfinite(vector).all():
         raise DivergedError(
@@ -210,13 +214,13 @@ class _Steps:
 
     # -------------------------------------------------------------------------------------- with DP
 
-    def play_private(self, dp: DPWork, entropy: Entropy, check: bool) -> None:
+    def play_private(self, dp: DPWork, entropy: Entropy, check: bool, known: bool) -> None:
         """Exactly `config.steps` Poisson-sampled, clipped, noised steps."""
         self.max_grad_norm = dp.max_grad_norm
         sampling = entropy.stream("sampling", *self.work.labels)
         noise = entropy.stream("noise", *self.work.labels)
         private = KeyedDPOptimizer(self.optimizer, dp, noise, self.seen)
-        with per_sample_gradients(self.model.module, dp.mode):
+        with per_sample_gradients(self.model.module, dp.mode, known=known):
             if check:
                 check_gradients(self.model, self.feed, self.parameters, self.config.label_smoothing)
             for step in range(self.config.steps):

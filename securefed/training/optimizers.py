@@ -26,7 +26,7 @@ def make_optimizer(
 
     AdamW's weight decay is decoupled: it shrinks the weights and never enters a noised gradient.
     """
-    scale = _own_rate(config, work.client)
+    scale = _own_rate(config, work.client) * work.rate
     head = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
     groups = []
     for is_head, rate in ((False, config.learning_rate), (True, head)):

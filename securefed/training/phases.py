@@ -50,11 +50,12 @@ class Phases:
         steps: int = 0,
         towards: Vector | None = None,
         mu: float | None = None,
+        rate: float = 1.0,
     ) -> Vector:
         """The model after this phase, float32 (d,); see `Training`."""
         train, work = (
             self.config.train,
-            LocalWork(self.client, self.round, tuple(names), self._phase, towards, self.holds),
+            LocalWork(self.client, self.round, tuple(names), self._phase, towards, self.holds, rate),
         )
         if steps:
             train = replace(train, steps=steps, epochs=0)
@@ -71,6 +72,7 @@ class Phases:
             seed=self.config.seed,
             cache=self.cache,
             check=self.dp is not None and work.train not in self.checked,
+            known=work.train in self.checked,
         )
         self.checked.add(work.train)  # reached only when the check passed
         self.taken += result.steps

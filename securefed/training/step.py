@@ -65,12 +65,14 @@ def step(
     mode: str = "hooks",
     cache: FrozenCache | None = None,
     check: bool = False,
+    known: bool = False,
 ) -> StepResult:
     """The client's part of the step at `job.start`.
 
     Args:
         cache: hidden states of frozen layers, if they may be kept in memory.
         check: compare per-sample gradients with autograd first.
+        known: this model has trained these tensors under DP before, so its modules are not looked through again.
 
     Raises:
         SelfCheckError: `check` found gradients that are not the records' own.
@@ -88,7 +90,7 @@ def step(
     feed = Feed(data, model.device, states)
     layout = model.layout.select(set(job.share).__contains__)
     work = _Step(model, feed, {n: model.parameters[n] for n in layout.names}, config, noise)
-    with per_sample_gradients(model.module, mode):
+    with per_sample_gradients(model.module, mode, known=known):
         if check:
             check_gradients(model, feed, work.parameters, config.label_smoothing)
         drawn = draw(entropy.stream("sampling", job.client, job.round), len(feed), noise.sample_rate)

@@ -25,6 +25,7 @@ from securefed.privacy.samplers import Sampler
 from securefed.protect.masking import Masking
 from securefed_attacks.canaries import Canaries, Dirac, draw_canaries, one_run_audit
 from securefed_benchmarks import own_paths_audit as bench
+from securefed_benchmarks.own_correlated import Dealt
 from securefed_benchmarks.own_factored import Factored
 from securefed_benchmarks.own_path_faults import FAULTS
 from securefed_benchmarks.own_paths import CLIP, DELTA, Foreign, Job, Loop, Released
@@ -41,6 +42,7 @@ CENTRAL: dict[str, tuple[Any, int]] = {
     "client, federate": (Foreign(3.0, rounds=2), 2),
     "example, fedsgd": (Job("example", 3.0, rounds=4, together=True), 4),
     "client, matrix factorization": (Factored(3.0), 1),
+    "client, job, matrix factorization": (Dealt(3.0, separation=2, seed=2), 1),
 }
 """Path with noise multiplier 3 -> itself, and how many releases it makes."""
 

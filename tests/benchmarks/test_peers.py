@@ -62,6 +62,26 @@ def test_ratios_come_with_their_spread_and_a_missing_peer_with_its_reason(
     assert "skipped: cannot be installed" in capsys.readouterr().out
 
 
+def test_one_peer_played_again_leaves_the_others_figures_as_they_are(
+    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [run.Peer(name, "work", (), ("x.py",), ("x.py",), run._ratio("r")) for name in ("one", "two")]
+    monkeypatch.setattr(run, "PEERS", tuple(made))
+    monkeypatch.setattr(run, "environment", lambda peer, folder: sys.executable)
+    answers = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(
+        run, "_run", lambda command, what: json.dumps({"ratio": {"median": next(answers)}}) + "\n"
+    )
+    words = ["--out", str(tmp_path / "peers.json"), "--envs", str(tmp_path), "--repeats", "1"]
+    assert run.main(words) == 0
+    assert run.main(["one", "--quick", *words]) == 0
+    found = json.loads((tmp_path / "peers.json").read_text())["results"]
+    assert [(f["peer"], f["theirs_over_ours"]["r"]["median"], f["quick"]) for f in found] == [
+        ("one", 3.0, True),
+        ("two", 2.0, False),
+    ]
+
+
 def test_a_script_that_breaks_or_says_nothing_is_skipped_with_its_last_word(
     run: ModuleType, tmp_path: Path
 ) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from securefed.algorithms.pruning import KEY
 from securefed.assembly import assemble
 from securefed.config import load_config
-from securefed.errors import ModelError, SelfCheckError
+from securefed.errors import ConfigError, ModelError, SelfCheckError
 from securefed.federation import resume, run
 from securefed.models import load_result
 from securefed.parts import Parts
@@ -31,6 +32,7 @@ WAYS = {
     "slices": {},
     "hetlora": {},
     "hetlora by norm": {"algorithm.weighting": "sparsity"},
+    "hetlora pruned": {"algorithm.prune": 0.5, "algorithm.penalty": 0.9},
     "flexlora": {},
     "flora": {"model.merged": True},
     "fedex": {"model.merged": True},
@@ -168,6 +170,40 @@ def test_slices_under_masking_are_those_in_the_clear(job: dict[str, Any], home: 
     for name, protection in (("plain", "plain"), ("masking", masking)):
         run(job, {**RANKS, "algorithm.name": "slices", "protection": protection}, folder=tmp_path / name)
     np.testing.assert_allclose(model_of(tmp_path / "masking"), model_of(tmp_path / "plain"), atol=1e-4)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_client_whose_last_ranks_shrink_goes_on_without_them(
+    private: bool, job: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    """B begins at zero, so nobody prunes in the first round; a heavy penalty then makes everybody who can."""
+    pruning = {**RANKS, "algorithm.name": "hetlora", "algorithm.prune": 0.5, "algorithm.penalty": 0.99}
+    wanted = {
+        **pruning,
+        **(EXAMPLE if private else {}),
+        "privacy.noise_multiplier": 0.01 if private else None,
+    }
+    wanted = {k: v for k, v in wanted.items() if v is not None}
+    for rounds, ranks in ((1, [1, 2, 4]), (2, [1, 1, 2])):
+        folder = tmp_path / f"{rounds}"
+        run(job, {**wanted, "rounds": rounds}, folder=folder)
+        state = load_file(sorted((folder / "checkpoint").glob("round-*"))[-1] / "state.safetensors")
+        assert [int(v) for k in state if k.endswith(KEY) for v in state[k]] == ranks
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"protection": {"name": "masking", "below_table": True}},
+        {"privacy.unit": "client", "privacy.noise_multiplier": 1.0, "privacy.delta": 0.01},
+        {"compression": "top_k"},
+    ],
+)
+def test_ranks_that_records_choose_are_refused_where_something_hides_them(
+    wanted: dict[str, Any], job: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="lets a client's records choose its rank"):
+        load_config(job, {**RANKS, "algorithm.name": "hetlora", "algorithm.prune": 0.5, **wanted})
 
 
 @pytest.mark.parametrize("way", ["slices", "flexlora", "fedex"])

@@ -297,6 +297,10 @@ fake = ModuleType("securefed.federation")
 def run(config, *, folder, trackers, stop_flag):
     folder.mkdir()
     (folder / "run.json").write_text("{}")
+    sys.stdout.write("preparing\\n"); sys.stdout.flush()
+    sys.stdin.readline()
+    for tracker in trackers:
+        tracker.start(None)
     sys.stdout.write("playing\\n"); sys.stdout.flush()
     sys.stdin.readline()  # a round that takes until the test says so
     result = ModuleType("result")
@@ -325,6 +329,9 @@ def test_ctrl_c_stops_after_the_round_and_twice_at_once(job: str, tmp_path: Path
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
+    assert process.stdout.readline() == "preparing\n"
+    process.stdin.write("ready\n")
+    process.stdin.flush()
     assert process.stdout.readline() == "playing\n"
     if times:
         process.send_signal(signal.SIGINT)
@@ -345,6 +352,24 @@ def test_ctrl_c_stops_after_the_round_and_twice_at_once(job: str, tmp_path: Path
         assert ("at once" in error) == (times == 2)
     process.stdout.close()
     process.stderr.close()
+
+
+def test_ctrl_c_before_the_first_round_stops_at_once(job: str, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PLAYER, "run", job, "--quiet", "--folder", str(tmp_path / "a run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "preparing\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error.count("\n") == 1
+    assert "stopped at once; go on with" in error
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

@@ -20,6 +20,7 @@ from securefed.crypto.entropy import SystemEntropy
 from securefed.errors import BudgetExceeded, ConfigError
 from securefed.federation import resume, run
 from securefed.noising import make_guarantee, planned_releases
+from securefed.parts import Parts
 from securefed.privacy.accounting import epsilon_of
 from securefed.privacy.budget import Budget
 from securefed.privacy.buffer_mechanism import BufferMechanism
@@ -143,6 +144,26 @@ def test_local_rounds_send_nothing_and_change_nothing_at_the_server(home: Path, 
     assert [line["mib_up"] > 0 for line in lines] == [True, True, False, False]
     assert [line["phase"] for line in lines[2:]] == ["local", "local"]
     assert [line["mib_down"] > 0 for line in lines] == [True, True, True, False]  # the last model, once
+
+
+def test_local_rounds_go_on_from_the_model_that_is_handed_out(home: Path, tmp_path: Path) -> None:
+    """Where that is an average of rounds, it stays as it is, and an idle local round hands it to every client."""
+    job = load_config(JOB, {"server.average": 0.5})
+    run(job, {"rounds": 2}, folder=tmp_path / "together")
+    idle = {"name": "finetune", "tune_rounds": 2, "tune_rate": 1e-30}
+    run(job, {"algorithm": idle}, folder=tmp_path / "tuned")
+    before, after = state_of(tmp_path / "together"), state_of(tmp_path / "tuned")
+    assert not np.array_equal(before["average"], before["vector"])
+    assert np.array_equal(after["average"], before["average"])
+    assert all(np.array_equal(after[f"local.{k}"], before["average"]) for k in range(5))
+
+
+def test_a_first_model_is_copied_only_where_somebody_goes_back_to_it(home: Path) -> None:
+    entropy = SystemEntropy()
+    for ways, copied in (({}, False), ({"evaluate.alone": True}, True)):
+        parts = Parts(assemble(load_config(JOB, ways)), f"run {copied}", entropy)
+        assert (parts.initial is not None) == copied
+        parts.close()
 
 
 # --------------------------------------------------------------------------------------- under secure aggregation

@@ -38,9 +38,17 @@ class Recorder:
         steps: int = 0,
         towards: Vector | None = None,
         mu: float | None = None,
+        rate: float = 1.0,
     ) -> Vector:
         self.calls.append(
-            {"start": start, "names": tuple(names), "steps": steps, "towards": towards, "mu": mu}
+            {
+                "start": start,
+                "names": tuple(names),
+                "steps": steps,
+                "towards": towards,
+                "mu": mu,
+                "rate": rate,
+            }
         )
         return (start + 1).astype(np.float32)
 
@@ -112,7 +120,7 @@ def test_fedrep_trains_the_head_first_then_the_body_for_that_head() -> None:
 
 
 def test_finetune_shares_nothing_at_the_end_and_goes_on_from_its_own_model() -> None:
-    tune, six = FineTune(tune_rounds=2), config()
+    tune, six = FineTune(tune_rounds=2, tune_rate=0.25), config()
     body = {n: p for n, p in PARTS.items() if p != "centre"}
     assert [tune.plan(six, body, r).phase for r in range(6)] == ["B", "A", "B", "A", "local", "local"]
     plan = tune.plan(six, body, 4)
@@ -124,6 +132,7 @@ def test_finetune_shares_nothing_at_the_end_and_goes_on_from_its_own_model() -> 
     tune.work(train, job(share=()))
     tune.work(train, job(share=("b",), own=V))
     assert [c["start"] is V for c in train.calls] == [True, False, False]
+    assert [c["rate"] for c in train.calls] == [0.25, 0.25, 1.0]  # the federation's own rounds are not slowed
 
 
 def test_fedprox_draws_to_the_model_it_was_sent() -> None:
@@ -167,6 +176,7 @@ def test_the_private_head_of_a_net_without_one_is_its_last_layer() -> None:
         ({"algorithm": {"name": "fedrep", "head_steps": -1}}, "head_steps must be 0"),
         ({"algorithm": {"name": "finetune", "tune_rounds": 0}}, "tune_rounds must be at least 1"),
         ({"algorithm": {"name": "finetune", "tune_rounds": 6}}, "lower it"),
+        ({"algorithm": {"name": "finetune", "tune_rate": 0.0}}, "tune_rate must be above 0"),
         ({"algorithm": {"name": "fedprox", "mu": -1.0}}, "mu must be 0"),
         ({"algorithm": "fedprox", "train.proximal_mu": 0.1}, "give one of them"),
         ({"algorithm": "fedprox", "train.steps": 1}, "raise train.steps"),

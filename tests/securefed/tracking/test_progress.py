@@ -193,3 +193,25 @@ def test_wandb_is_sent_nothing_that_was_computed_on_private_data(
     assert "my-data.csv" in text
     for private in ("clipped_share", "tweets/1", "tf_idf", str(tmp_path)):
         assert private not in text
+
+
+@pytest.mark.parametrize(("algorithm", "told"), [("ditto", {"accuracy"}), ("fedper", set())])
+def test_wandb_is_not_told_of_personal_models_nor_of_training_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, algorithm: str, told: set[str]
+) -> None:
+    """Those are computed on clients' own records, the gains by a training without noise; fedper's server has no head."""
+    from types import SimpleNamespace
+
+    sent: dict[str, float] = {}
+    run = SimpleNamespace(
+        log=lambda values, step: sent.update(values), finish=lambda: None, summary=sent, init=lambda **_: run
+    )
+    monkeypatch.setitem(sys.modules, "wandb", run)
+    from securefed.tracking.wandb import WandbTracker
+
+    scores = {"accuracy": 0.5, "personal_accuracy": 0.6, "worst_client_accuracy": 0.2, "gain_over_alone": 0.1}
+    tracker = WandbTracker("project")
+    tracker.start(fakes.info(tmp_path, fakes.job(algorithm=algorithm)))
+    tracker.round(SimpleNamespace(metrics=scores, epsilon=None, mib_up=1.0, round=0))  # type: ignore[arg-type]  # what is read of a record
+    tracker.end(SimpleNamespace(metrics=scores))  # type: ignore[arg-type]  # what is read of a summary
+    assert {name.partition("/")[2] for name in sent} - {"mib_up"} == told

@@ -15,7 +15,8 @@ from securefed.crypto.entropy import SystemEntropy
 from securefed.data.batch import Encoded, collate
 from securefed.errors import ModelError, PrivacyError
 from securefed.models import TaskModel
-from securefed.training.dp import DPWork, KeyedDPOptimizer, Seen, per_sample_gradients
+from securefed.training import dp as dp_sgd
+from securefed.training.dp import DPWork, KeyedDPOptimizer, Seen, per_sample_gradients, trained_root
 from securefed.training.local import LocalResult, LocalWork, train_locally
 from tests.entropy import SeededEntropy
 from tests.securefed.training.setups import bert, images, logistic, stirred, texts, train
@@ -149,6 +150,52 @@ def test_hooks_twice_are_refused_and_the_first_ones_stay(tmp_path: Path) -> None
         with pytest.raises(ModelError, match="already"), per_sample_gradients(model.module):
             pass
         assert hasattr(model.module, "autograd_grad_sample_hooks")
+
+
+def test_hooks_lie_on_the_trained_part_alone_and_other_hooks_inside_are_noticed(tmp_path: Path) -> None:
+    model = bert(tmp_path)
+    model.set_trainable(tuple(n for n in model.layout.names if model.part_of[n] == "head"))
+    head: Any = model.module.head
+    assert trained_root(model.module) is head
+    with per_sample_gradients(model.module):
+        hooked = [m for m in model.module.modules() if m._forward_hooks]
+        assert hooked == [head]
+        model.set_trainable(model.layout.names)
+        assert trained_root(model.module) is model.module
+        with pytest.raises(ModelError, match="already"), per_sample_gradients(model.module):
+            pass
+
+
+def test_a_module_that_was_let_through_before_is_not_looked_through_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = logistic()
+    looks: list[nn.Module] = []
+    monkeypatch.setattr(dp_sgd, "refuse_unsupported", looks.append)
+    with per_sample_gradients(model.module):
+        pass
+    with per_sample_gradients(model.module, known=True):
+        pass
+    assert looks == [model.module]
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [(17, 3), (3, 17), (5, 5)])
+@pytest.mark.parametrize("shape", [(4,), (4, 6)])
+def test_a_linear_layers_rows_are_each_records_own_gradient(
+    wide: int, narrow: int, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(wide, narrow)
+    given, weights = torch.randn(*shape, wide), torch.randn(*shape, narrow)
+    with per_sample_gradients(layer):
+        (layer(given) * weights).sum().backward()
+        weight, bias = layer.weight.grad_sample, layer.bias.grad_sample
+    for i in range(4):
+        one = nn.Linear(wide, narrow)
+        one.load_state_dict(layer.state_dict())
+        (one(given[i]) * weights[i]).sum().backward()
+        torch.testing.assert_close(weight[i], one.weight.grad)
+        torch.testing.assert_close(bias[i], one.bias.grad)
 
 
 def test_a_model_left_in_eval_mode_is_put_into_training_mode(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from securefed.data.batch import Encoded
 from securefed.models import TaskModel
 from securefed.training.dp import DPWork
 from securefed.training.frozen_cache import FrozenCache, usable_cut
@@ -111,3 +113,25 @@ def test_states_are_hidden_in_the_repr(tmp_path: Path) -> None:
     cache = FrozenCache(64)
     states = cache.states(model, texts(model), parts(model, "head"), **BOUNDS)
     assert "tensor" not in repr(cache) + repr(states)
+
+
+def test_states_of_another_model_or_of_another_reading_of_the_texts_are_never_used(tmp_path: Path) -> None:
+    one, other = bert(tmp_path / "a", layers=1), bert(tmp_path / "b", layers=1)
+    with torch.no_grad():
+        for p in other.module.backbone.embeddings.parameters():
+            p.mul_(1.5)
+    other.base_digest = "of other weights"
+    data, cache, head = texts(one), FrozenCache(64), parts(one, "head")
+    first = cache.states(one, data, head, **BOUNDS)
+    second = cache.states(other, data, head, **BOUNDS)
+    fresh = FrozenCache(64).states(other, data, head, **BOUNDS)
+    assert first is not None
+    assert second is not None
+    assert fresh is not None
+    assert torch.equal(second.pooled, fresh.pooled)  # type: ignore[arg-type]  # pooled: a head alone trains
+    assert not torch.allclose(first.pooled, second.pooled, atol=1e-4)  # type: ignore[arg-type]  # as above
+
+    read_otherwise = Encoded(tokens=tuple(t[::-1].copy() for t in data.tokens), labels=data.labels)  # type: ignore[union-attr]  # texts
+    third = cache.states(one, read_otherwise, head, **BOUNDS)
+    assert third is not None
+    assert not torch.allclose(first.pooled, third.pooled, atol=1e-4)  # type: ignore[arg-type]  # as above

@@ -116,6 +116,26 @@ def test_head_and_client_have_their_own_rates(tmp_path: Path) -> None:
     np.testing.assert_allclose(override[head], 2 * base[head], rtol=1e-2, atol=1e-6)
 
 
+def test_a_phases_rate_multiplies_every_rate_of_the_job() -> None:
+    model, data = logistic(), images(20)
+    start, options = stirred(model), train(batch_size=20, steps=1, learning_rate=0.1)
+    moved = [
+        train_locally(
+            model,
+            data,
+            start,
+            LocalWork(0, 0, tuple(model.layout.names), rate=rate),
+            options,
+            dp=None,
+            entropy=None,
+            seed=0,
+        ).vector
+        - start
+        for rate in (1.0, 0.25)
+    ]
+    np.testing.assert_allclose(moved[1], 0.25 * moved[0], rtol=1e-3, atol=1e-7)
+
+
 def test_fedprox_adds_the_pull_to_the_global_model() -> None:
     """Two full-batch SGD steps by hand: the pull acts from the second step on."""
     model, data = logistic(), images(20)

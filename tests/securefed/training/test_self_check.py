@@ -73,28 +73,28 @@ def test_a_tensor_without_per_sample_gradients_stops_the_run(
 def test_per_sample_gradients_that_autograd_does_not_give_stop_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from opacus.grad_sample import GradSampleHooks
+    from securefed.training.dp import RowHooks
 
-    original = GradSampleHooks.GRAD_SAMPLERS[nn.Linear]
+    original = RowHooks.GRAD_SAMPLERS[nn.Linear]
 
     def doubled(layer: Any, activations: Any, backprops: Any) -> Any:
         return {p: 2 * g for p, g in original(layer, activations, backprops).items()}
 
-    monkeypatch.setitem(GradSampleHooks.GRAD_SAMPLERS, nn.Linear, doubled)
+    monkeypatch.setitem(RowHooks.GRAD_SAMPLERS, nn.Linear, doubled)
     model = logistic()
     with pytest.raises(SelfCheckError, match="differs from autograd"):
         play(model, stirred(model))
 
 
 def test_gradients_of_another_batch_size_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    from opacus.grad_sample import GradSampleHooks
+    from securefed.training.dp import RowHooks
 
-    original = GradSampleHooks.GRAD_SAMPLERS[nn.Linear]
+    original = RowHooks.GRAD_SAMPLERS[nn.Linear]
 
     def summed(layer: Any, activations: Any, backprops: Any) -> Any:
         return {p: g.sum(0, keepdim=True) for p, g in original(layer, activations, backprops).items()}
 
-    monkeypatch.setitem(GradSampleHooks.GRAD_SAMPLERS, nn.Linear, summed)
+    monkeypatch.setitem(RowHooks.GRAD_SAMPLERS, nn.Linear, summed)
     model = logistic()
     with pytest.raises(SelfCheckError):
         play(model, stirred(model))
