@@ -82,7 +82,7 @@ def _simulated_sum(given: Given, captured: Captured, first: Column) -> Iterator[
     ):
         return
     given.clock.tell(f"training {peers} other clients for a secure sum")
-    updates = [first.update, *(replay.update(s, given.seed + 11 + k) for k, s in enumerate(shards))]
+    updates = [first.update, *replay.updates(shards, [given.seed + 11 + k for k in range(peers)])]
     mean = {n: sum((u[n] for u in updates if n in u), torch.zeros(())) / len(updates) for n in first.update}
     yield Change(f"secure sum of {peers + 1} clients", mean, tuple(spent))
 

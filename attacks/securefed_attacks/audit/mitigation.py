@@ -37,10 +37,37 @@ def mitigate(given: Given, rebuilt: Sequence[Reconstruction], found: Belonging |
     if first is None or not isinstance(given.target, Target) or not _leaks(first, rebuilt, found):
         return []
     changes = list(possible_changes(given, captured, first, made))
+    losses = _Losses(given, first)
     return [
-        *_against_reconstruction(given, first, rebuilt, changes),
-        *_against_membership(given, first, found, changes),
+        *_against_reconstruction(given, first, rebuilt, changes, losses),
+        *_against_membership(given, first, found, changes, losses),
     ]
+
+
+class _Losses:
+    """Every candidate's loss with an update applied, asked of the model once for each update."""
+
+    def __init__(self, given: Given, first: Column) -> None:
+        assert first.update is not None
+        self.given, self.unchanged = given, first.update
+        self.before = given.shown[0].before.tensors
+        self._asked: dict[int, tuple[Tensors, NDArray[np.float64]]] = {}
+
+    def of(self, update: Tensors) -> NDArray[np.float64]:
+        """(n,) nats."""
+        assert isinstance(self.given.target, Target)
+        if id(update) not in self._asked:
+            state = {**self.before, **{n: self.before[n] + u for n, u in update.items()}}
+            self._asked[id(update)] = update, self.given.target.score(state).loss
+        return self._asked[id(update)][1]
+
+    def cost(self, change: Change) -> tuple[float | None, float | None]:
+        """Non-members' mean loss with the update applied, unchanged and changed."""
+        rows = np.asarray([i for i in self.given.others if i not in change.spent], np.int64)
+        if not self.given.has_loss or not len(rows):
+            return None, None
+        one, two = (float(self.of(u)[rows].mean()) for u in (self.unchanged, change.update))
+        return one, two
 
 
 def _leaks(first: Column, rebuilt: Sequence[Reconstruction], found: Belonging | None) -> bool:
@@ -57,12 +84,15 @@ def _best(first: Column, found: Belonging | None) -> Membership | None:
 
 
 def _against_reconstruction(
-    given: Given, first: Column, rebuilt: Sequence[Reconstruction], changes: Sequence[Change]
+    given: Given,
+    first: Column,
+    rebuilt: Sequence[Reconstruction],
+    changes: Sequence[Change],
+    losses: _Losses,
 ) -> Iterator[Trial]:
     here = next((r for r in rebuilt if r.view == first.name and r.leaks), None)
     if here is None:
         return
-    assert first.update is not None
     for change in changes:
         if not given.clock.allows(0.0, f"mitigation: {change.name}"):
             return
@@ -70,16 +100,14 @@ def _against_reconstruction(
         after = rebuild_one(given, change.update, change.spent)
         hits = 0 if after is None else after.used.ours.hits
         enough = after is None or not after.leaks
-        loss = _losses(given, first.update, change)
-        yield Trial(
-            change.name, first.name, "tokens named", float(here.used.ours.hits), float(hits), *loss, enough
-        )
+        named = float(here.used.ours.hits), float(hits)
+        yield Trial(change.name, first.name, "tokens named", *named, *losses.cost(change), enough)
         if enough:
             return
 
 
 def _against_membership(
-    given: Given, first: Column, found: Belonging | None, changes: Sequence[Change]
+    given: Given, first: Column, found: Belonging | None, changes: Sequence[Change], losses: _Losses
 ) -> Iterator[Trial]:
     """The three attacks that need no shadows; whichever is best on the changed update counts."""
     best = _best(first, found)
@@ -92,17 +120,16 @@ def _against_membership(
     each = time.monotonic() - began
     tried = [c for c in changes if given.clock.allows(each, f"mitigation: {c.name}")]
     cosines = _cosines(given, before, [c.update for c in tried], best.attack == UpdateCosine.name)
-    assert first.update is not None
     for k, change in enumerate(tried):
         given.clock.tell(f"mitigation: {change.name}")
-        loss = given.target.score({**before, **{n: before[n] + u for n, u in change.update.items()}}).loss
-        evidence = Evidence(loss=loss, reference=reference, cosine=cosines[k] if cosines else None)
+        cosine = cosines[k] if cosines else None
+        evidence = Evidence(loss=losses.of(change.update), reference=reference, cosine=cosine)
         judged = ~np.isin(np.arange(len(given.rows)), change.spent)
         scores = [a(evidence)[judged] for a in ASKED if not a.missing(evidence)]
         after = max((auc_interval(s, given.rows.member[judged]) for s in scores), key=lambda i: i.value)
         enough = after.low <= 0.5
-        cost = _losses(given, first.update, change)
-        yield Trial(change.name, first.name, "best AUC", best.auc.value, after.value, *cost, enough)
+        aucs = best.auc.value, after.value
+        yield Trial(change.name, first.name, "best AUC", *aucs, *losses.cost(change), enough)
         if enough:
             return
 
@@ -123,16 +150,3 @@ def _cosines(
         for g in given.target.gradients(before, names, np.arange(len(given.target)))
     )
     return [row[None] for row in update_cosine(gradients, flat)]
-
-
-def _losses(given: Given, unchanged: Tensors, change: Change) -> tuple[float | None, float | None]:
-    """Non-members' mean loss with either update applied: what a change costs."""
-    rows = np.asarray([i for i in given.others if i not in change.spent], np.int64)
-    if not given.has_loss or not len(rows) or not isinstance(given.target, Target):
-        return None, None
-    before = given.shown[0].before.tensors
-    one, two = (
-        float(given.target.score({**before, **{n: before[n] + x for n, x in u.items()}}, rows).loss.mean())
-        for u in (unchanged, change.update)
-    )
-    return one, two

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from securefed.data.batch import Batch
+from securefed_attacks.audit.copies import Copies
 from securefed_attacks.audit.recipe import Recipe
 from securefed_attacks.audit.states import Tensors
 from securefed_attacks.audit.target import Target
@@ -61,33 +62,62 @@ class Replay:
             optimizer.step()
         return {n: leaf.detach() - self.before[n] for n, leaf in leaves.items()}
 
-    def together(self, rows: Sequence[NDArray[np.int64]], seeds: Sequence[int]) -> list[Tensors] | None:
-        """Each `update(rows[k], seeds[k])` up to rounding, all in one vectorized training; None where that cannot be.
+    def updates(self, rows: Sequence[NDArray[np.int64]], seeds: Sequence[int]) -> Iterator[Tensors]:
+        """Each `update(rows[k], seeds[k])` up to rounding, trained together where that can be, else one by one."""
+        together = self.together(rows, seeds) if len(rows) > 1 else None
+        if together is not None:
+            yield from together
+        else:
+            yield from (self.update(r, s) for r, s in zip(rows, seeds, strict=True))
 
-        It can for records that are tensors, where every training fills its batches and all fit in memory.
+    def together(self, rows: Sequence[NDArray[np.int64]], seeds: Sequence[int]) -> list[Tensors] | None:
+        """The same in one vectorized training; None where that cannot be.
+
+        It can for linear layers and factors of them (`Copies`), and for other nets whose records are tensors, where
+        every training fills its batches and all models fit in memory.
         """
-        target, recipe = self.target, self.recipe
-        assert recipe.batch_size is not None
         size = sum(self.before[n].numel() for n in self.names) * len(rows)
-        if target.inputs is None or target.encoded.labels is None or size > MOST_NUMBERS:
+        assert self.recipe.batch_size is not None
+        if size > MOST_NUMBERS or min(map(len, rows)) < self.recipe.batch_size:
             return None
-        if min(map(len, rows)) < recipe.batch_size:
+        drawn = np.asarray(
+            [
+                _batches(r, self.recipe, np.random.default_rng([s, BATCH_STREAM]))
+                for r, s in zip(rows, seeds, strict=True)
+            ]
+        ).swapaxes(0, 1)
+        found = self._by_copies(drawn) if self.target.inputs is None else self._by_vmap(drawn)
+        if found is None:
             return None
-        drawn = [
-            _batches(r, recipe, np.random.default_rng([s, BATCH_STREAM]))
-            for r, s in zip(rows, seeds, strict=True)
-        ]
-        start = {n: self.before[n].expand(len(rows), *self.before[n].shape) for n in self.names}
+        return [{n: found[n][k] - self.before[n] for n in self.names} for k in range(len(rows))]
+
+    def _by_copies(self, drawn: NDArray[np.int64]) -> Tensors | None:
+        copies = Copies.of(self.target, self.before, self.names)
+        if copies is None:
+            return None
+        leaves = {n: t.clone() for n, t in copies.spread(drawn.shape[1]).items()}
+        optimizer = _optimizer(list(leaves.values()), self.recipe)
+        for rows in drawn:
+            gradient = copies.gradients(leaves, rows)
+            for name, leaf in leaves.items():
+                leaf.grad = gradient[name]
+            optimizer.step()
+        return leaves
+
+    def _by_vmap(self, drawn: NDArray[np.int64]) -> Tensors | None:
+        target = self.target
+        if target.inputs is None or target.encoded.labels is None:
+            return None
+        start = {n: self.before[n].expand(drawn.shape[1], *self.before[n].shape) for n in self.names}
         try:
-            found = train_together(
+            return train_together(
                 self._loss_of(target.inputs, torch.from_numpy(target.encoded.labels)),
                 start,
-                map(torch.from_numpy, np.asarray(drawn).swapaxes(0, 1)),
-                lambda leaves: _optimizer(leaves, recipe),
+                map(torch.from_numpy, drawn),
+                lambda leaves: _optimizer(leaves, self.recipe),
             )
         except RuntimeError:  # an operation of this model that torch cannot vectorize: one by one, then
             return None
-        return [{n: found[n][k] - self.before[n] for n in self.names} for k in range(len(rows))]
 
     def _loss_of(
         self, inputs: torch.Tensor, labels: torch.Tensor

@@ -37,6 +37,7 @@ from securefed_attacks.audit.sections import (
     warnings,
 )
 from securefed_attacks.audit.states import name_arrays, read_state
+from securefed_attacks.audit.target import Target
 
 
 def audit(
@@ -171,6 +172,7 @@ def report(given: Given) -> AuditReport:
     """Every section that the input allows, in order; what it does not allow is named."""
     if not any(captured.names for captured, _ in given.rounds):
         return nothing_moved(given)
+    _keep_prefix(given)
     exposure = expose_round(given)
     rebuilt, exposure = rebuild(given, exposure)
     measured, found = ask_membership(given)
@@ -211,3 +213,17 @@ def report(given: Given) -> AuditReport:
         seconds=given.clock.spent,
         texts=texts(given),
     )
+
+
+def _keep_prefix(given: Given) -> None:
+    """Layers that no state changes run once (`frozen_prefix`)."""
+    if not isinstance(given.target, Target) or not given.has_loss:
+        return
+    first = given.rounds[0][0].before.tensors
+    moved = {
+        name
+        for captured, _ in given.rounds
+        for name, value in captured.before.tensors.items()
+        if name in captured.names or not torch.equal(value, first[name])
+    }
+    given.target.keep_prefix(first, moved)

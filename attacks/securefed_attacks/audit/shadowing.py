@@ -1,6 +1,6 @@
 """Shadow models for LiRA: the round's local training repeated on random halves of the candidates.
 
-Small models are trained all at once (`shadows.train_together`), others one after another, as many as the time holds.
+They are trained all at once where that can be (`Replay.together`), else one after another; as many as the time holds.
 """
 
 from __future__ import annotations
@@ -69,10 +69,6 @@ def _affordable(target: Target, replay: Replay, clock: Clock, count: int) -> int
 def _updates(replay: Replay, included: NDArray[np.bool_], seed: int, clock: Clock) -> Iterator[Tensors]:
     rows, count = [np.flatnonzero(row) for row in included], len(included)
     clock.tell(f"training {count} shadows")
-    together = replay.together(rows, [seed + k for k in range(count)])
-    if together is not None:
-        yield from together
-        return
-    for k in range(count):
+    for k, update in enumerate(replay.updates(rows, [seed + k for k in range(count)])):
         clock.tell(f"shadow {k + 1} of {count}")
-        yield replay.update(rows[k], seed + k)
+        yield update

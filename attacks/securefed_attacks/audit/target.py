@@ -6,8 +6,8 @@ It is always in evaluation mode; an attack that runs a model with dropout measur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from securefed.data.batch import IGNORE, Batch, Encoded, collate
 from securefed.errors import AuditError
+from securefed_attacks.audit.copies import Copies
+from securefed_attacks.audit.frozen_prefix import FrozenPrefix
 from securefed_attacks.audit.states import Tensors, lora_modules
 from securefed_attacks.lira import confidence
 
@@ -26,6 +28,8 @@ Floats = NDArray[np.float64]
 Kind = Literal["classifier", "hf-classifier", "causal-lm", "plain"]
 """How the module is called: with a `Batch`, with token ids, the same predicting the next one, or with a tensor."""
 BLOCK = 32
+WINDOW_NUMBERS = 25_000_000
+"""Numbers of all gradients that are kept at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +68,7 @@ class Target:
             **dict(module.named_buffers(remove_duplicate=False)),
         }
         self._found: dict[str, str] = {}
+        self._prefix: FrozenPrefix | None = None
 
     def __len__(self) -> int:
         return len(self.encoded) if self.inputs is None else len(self.inputs)
@@ -146,10 +151,23 @@ class Target:
             return Batch(
                 images=self.inputs[index], labels=None if labels is None else torch.from_numpy(labels[index])
             )
-        return collate(self.encoded, rows)
+        found = collate(self.encoded, rows)
+        return found if self._prefix is None else replace(found, hidden=self._prefix.states(rows))
+
+    def keep_prefix(self, before: Tensors, moved: Collection[str]) -> None:
+        """From here on layers below everything that moved do not run again; nothing where there are none.
+
+        Args:
+            before: a state. moved: all that differs in any state that this target will be asked about.
+        """
+        self._prefix = None
+        self._prefix = FrozenPrefix.of(self, before, moved)
 
     def forward(self, weights: Tensors, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits, labels), aligned; for language models (b, t - 1, v) and (b, t - 1)."""
+        if batch.hidden is not None and self._prefix is not None:
+            with self._prefix.skipped(batch.hidden):
+                return self.forward(weights, replace(batch, hidden=None))
         assert batch.labels is not None
         if self.kind == "classifier":
             return functional_call(self.module, weights, (batch,)).float(), batch.labels
@@ -174,7 +192,7 @@ class Target:
         self.module.eval()
         weights = self.effective(state)
         asked = np.arange(len(self)) if rows is None else rows
-        order = asked[np.argsort(self._lengths()[asked], kind="stable")]
+        order = asked[np.argsort(self.lengths[asked], kind="stable")]
         loss, sure = np.zeros(len(self)), np.zeros(len(self))
         for start in range(0, len(order), BLOCK):
             block = order[start : start + BLOCK]
@@ -188,16 +206,25 @@ class Target:
             sure[block] = confidence(logits, labels)
         return Scores(loss[asked], sure[asked])
 
-    def _lengths(self) -> NDArray[np.int64]:
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """What each candidate costs: its tokens, or 1."""
         return np.ones(len(self), np.int64) if self.inputs is not None else self.encoded.lengths
 
     def gradients(
         self, state: Tensors, names: Sequence[str], rows: NDArray[np.int64]
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """Each record's gradient for these tensors at a state, one record after another."""
+        """Each record's gradient for these tensors at a state, in order; many records a pass where that can be."""
         self.module.eval()
-        for row in rows:
-            yield self.gradient(state, names, [int(row)])
+        copies = Copies.of(self, state, names) if len(rows) > 1 else None
+        if copies is None:
+            yield from (self.gradient(state, names, [int(row)]) for row in rows)
+            return
+        window = max(1, WINDOW_NUMBERS // max(1, sum(state[n].numel() for n in names)))
+        for start in range(0, len(rows), window):
+            here = rows[start : start + window]
+            found = copies.gradients(copies.spread(len(here)), here[:, None])
+            yield from ({n: found[n][k] for n in names} for k in range(len(here)))
 
     def gradient(
         self, state: Tensors, names: Sequence[str], rows: Sequence[int] | NDArray[np.int64]
