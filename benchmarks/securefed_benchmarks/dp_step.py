@@ -42,7 +42,10 @@ def main() -> None:
     entropy, seen = SystemEntropy(), {"private": 0, "plain": 0}
 
     def play(name: str, dp: DPWork | None) -> None:
-        result = train_locally(model, data, start, work, config, dp=dp, entropy=entropy, seed=0)
+        known = bool(seen["private"])  # as in every round of a client but its first
+        result = train_locally(
+            model, data, start, work, config, dp=dp, entropy=entropy, seed=0, known=known
+        )
         seen[name] += result.examples
 
     private = DPWork(1.0, 1.0, BATCH / RECORDS, float(BATCH))
