@@ -13,7 +13,7 @@ from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary
 
 WIDTHS = {
     "round": 7,
-    "phase": 6,
+    "phase": 9,
     "train": 8,
     "loss": 7,
     "score": 12,
