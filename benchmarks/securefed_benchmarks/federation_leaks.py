@@ -1,11 +1,13 @@
 """The end of the story: one federation, the attacks on its updates and its model, and what stops which of them.
 
 Ten clients of 100 Fashion-MNIST images train an MLP (784-32-10): 15 rounds of two passes, batch 20. Seventeen such federations on
-random halves of 2,000 images run side by side (all clients of all of them at once): the first is attacked, the others
-are the shadows of LiRA and RMIA, trained exactly as it was. Played three ways: plain; the server sees the sum of ten
-only (`View` of a secure sum); and example-level DP at epsilon 8, with every client's update in sight.
+halves of 2,000 images run side by side (all clients of all of them at once): the first is attacked, the others
+are the shadows of LiRA and RMIA, trained exactly as it was. Played plain; with the last layer alone trained and sent (the
+smallest adapter there is, on a first layer that stays as drawn); and under example-level DP at epsilon 8. Plain and DP
+are judged twice: by every client's update, and by the sum of ten alone (`View` of a secure sum).
 
-    python -m securefed_benchmarks.federation_leaks            # about one CPU minute
+    python -m securefed_benchmarks.federation_leaks                                  # about a CPU minute and a half
+    python -m securefed_benchmarks.federation_leaks --federations 9 --seeds 0 1 2    # eight shadows, three seeds
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -41,6 +43,8 @@ POOL, POPULATION, FEDERATIONS = 2 * CLIENTS * EACH, 1000, 17
 NET = Net(32)
 EPSILON, DELTA, CLIP, PRIVATE_RATE = 8.0, 1e-5, 1.0, 0.2
 STEPS = PASSES * EACH // BATCH
+ALL, HEAD = slice(None), slice(-10 * 33, None)
+"""What is trained and sent: the whole vector, or the last layer's weights and biases."""
 ASKED, OUTSIDE = 3, 300
 """Clients whose records are asked about one by one, and records that nobody had beside them."""
 
@@ -51,9 +55,11 @@ class Played:
 
     Attributes:
         shards: (clients, each), records of the first federation's clients. models: (rounds, d), what each round began from.
-        updates: (rounds, clients, d), new minus old.
+        updates: (rounds, clients, d), new minus old. noise: noise multiplier of each step. part: what trained.
     """
 
+    noise: float
+    part: slice
     final: torch.Tensor = field(repr=False)
     included: Bools = field(repr=False)
     shards: torch.Tensor = field(repr=False)
@@ -62,9 +68,14 @@ class Played:
 
 
 def summed_gradients(
-    models: torch.Tensor, x: torch.Tensor, y: torch.Tensor, taken: torch.Tensor, clip: float | None
+    models: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    taken: torch.Tensor,
+    clip: float | None,
+    part: slice = ALL,
 ) -> torch.Tensor:
-    """Sum of the gradients of each model's records, each clipped in its own length, (m, d).
+    """Sum of the gradients of each model's records for what trains, each clipped in its own length, (m, d of `part`).
 
     Args:
         models: (m, d). x: (m, b, 784). y: (m, b). taken: (m, b), which records are in the batch. clip: None for none.
@@ -75,15 +86,17 @@ def summed_gradients(
     active = hidden.relu()
     logits = torch.baddbmm(b2[:, None], active, w2.transpose(1, 2))
     error = logits.softmax(-1) - torch.nn.functional.one_hot(y, 10)
+    whole = part == ALL
     back = (error @ w2) * (hidden > 0)
     weight = taken.to(x.dtype)
     if clip is not None:  # a record's gradient is two outer products, so its length needs no gradient
-        lengths = back.square().sum(-1) * (1 + x.square().sum(-1)) + error.square().sum(-1) * (
-            1 + active.square().sum(-1)
-        )
+        lengths = error.square().sum(-1) * (1 + active.square().sum(-1))
+        if whole:
+            lengths = lengths + back.square().sum(-1) * (1 + x.square().sum(-1))
         weight = weight * (clip / lengths.sqrt().clamp_min(1e-12)).clamp_max(1)
     error, back = error * weight[..., None], back * weight[..., None]
-    layers = (back.transpose(1, 2) @ x, back.sum(1), error.transpose(1, 2) @ active, error.sum(1))
+    first = (back.transpose(1, 2) @ x, back.sum(1)) if whole else ()
+    layers = (*first, error.transpose(1, 2) @ active, error.sum(1))
     return torch.cat([layer.reshape(len(x), -1) for layer in layers], 1)
 
 
@@ -94,6 +107,7 @@ def local(
     shards: torch.Tensor,
     noise: float,
     generator: torch.Generator,
+    part: slice = ALL,
 ) -> torch.Tensor:
     """Each client's model after a round's local steps, (m, d): shuffled batches, or Poisson batches, clipped and noised."""
     here = models.clone()
@@ -109,30 +123,54 @@ def local(
             at = step % (size // BATCH) * BATCH
             chosen = shards.gather(1, order[:, at : at + BATCH])
             taken = torch.ones(m, BATCH, dtype=torch.bool)
-        slope = summed_gradients(here, x[chosen], y[chosen], taken, CLIP if noise else None)
+        slope = summed_gradients(here, x[chosen], y[chosen], taken, CLIP if noise else None, part)
         if noise:
             slope += noise * CLIP * torch.randn(slope.shape, generator=generator)
-        here -= (PRIVATE_RATE if noise else RATE) / BATCH * slope
+        here[:, part] -= (PRIVATE_RATE if noise else RATE) / BATCH * slope
     return here
 
 
-def play(x: torch.Tensor, y: torch.Tensor, noise: float, seed: int) -> Played:
+def halves_of_pool(federations: int, generator: torch.Generator) -> torch.Tensor:
+    """The records of each federation, (s, POOL / 2): the first one's drawn, then pairs that share out the pool.
+
+    So each record is in exactly half of the shadows, however few they are.
+
+    Raises:
+        ValueError: an even number, or fewer than five: a record needs two shadows on each side.
+    """
+    if federations < 5 or not federations % 2:
+        raise ValueError(
+            f"one federation and two pairs of shadows or more make an odd number, got {federations}"
+        )
+    drawn = torch.rand(1 + federations // 2, POOL, generator=generator).argsort(1)
+    pairs = drawn[1:].reshape(-1, POOL // 2)
+    return torch.cat([drawn[:1, : POOL // 2], pairs])
+
+
+def play(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    noise: float,
+    seed: int,
+    part: slice = ALL,
+    federations: int = FEDERATIONS,
+) -> Played:
     """All federations, from one first model, each on its own half of the pool."""
     generator = torch.Generator().manual_seed(seed)
-    halves = torch.rand(FEDERATIONS, POOL, generator=generator).argsort(1)[:, : POOL // 2]
-    shards = halves.reshape(FEDERATIONS, CLIENTS, EACH)
-    final = NET.first(seed).expand(FEDERATIONS, -1).clone()
+    halves = halves_of_pool(federations, generator)
+    shards = halves.reshape(federations, CLIENTS, EACH)
+    final = NET.first(seed).expand(federations, -1).clone()
     models, updates = [], []
     for _ in range(ROUNDS):
         begun = final.repeat_interleave(CLIENTS, 0)
-        change = local(begun, x, y, shards.reshape(-1, EACH), noise, generator) - begun
-        change = change.reshape(FEDERATIONS, CLIENTS, -1)
+        change = local(begun, x, y, shards.reshape(-1, EACH), noise, generator, part) - begun
+        change = change.reshape(federations, CLIENTS, -1)
         models.append(final[0].clone())
         updates.append(change[0].clone())
         final = final + change.mean(1)
-    included = np.zeros((FEDERATIONS, POOL), bool)
-    included[np.arange(FEDERATIONS)[:, None], halves.numpy()] = True
-    return Played(final, included, shards[0], torch.stack(models), torch.stack(updates))
+    included = np.zeros((federations, POOL), bool)
+    included[np.arange(federations)[:, None], halves.numpy()] = True
+    return Played(noise, part, final, included, shards[0], torch.stack(models), torch.stack(updates))
 
 
 def views(played: Played, reveals: str) -> list[View]:
@@ -172,11 +210,19 @@ def of_updates(
     rows = torch.cat([played.shards[:ASKED].flatten(), outside])
     aligned, cosines = [], []
     for view in seen:
-        model, updates = torch.from_numpy(np.array(view.before)), torch.from_numpy(updates_seen(view))
+        model, updates = (
+            torch.from_numpy(np.array(view.before)),
+            torch.from_numpy(updates_seen(view))[:, played.part],
+        )
         slopes = torch.cat(
             [
                 summed_gradients(
-                    model.expand(len(r), -1), x[r][:, None], y[r][:, None], torch.ones(len(r), 1), None
+                    model.expand(len(r), -1),
+                    x[r][:, None],
+                    y[r][:, None],
+                    torch.ones(len(r), 1),
+                    None,
+                    played.part,
                 )
                 for r in torch.split(rows, 250)
             ]
@@ -198,9 +244,7 @@ def of_updates(
     }
 
 
-def active(
-    played: Played, x: torch.Tensor, y: torch.Tensor, noise: float, reveals: str, seed: int
-) -> tuple[Floats, Bools]:
+def active(played: Played, x: torch.Tensor, y: torch.Tensor, reveals: str, seed: int) -> tuple[Floats, Bools]:
     """One more round, whose model the server has changed to ask about client 0's records and as many others."""
     outside = torch.from_numpy(np.flatnonzero(~played.included[0]))[:EACH]
     rows = torch.cat([played.shards[0], outside])
@@ -210,20 +254,22 @@ def active(
         found: Floats = torch.nn.functional.cross_entropy(logits, y[rows], reduction="none").double().numpy()
         return found
 
-    def slope(model: NDArray[np.float32]) -> NDArray[np.float32]:
+    def climb(model: NDArray[np.float32]) -> NDArray[np.float32]:
         one = torch.ones(1, len(rows))
-        found: NDArray[np.float32] = (
-            summed_gradients(torch.from_numpy(model)[None], x[rows][None], y[rows][None], one, None)[0]
-            / len(rows)
-        ).numpy()
-        return found
+        total = summed_gradients(
+            torch.from_numpy(model)[None], x[rows][None], y[rows][None], one, None, played.part
+        )
+        found = torch.zeros(len(model))
+        found[played.part] = total[0] / len(rows)
+        slope: NDArray[np.float32] = found.numpy()
+        return slope
 
     attack = ActiveMembership(step=0.02, steps=5)
-    raised = torch.from_numpy(attack.ascend(played.final[0].numpy(), slope))
+    raised = torch.from_numpy(attack.ascend(played.final[0].numpy(), climb))
     begun = raised.expand(CLIENTS, -1)
     generator = torch.Generator().manual_seed(seed + 1)
-    change = local(begun, x, y, played.shards, noise, generator) - begun
-    again = Played(played.final, played.included, played.shards, raised[None], change[None])
+    change = local(begun, x, y, played.shards, played.noise, generator, played.part) - begun
+    again = replace(played, models=raised[None], updates=change[None])
     return attack(views(again, reveals), 0, losses), np.arange(len(rows)) < EACH
 
 
@@ -241,15 +287,29 @@ def imprinted(x: torch.Tensor, y: torch.Tensor, clients: int, noise: float, seed
     return float((best_psnr(layer.recover(total[0], total[1]), pixels[chosen]) > 40).double().mean())
 
 
-def inverted(x: torch.Tensor, y: torch.Tensor, noise: float, seed: int) -> float:
-    """Median PSNR of ten single images from the first layer's gradient, clipped and noised as a step of DP."""
+def inverted(x: torch.Tensor, y: torch.Tensor, noise: float, seed: int, part: slice = ALL) -> float:
+    """Median PSNR of ten single images from a gradient, clipped and noised as a step of DP.
+
+    The first layer's gives the image itself; the last layer's its active hidden units, and of those the
+    shortest image that has them.
+    """
     generator = torch.Generator().manual_seed(seed)
     net = torch.nn.Sequential(torch.nn.Linear(784, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
     pixels, found = x * STD + MEAN, []
     for i in range(10):
-        w, b, *_ = _noised(net, pixels[i : i + 1], y[i : i + 1], noise, generator)
-        found.append(min(psnr(invert_linear(w, b), pixels[i]), 999.0))
+        w, b, v, c = _noised(net, pixels[i : i + 1], y[i : i + 1], noise, generator)
+        guess = invert_linear(w, b) if part == ALL else shortest_image(net[0], invert_linear(v, c))
+        found.append(min(psnr(guess, pixels[i]), 999.0))
     return float(np.median(found))
+
+
+@torch.no_grad()
+def shortest_image(layer: torch.nn.Module, active: torch.Tensor) -> torch.Tensor:
+    """The image of least norm that a linear layer with ReLU maps to these units, where they are above zero."""
+    assert isinstance(layer, torch.nn.Linear)
+    on = active > 1e-6
+    found: torch.Tensor = torch.linalg.lstsq(layer.weight[on], (active - layer.bias)[on, None]).solution[:, 0]
+    return found
 
 
 def _noised(
@@ -273,39 +333,47 @@ def _noised(
 # ------------------------------------------------------------------------------------------------- the table
 
 
-def rows(seed: int) -> Iterator[dict[str, Any]]:
+def rows(seed: int, federations: int = FEDERATIONS) -> Iterator[dict[str, Any]]:
     """One row for each way it is played: what each attack got, and the accuracy."""
     from securefed.privacy.calibration import calibrate_noise
 
-    (x, y), (tests, labels) = whole()
+    (x, y), tests = whole()
     x, y = x[: POOL + POPULATION].contiguous(), y[: POOL + POPULATION].contiguous()
     sigma = calibrate_noise(EPSILON, DELTA, BATCH / EACH, ROUNDS * STEPS)
     began = time.process_time()
-    plain = play(x, y, 0.0, seed)
-    private = play(x, y, sigma, seed)
-    ways: tuple[tuple[str, Played, str, float], ...] = (
-        ("plain", plain, "updates", 0.0),
-        ("secure sum of 10", plain, "sum", 0.0),
-        (f"DP epsilon {EPSILON:g}", private, "updates", sigma),
-    )
-    for name, played, reveals, noise in ways:
-        accuracy = float(np.mean([NET.accuracy(model, tests, labels) for model in played.final]))
-        found: dict[str, Any] = {
-            "way": name,
-            "accuracy": round(accuracy, 4),
-            "noise_multiplier": round(noise, 3),
-        }
-        judged = {n: (s, played.included[0]) for n, s in of_model(played, x, y).items()}
-        judged |= of_updates(played, views(played, reveals), x, y)
-        judged["active"] = active(played, x, y, noise, reveals, seed)
-        for attack, (scores, members) in judged.items():
-            found[attack] = _figures(scores, members)
-        summed = CLIENTS if reveals == "sum" else 1
-        share = partial(imprinted, x, y, summed, noise)
+    plain = play(x, y, 0.0, seed, ALL, federations)
+    yield _row("plain", plain, "updates", x, y, tests, seed)
+    yield _row(f"secure sum of {CLIENTS}", plain, "sum", x, y, tests, seed)
+    head = play(x, y, 0.0, seed, HEAD, federations)
+    yield _row("last layer alone", head, "updates", x, y, tests, seed)
+    private = play(x, y, sigma, seed, ALL, federations)
+    yield _row(f"DP epsilon {EPSILON:g}", private, "updates", x, y, tests, seed)
+    yield _row(f"DP epsilon {EPSILON:g}, secure sum of {CLIENTS}", private, "sum", x, y, tests, seed)
+    yield {"seed": seed, "federations": federations, "cpu_s": round(time.process_time() - began)}
+
+
+def _row(
+    name: str,
+    played: Played,
+    reveals: str,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    tests: tuple[torch.Tensor, torch.Tensor],
+    seed: int,
+) -> dict[str, Any]:
+    noise, alone = played.noise, reveals == "updates"
+    accuracy = float(np.mean([NET.accuracy(model, *tests) for model in played.final]))
+    found: dict[str, Any] = {"way": name, "seed": seed, "accuracy": round(accuracy, 4)}
+    found["noise_multiplier"] = round(noise, 3)
+    judged = {n: (s, played.included[0]) for n, s in of_model(played, x, y).items()}
+    judged |= of_updates(played, views(played, reveals), x, y)
+    judged["active"] = active(played, x, y, reveals, seed)
+    found |= {attack: _figures(scores, members) for attack, (scores, members) in judged.items()}
+    if played.part == ALL:  # a layer that is not sent cannot be an imprint
+        share = partial(imprinted, x, y, 1 if alone else CLIENTS, noise)
         found["imprint"] = round(float(np.mean([share(s) for s in range(3)])), 3)
-        found["linear_inversion_db"] = round(inverted(x, y, noise, seed), 1) if reveals == "updates" else None
-        yield found
-    yield {"cpu_s": round(time.process_time() - began)}
+    found["linear_inversion_db"] = round(inverted(x, y, noise, seed, played.part), 1) if alone else None
+    return found
 
 
 def _figures(scores: Floats, members: Bools) -> list[float]:
@@ -325,11 +393,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(0)")
+    parser.add_argument(
+        "--federations", type=int, default=FEDERATIONS, help=f"with the attacked one ({FEDERATIONS})"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    for row in rows(asked.seed):
-        report("federation leaks", row)
+    for seed in asked.seeds:
+        for row in rows(seed, asked.federations):
+            report("federation leaks", row)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,14 @@ def test_shadows_of_adapters_trained_together_are_those_trained_alone(
         together = played.together(rows, [5, 6, 7])
         assert together is not None
         for one, other in zip(alone, together, strict=True):
-            for name in played.names:  # Adam's square root blows up the rounding of gradients next to zero
-                assert float((other[name] - one[name]).norm()) <= 1e-2 * float(one[name].norm()), name
+            states = [
+                {**played.before, **{n: played.before[n] + u[n] for n in played.names}} for u in (one, other)
+            ]
+            losses = [played.target.score(state).loss for state in states]
+            np.testing.assert_allclose(losses[1], losses[0], rtol=1e-2)
+            if optimizer == "sgd":  # Adam makes steps of the rounding of gradients that are zero but for it
+                for name in played.names:
+                    torch.testing.assert_close(other[name], one[name], rtol=1e-3, atol=2e-5)
         assert max(float((together[0][n] - together[1][n]).abs().max()) for n in played.names) > 1e-3
 
 
