@@ -35,6 +35,9 @@ _NOT_COVERED = (
 )
 _K_TIMES = "for k of them epsilon is k times as large, and delta k e^((k - 1) epsilon) times"
 """Group privacy: k steps from neighbour to neighbour."""
+_KEPT = (
+    "what a client keeps to itself (a model or a part of its own), once its owner shows it: no noise is in it"
+)
 _UNIT_WORDS: dict[Unit, str] = {"example": "one record", "client": "everything of one client"}
 
 
@@ -150,7 +153,12 @@ def make_statement(
             spent.accountant,
             [key.records for key in shards.values()],
         ),
-        not_covered=(*_other_unit(connection, row), *_overlap(row, clients, worst_off), *_NOT_COVERED),
+        not_covered=(
+            *_other_unit(connection, row),
+            *_overlap(row, clients, worst_off),
+            *((_KEPT,) if row.unit == "client" else ()),
+            *_NOT_COVERED,
+        ),
         trust=trust_model(row.unit, clients, bool(local), worst_off),
         amplification=amplification(row.unit, clients, bool(local), worst_off),
         tuning=tuning(worst_off),

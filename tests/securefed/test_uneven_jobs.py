@@ -292,6 +292,7 @@ def test_at_client_level_each_client_is_charged_for_its_own_buffers_without_ampl
         )
     )
     assert (statement.clients, statement.unfinished) == (6, 0)
+    assert any("keeps to itself" in matter for matter in statement.not_covered)
     sampled = load_config(JOB, {**CLIENT, "clients_per_round": 3})
     assert planned_releases(sampled, 5) == (0.6, 4)  # a cohort of three drawn in secret does amplify
 

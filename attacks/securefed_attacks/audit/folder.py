@@ -33,7 +33,7 @@ class RunInput:
 
     Attributes:
         rounds: each round's update and its views: all kept ones (`tracking.keep_views`), or else the steps
-            between the checkpoints, which are sums of cohorts. names: what they are called.
+            between the checkpoints, which are sums of cohorts (of a distillation: two states of its student). names: what they are called.
         recipe: of one client's round. candidates: a seeded sample of training records (members) and public
             test records (non-members). claimed: the run's epsilon. sampled: how the candidates were drawn.
         groups: what all the kept group sums together determine, in words; "" where there are none.
@@ -138,12 +138,14 @@ def _from_checkpoints(assembly: Any, path: Path, found: list[Path]) -> Asked:
         _state(assembly, vector, f"{path.name}, after {number} rounds")
         for number, vector in zip(numbers, vectors, strict=True)
     ]
-    recipe, rounds = Recipe(observed="sum", clients=len(everybody)), []
+    # a student learns on public records: no step of its is a sum of anybody's updates
+    seen: Observed = "final" if assembly.config.distills else "sum"
+    recipe, rounds = Recipe(observed=seen, clients=len(everybody)), []
     for k, (old, new) in enumerate(itertools.pairwise(states)):
         captured, first, last = capture(old, new), numbers[k] + 1, numbers[k + 1]
         name = f"round {last}" if first == last else f"rounds {first} to {last}"
         rounds.append((name, (captured, columns(captured, recipe, [], torch.Generator()))))
-    return everybody, "sum", [r for r in rounds if r[1][0].names] or rounds[:1]
+    return everybody, seen, [r for r in rounds if r[1][0].names] or rounds[:1]
 
 
 def _state(assembly: Any, vector: Any, source: str) -> State:

@@ -128,3 +128,16 @@ def test_others_of_the_same_mix_are_drawn_where_there_are_enough() -> None:
         "label 1 is not among them: all are taken, and shift is measured"
     )
     assert len({reveals_words(r) for r in ("updates", "sum", "group sums")}) == 3
+
+
+def test_a_distillations_student_is_audited_as_a_model_and_not_as_a_sum_of_updates(
+    home: Path, tmp_path: Path
+) -> None:
+    """It learned from answers on public records: to look for clients' records in its steps would find nothing, and say so."""
+    from securefed_attacks.audit.folder import open_run
+
+    distilled = {"algorithm": "distill", "distill": {"records": 60, "student_steps": 10}, "weights": "equal"}
+    given = open_run(digits(tmp_path, **distilled), 20, 0)
+    assert given.recipe.observed == "final"
+    for _, made in given.rounds:
+        assert {c.name for c in made if c.update is not None} == {"final model"}
