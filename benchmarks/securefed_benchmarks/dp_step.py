@@ -43,9 +43,7 @@ def main() -> None:
 
     def play(name: str, dp: DPWork | None) -> None:
         known = bool(seen["private"])  # as in every round of a client but its first
-        result = train_locally(
-            model, data, start, work, config, dp=dp, entropy=entropy, seed=0, known=known
-        )
+        result = train_locally(model, data, start, work, config, dp=dp, entropy=entropy, seed=0, known=known)
         seen[name] += result.examples
 
     private = DPWork(1.0, 1.0, BATCH / RECORDS, float(BATCH))

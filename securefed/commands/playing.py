@@ -105,4 +105,8 @@ def _tell_people(result: Result, gap: str) -> None:
     if text:
         say(f"{gap}{text}")
         gap = "\n"
-    say(f"{gap}report: {result.folder / 'report.html'}")
+    report = result.folder / "report.html"
+    if report.exists():
+        say(f"{gap}report: {report}")
+    else:  # tracking.report = false
+        say(f"{gap}results: {result.folder}; the page: securefed report {shlex.quote(str(result.folder))}")

@@ -237,6 +237,21 @@ def test_run_shows_progress_the_statement_and_where_the_report_is(
     assert err == ""
 
 
+def test_a_run_without_a_page_names_its_folder_and_how_to_make_the_page(
+    federation: Any,
+    job: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("securefed.tracking.report.write_report", lambda folder: folder)
+    folder = tmp_path / "out"
+    assert main(["run", job, "--quiet", "--folder", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert f"results: {folder}; the page: securefed report {folder}" in out
+    assert "report.html" not in out
+
+
 @pytest.mark.parametrize("quiet", [True, False])
 @pytest.mark.parametrize("command", ["run", "resume"])
 def test_with_json_standard_output_is_one_document_whatever_else_prints(
