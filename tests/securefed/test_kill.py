@@ -14,7 +14,9 @@ import pytest
 
 from securefed.federation import resume, run
 from securefed.privacy.ledger import Ledger
+from securefed.types import SERVER
 from tests.entropy import SeededEntropy
+from tests.securefed.test_correlated_job import JOB as CORRELATED
 from tests.securefed.test_federation import DIGITS, PRIVATE, model_of
 
 ROOT = Path(__file__).parents[2]
@@ -69,3 +71,20 @@ def test_with_dp_a_killed_run_ends_with_the_same_bits_under_test_entropy_and_sta
     assert model_of(tmp_path / "whole") == model_of(tmp_path / "cut")
     with Ledger.site() as ledger:
         assert 40 * 4 * 2 <= sum(e.steps for e in ledger.events(run=run_id)) <= 41 * 4 * 2
+
+
+def test_under_correlated_noise_a_killed_run_releases_every_round_once_and_is_charged_once(
+    home: Path, tmp_path: Path
+) -> None:
+    job = {**CORRELATED, "rounds": 24, "evaluate": {"every": 0, "baselines": False}}
+    run(job, folder=tmp_path / "whole", entropy=SeededEntropy(7))
+    play_and_kill(job, tmp_path / "cut", 7)
+    resume(tmp_path / "cut", entropy=SeededEntropy(7))
+    assert model_of(tmp_path / "whole") == model_of(tmp_path / "cut")
+    run_id = json.loads((tmp_path / "cut" / "run.json").read_text())["run"]
+    with Ledger.site() as ledger:
+        assert sum(e.steps for e in ledger.events(run=run_id, unit="client")) == 1
+        released = ledger.released(run_id, SERVER)
+        assert sorted(released) == list(range(24))
+        assert len(set(released.values())) == 24
+        assert not (ledger.path.parent / "noise" / run_id).exists()
