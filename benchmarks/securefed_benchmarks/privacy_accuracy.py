@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, FIGURE = ROOT / "docs" / "recipes.md", ROOT / "docs" / "figures" / "privacy-accuracy.svg"
 MARK = "<!-- figure: privacy-accuracy -->"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#7a4fa3", "#8c6d4a")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#7a4fa3", "#c2185b", "#8c6d4a")
 DASHES = ("12 5", "2 5", "8 4 2 4")
 INK, SOFT, LINE = "#1f2933", "#52606d", "#d5dbe1"
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 640, 64, 624, 96, 372
