@@ -43,6 +43,12 @@ def test_scores_of_members_alone_above_all_others_are_judged_perfect_and_noise_i
     assert chance["tpr_at_0.01"][1] <= 1.0 <= chance["tpr_at_0.01"][2] + 1
 
 
+def test_each_targets_own_rate_is_told_beside_that_of_all() -> None:
+    included = np.tile(np.arange(200) < 100, (2, 1))
+    perfect, useless = included[0].astype(float), np.zeros(200)
+    assert bench.by_target([perfect, useless], included) == [50.0, 70.7, 0.0, 100.0]
+
+
 def test_every_attack_is_played_and_lira_sees_what_one_threshold_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -241,7 +241,7 @@ def gaps(
     if not any(f.section == "membership" for f in findings):
         found.append(Finding("UNDERPOWERED", "membership", "", _why_no_membership(given)))
     if exposure is not None and exposure.readers and not any(f.section == "reconstruction" for f in findings):
-        why = "candidates that are known to be members are needed to hold the tokens found against"
+        why = "candidates that are known to be members are needed: tokens that are found are compared with theirs"
         found.append(Finding("UNDERPOWERED", "reconstruction", "", why))
     late = [
         Finding("UNDERPOWERED", "membership", "", f"{attack} was not played: {why}")

@@ -66,6 +66,22 @@ def test_a_text_runs_client_is_read_from_its_update_and_not_from_a_masked_sum(
         assert len(tree["rounds"]) == 3
 
 
+def test_a_text_run_under_dp_gives_no_token(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same job as above, which leaks without: one step at epsilon 8 for a record leaves nothing to read."""
+    job = words.job(
+        tmp_path, "llama", privacy={"unit": "example", "epsilon": 8.0, "delta": 1e-3, "max_grad_norm": 0.1}
+    )
+    folder = sf.run(job, folder=tmp_path / "run").folder
+    tree = audited(folder, capsys, "--client", "0", "--shadows", "0", "--quiet")
+    assert {"noised", "sum", "final model"} == views(tree)
+    assert found(tree, "reconstruction")["noised"] != "LEAKS"
+    assert found(tree, "epsilon") == {"": "UNDERPOWERED"}, "nobody threw coins for this run's records"
+    noised = next(r for r in tree["reconstruction"] if r["view"] == "noised")
+    assert noised["exact"]["ours"]["hits"] == 0
+
+
 @pytest.mark.parametrize(
     ("more", "made"),
     [
