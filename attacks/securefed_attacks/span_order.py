@@ -174,6 +174,8 @@ def _assemble(
     options = [list(bag.at(p)) for p in range(last + 1)]
     holes = [p for p, o in enumerate(options) if not o]
     options = options[: min(holes)] if holes else options
+    if not options:  # dropout, or noise: nothing of the first position was seen, so no text begins
+        return NOTHING
     lengths = [n for n in range(2, len(options) + 1) if not ends or ends & set(options[n - 1])]
     found: dict[tuple[int, ...], float] = {}
     edge, spans = 0.0, _spans(reader, seen, [_narrowed(o, ends, False) for o in options], bag, generator)

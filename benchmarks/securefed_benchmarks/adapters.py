@@ -29,30 +29,59 @@ from securefed_benchmarks.timing import report
 JOB: dict[str, Any] = {
     "weights": "equal",
     "rounds": 12,
-    "data": {"name": "sentiment", "partition": "natural", "clients": 12, "max_length": 32, "limit": 1200},
+    "data": {"name": "sentiment", "partition": "natural", "clients": 12, "max_length": 32, "limit": 3000},
     "model": {"name": "minilm", "adapter": "lora", "rank": 8, "layers": 1, "head_layers": 4},
-    "train": {"steps": 5, "batch_size": 16, "learning_rate": 1.0, "head_learning_rate": 16.0},
+    "train": {
+        "optimizer": "adamw",
+        "steps": 8,
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+        "head_learning_rate": 2e-2,
+    },
     "evaluate": {"every": 0, "clients": False, "baselines": False},
     "tracking": {"report": False},
     "engine": {"threads": 1, "checkpoint_every": 1000},
 }
 UNLIKE = {"model.ranks": [2, 4, 8]}
+
+
+def joined(name: str, **settings: Any) -> dict[str, Any]:
+    """An algorithm after four rounds of the head alone, which everything else waits for."""
+    return {"algorithm": {"name": name, "head_rounds": 4, **settings}}
+
+
 RANKS: dict[str, dict[str, Any]] = {
-    "all of rank 8": {"algorithm": "slices"},
-    "all of rank 2": {"algorithm": "slices", "model.rank": 2, "model.alpha": 2.0},
-    "2, 4, 8: slices": {"algorithm": "slices", **UNLIKE},
-    "2, 4, 8: hetlora": {"algorithm": "hetlora", **UNLIKE},
-    "2, 4, 8: hetlora by sparsity": {"algorithm": {"name": "hetlora", "weighting": "sparsity"}, **UNLIKE},
-    "2, 4, 8: flexlora": {"algorithm": "flexlora", **UNLIKE},
-    "2, 4, 8: flora": {"algorithm": "flora", "model.merged": True, **UNLIKE},
-    "2, 4, 8: fedex": {"algorithm": "fedex", "model.merged": True, **UNLIKE},
+    "all of rank 8": {**joined("slices")},
+    "all of rank 2": {**joined("slices"), "model.rank": 2, "model.alpha": 2.0},
+    "2, 4, 8: slices": {**joined("slices"), **UNLIKE},
+    "2, 4, 8: hetlora": {**joined("hetlora"), **UNLIKE},
+    "2, 4, 8: hetlora by sparsity": {**joined("hetlora", weighting="sparsity"), **UNLIKE},
+    "2, 4, 8: flexlora": {**joined("flexlora"), **UNLIKE},
+    "2, 4, 8: flora": {**joined("flora"), "model.merged": True, **UNLIKE},
+    "2, 4, 8: fedex": {**joined("fedex"), "model.merged": True, **UNLIKE},
 }
-WHOLE = {"model.layers": "all", "data.limit": 1200, "data.max_length": 24, "rounds": 8}
+WHOLE = {
+    **joined("fedavg"),
+    "model.layers": "all",
+    "data.limit": 1200,
+    "data.max_length": 24,
+    "train.batch_size": 16,
+}
 BYTES: dict[str, dict[str, Any]] = {
     "head alone": {**WHOLE, "model.adapter": "head"},
-    "prompt, 24 tokens": {**WHOLE, "model.adapter": "prompt", "model.virtual_tokens": 24},
-    "prefix, 2 tokens": {**WHOLE, "model.adapter": "prefix", "model.virtual_tokens": 2},
-    "ia3 on key, value, output": {**WHOLE, "model.adapter": "ia3"},
+    "prompt, 24 tokens": {
+        **WHOLE,
+        "model.adapter": "prompt",
+        "model.virtual_tokens": 24,
+        "train.learning_rate": 1e-2,
+    },
+    "prefix, 2 tokens": {
+        **WHOLE,
+        "model.adapter": "prefix",
+        "model.virtual_tokens": 2,
+        "train.learning_rate": 1e-2,
+    },
+    "ia3 on key, value, output": {**WHOLE, "model.adapter": "ia3", "train.learning_rate": 1e-2},
     "lora of rank 1": {**WHOLE, "model.adapter": "lora", "model.rank": 1, "model.alpha": 1.0},
 }
 """The numbers that a round sends beside the head: 9,216 by prompt, 9,216 by prefix, 16,128 by IA3, 9,216 by LoRA."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from securefed_attacks.budget_proof import prove_budget
 from securefed_attacks.leakage_budget import lora_budget
-from securefed_attacks.span_order import order_tokens
+from securefed_attacks.span_order import NOTHING, order_tokens
 from securefed_attacks.span_tokens import TokenBag, token_bag
 from securefed_attacks.transformer_reader import Reader, open_reader
 from tests.securefed.models import tiny
@@ -298,6 +299,15 @@ def test_the_model_is_left_as_it_was(folder: Path) -> None:
     assert model.training
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_bag_without_a_token_at_the_first_position_gives_no_text(folder: Path) -> None:
+    model, ids = loaded("bert", folder), drawn(1, 6, 2)
+    update, reader = gradient(model, ids), open_reader(model)
+    bag = token_bag(reader, update, longest=12)
+    assert order_tokens(reader, update, bag, longest=12).texts
+    headless = replace(bag, pairs=frozenset((p, t) for p, t in bag.pairs if p))
+    assert order_tokens(reader, update, headless, longest=12) == NOTHING
 
 
 def test_time_that_runs_out_is_said(folder: Path) -> None:
