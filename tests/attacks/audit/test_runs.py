@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import securefed as sf
 from securefed.cli import main
 from securefed_attacks.audit.run_views import reveals_words
 from securefed_attacks.audit.sampling import same_mix
+from securefed_benchmarks import reconstruction
 from tests.attacks.audit import words
 
 ROOT = Path(__file__).parents[3]
+OTHERS = ("train", "parcel", "doctor", "plumber", "guest", "letter", "driver", "teacher")
 
 
 def digits(tmp_path: Path, **more: Any) -> Path:
@@ -80,6 +84,53 @@ def test_a_text_run_under_dp_gives_no_token(
     assert found(tree, "epsilon") == {"": "UNDERPOWERED"}, "nobody threw coins for this run's records"
     noised = next(r for r in tree["reconstruction"] if r["view"] == "noised")
     assert noised["exact"]["ours"]["hits"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.model("smollm2")
+def test_a_run_of_smollm2_is_read_from_one_clients_update(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], require_model: Callable[[str], Any]
+) -> None:
+    """A causal language model of 135 million numbers, LoRA of rank 64: client 0's text comes back, nobody else's."""
+    require_model("smollm2")
+    texts = [
+        *reconstruction.CONTINUED,
+        *(f"The {w} arrived late and nobody was there to open it." for w in OTHERS),
+    ]
+    path = tmp_path / "records.csv"
+    with path.open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["text", "client"])
+        rows.writerows([t, f"c{k % 4}"] for k, t in enumerate(texts))
+    job = {
+        "name": "smollm2",
+        "rounds": 2,
+        "data": {
+            "name": str(path),
+            "clients": 4,
+            "client_column": "client",
+            "min_examples": 1,
+            "max_length": 24,
+        },
+        "model": {
+            "name": "smollm2",
+            "task": "causal-lm",
+            "adapter": "lora",
+            "rank": 64,
+            "alpha": 64.0,
+            "layers": [0, 1],
+        },
+        "train": {"steps": 1, "learning_rate": 0.5, "batch_size": 4},
+        "evaluate": {"baselines": False, "every": 0},
+        "tracking": {"keep_views": 2, "report": False},
+    }
+    folder = sf.run(job, folder=tmp_path / "run").folder
+    tree = audited(folder, capsys, "--client", "0", "--shadows", "0", "--sample", "8", "--quiet")
+    assert views(tree) == {"raw update", "sum", "final model"}
+    raw = next(r for r in tree["reconstruction"] if r["view"] == "raw update")
+    assert raw["exact"]["ours"]["hits"] >= 0.8 * raw["tokens"]
+    assert raw["exact"]["ours"]["hits"] == raw["exact"]["ours"]["guesses"], "no false token"
+    assert found(tree, "reconstruction")["raw update"] == "LEAKS"
 
 
 @pytest.mark.parametrize(
