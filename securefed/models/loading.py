@@ -174,8 +174,12 @@ def _settings(config: ModelConfig, classes: int, module: Any) -> dict[str, Any]:
         shape = (config.adapter, config.targets if config.adapter == "ia3" else config.virtual_tokens)
     seed = config.seed if config.adapter == "ffa" else None
     reads: tuple[int, ...] = getattr(module, "reads", ())
-    plain = not reads or reads == (module.backbone.config.num_hidden_layers,)  # as results always meant
+    whole = not getattr(module, "cut", False)
+    plain = not reads or (
+        whole and reads == (module.backbone.config.num_hidden_layers,)
+    )  # as results always meant
     return {
+        **({"pooled": "states of length one after the first"} if reads and module.causal else {}),
         **({} if plain else {"head_layers": reads}),
         **({"head_centre": True} if config.head_centre else {}),
         "task": config.task,

@@ -161,6 +161,14 @@ def test_a_head_over_more_layers_is_another_function_of_the_same_vector(bert: st
     assert len({load(asked).base_digest for asked in (1, 2, (0, 2))}) == 3
 
 
+def test_a_model_that_was_cut_off_has_another_digest_than_the_whole_one_read_at_its_end(bert: str) -> None:
+    def load(asked: Any) -> TaskModel:
+        return load_model(ModelConfig(name=bert, adapter="head", head_layers=asked), classes=2, max_length=16)
+
+    assert load((1,)).module.cut
+    assert load((1,)).base_digest != load(1).base_digest
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
