@@ -14,6 +14,7 @@ from securefed.aggregation import pack_state, round_generator, unpack_state
 from securefed.checkpoint import load_state
 from securefed.errors import ProtocolError
 from securefed.federation import resume, run
+from tests.stopping import StopAfter
 
 JOB: dict[str, Any] = {
     "name": "robust",
@@ -25,17 +26,6 @@ JOB: dict[str, Any] = {
 }
 CLIPPED = {"name": "centered_clipping", "radius": 0.05, "iterations": 1}
 BUCKETS = {"name": "pipeline", "pre": [{"name": "bucketing", "s": 2}], "rule": "median"}
-
-
-class AfterRounds:
-    """A stop flag that is set when it has been asked so many times."""
-
-    def __init__(self, rounds: int) -> None:
-        self.left = rounds
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
 
 
 def vector(folder: Path, identity: Any = None) -> np.ndarray[Any, Any]:
@@ -57,7 +47,7 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
 ) -> None:
     job = {**JOB, "aggregator": aggregator}
     whole = run(job, folder=tmp_path / "whole")
-    run(job, folder=tmp_path / "stopped", stop_flag=AfterRounds(1))
+    run(job, folder=tmp_path / "stopped", stop_flag=StopAfter(1))
     resumed = resume(tmp_path / "stopped")
     assert resumed.rounds == whole.rounds == 3
     assert np.array_equal(vector(tmp_path / "whole"), vector(tmp_path / "stopped"))
@@ -67,7 +57,7 @@ def test_a_rule_without_its_memory_would_end_elsewhere(tmp_path: Path) -> None:
     """So the test above can fail: the same run whose memory is lost at the stop."""
     job = {**JOB, "aggregator": CLIPPED}
     run(job, folder=tmp_path / "whole")
-    run({**job, "rounds": 3}, folder=tmp_path / "stopped", stop_flag=AfterRounds(1))
+    run({**job, "rounds": 3}, folder=tmp_path / "stopped", stop_flag=StopAfter(1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("securefed.federation.unpack_state", lambda vectors: None)
         resume(tmp_path / "stopped")

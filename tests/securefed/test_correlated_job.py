@@ -17,6 +17,7 @@ from securefed.privacy.accounting import epsilon_of
 from securefed.privacy.events import SampledGaussian
 from securefed.privacy.ledger import Ledger
 from tests.entropy import SeededEntropy
+from tests.stopping import StopAfter
 
 JOB: dict[str, Any] = {
     "name": "correlated",
@@ -30,19 +31,6 @@ JOB: dict[str, Any] = {
     "tracking": {"report": False},
     "privacy": {"unit": "client", "noise": "correlated", "epsilon": 8.0, "delta": 0.01},
 }
-
-
-class StopAfter:
-    def __init__(self, rounds: int) -> None:
-        self.left = rounds
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
-def model(folder: Path) -> bytes:
-    return next(folder.glob("adapter/*.safetensors")).read_bytes()
 
 
 def test_a_job_spends_its_epsilon_once_and_says_how(home: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from securefed.privacy.events import SampledGaussian
 from securefed.privacy.ledger import Ledger
 from securefed.training.client import ClientRunner
 from tests.entropy import SeededEntropy
+from tests.stopping import StopAfter
 
 DIGITS: dict[str, Any] = {
     "name": "digits",
@@ -83,17 +84,6 @@ def test_a_pool_of_processes_gives_the_same_bits_as_one_process(home: Path, tmp_
     one = np.frombuffer(model_of(tmp_path / "one"), np.uint8)
     assert pooled.metrics["accuracy"] > 0.85
     assert model_of(tmp_path / "two") == one.tobytes()
-
-
-class StopAfter:
-    """A stop flag that is set once `rounds` rounds have been asked about."""
-
-    def __init__(self, rounds: int) -> None:
-        self.left = rounds
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
 
 
 @pytest.mark.parametrize("adapt", [{}, {"server.optimizer": "fedadam", "server.learning_rate": 0.05}])

@@ -32,6 +32,7 @@ from securefed.protect.masking import Masking
 from securefed.training.client import ClientOutcome
 from securefed.types import Collected
 from tests.securefed.models import tiny
+from tests.stopping import StopAfter
 
 N = 8
 FLOOR, CORRUPT = Masking().noise_floor(N)
@@ -311,24 +312,13 @@ def test_clients_who_refuse_end_the_run_when_too_few_are_left(home: Path, tmp_pa
         run(CENTRAL_JOB, {**job, "privacy.noise_multiplier": 0.1}, folder=tmp_path / "b")
 
 
-class After:
-    """A stop flag that is set once so many rounds were played."""
-
-    def __init__(self, rounds: int) -> None:
-        self.left = rounds
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
 def events_of(result: Any) -> list[Any]:
     return [result.ledger.events(client=k) for k in range(N)]
 
 
 def test_a_resumed_run_leaves_the_ledger_of_one_that_was_not_stopped(home: Path, tmp_path: Path) -> None:
     whole = run(JOB, {"rounds": 4}, folder=tmp_path / "a")
-    stopped = run(JOB, {"rounds": 4}, folder=tmp_path / "b", stop_flag=After(2))
+    stopped = run(JOB, {"rounds": 4}, folder=tmp_path / "b", stop_flag=StopAfter(2))
     assert stopped.stopped == "interrupted"
     resumed = resume(tmp_path / "b")
     assert (resumed.rounds, resumed.stopped) == (4, "rounds")

@@ -28,6 +28,7 @@ from securefed.privacy.events import CentralGaussian, SampledGaussian, steps_of
 from securefed.privacy.ledger import Ledger
 from securefed.training.client import ClientJob, ClientRunner
 from securefed.types import SERVER, Collected
+from tests.stopping import StopAfter
 
 JOB: dict[str, Any] = {
     "name": "uneven",
@@ -60,17 +61,6 @@ EXAMPLE = {
 }
 CLIENT = {"privacy.unit": "client", "privacy.noise_multiplier": 1.0, "privacy.delta": 0.01}
 MASKED = {"protection": {"name": "masking", "max_weight": 1000.0}}
-
-
-class StopAfter:
-    """A stop flag that is set once `rounds` rounds have been asked about."""
-
-    def __init__(self, rounds: int) -> None:
-        self.left = rounds
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
 
 
 def state_of(folder: Path) -> dict[str, np.ndarray]:
