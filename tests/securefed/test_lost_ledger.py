@@ -16,7 +16,8 @@ from securefed.errors import BudgetExceeded, CheckpointError, PrivacyError
 from securefed.federation import resume, run
 from securefed.paths import state_dir
 from securefed.privacy.ledger import Ledger
-from tests.securefed.test_federation import CLIENT, PRIVATE, StopAfter
+from tests.securefed.test_federation import CLIENT, PRIVATE
+from tests.stopping import StopAfter
 
 
 @pytest.fixture

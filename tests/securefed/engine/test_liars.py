@@ -15,7 +15,8 @@ from securefed.errors import ConfigError
 from securefed.federation import resume, run
 from securefed.training.client import ClientOutcome
 from securefed.types import Update
-from tests.securefed.test_federation import StopAfter, model_of
+from tests.securefed.test_federation import model_of
+from tests.stopping import StopAfter
 
 DIGITS: dict[str, Any] = {
     "rounds": 8,
