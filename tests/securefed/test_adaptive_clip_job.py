@@ -28,7 +28,8 @@ from securefed.protect.masking import Masking
 from securefed.types import SERVER, Collected, RoundParameters, Update
 from tests.securefed.test_distributed_job import JOB as DISTRIBUTED_JOB
 from tests.securefed.test_distributed_job import N
-from tests.securefed.test_fedsgd_job import After, needs_tenseal
+from tests.securefed.test_fedsgd_job import needs_tenseal
+from tests.stopping import StopAfter
 
 CKKS = {"name": "ckks", "min_survivors": 16, "value_range": 16.0}
 WAYS: dict[str, dict[str, Any]] = {
@@ -211,7 +212,7 @@ def crash(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("name", [way("central"), way("skellam"), way("gaussian")])
 def test_a_stopped_run_goes_on_with_its_clip(home: Path, tmp_path: Path, name: str) -> None:
-    run(JOB, WAYS[name], folder=tmp_path / "a", stop_flag=After(2))
+    run(JOB, WAYS[name], folder=tmp_path / "a", stop_flag=StopAfter(2))
     from safetensors.numpy import load
 
     newest = sorted((tmp_path / "a" / "checkpoint").glob("round-*"))[-1]
