@@ -88,6 +88,13 @@ def _pfl(line: Mapping[str, Any]) -> Figures:
         )
 
 
+def _simulation(line: Mapping[str, Any]) -> Figures:
+    if "ratio_by_clock" in line:
+        many = str(line["benchmark"]).rpartition(", ")[2]
+        yield f"a round, CPU seconds of all processes, {many}", float(line["ratio"]["median"])
+        yield f"a round by the clock, {many}", float(line["ratio_by_clock"]["median"])
+
+
 def _opacus(line: Mapping[str, Any]) -> Figures:
     if "ratio" in line:
         yield "a record of LoRA on MiniLM under DP-SGD", 1 / float(line["ratio"]["median"])
@@ -150,6 +157,30 @@ PEERS = (
             "32",
         ),
         _flower,
+        alone=True,
+    ),
+    Peer(
+        "flower-simulation",
+        "a round of FedAvg, MLP, 10 clients of 320 images, in Flower's simulation on Ray",
+        (
+            ("flwr==1.41.0",),
+            ("ray==2.60.0",),
+            ("-c", str(ROOT / "constraints.txt"), "torch==2.13.0", "numpy"),
+        ),
+        ("-m", "securefed_benchmarks.fedavg_vs_flower", "--flower", "{python}"),
+        (
+            "-m",
+            "securefed_benchmarks.fedavg_vs_flower",
+            "--flower",
+            "{python}",
+            "--rounds",
+            "8",
+            "--repeats",
+            "1",
+            "--cores",
+            "1",
+        ),
+        _simulation,
         alone=True,
     ),
     Peer(

@@ -25,7 +25,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_every_peer_of_the_plan_is_there_and_its_script_exists(run: ModuleType) -> None:
-    names = {"byzfl", "flower", "pfl", "nvflare", "breaching", "opacus", "dp-accounting"}
+    names = {"byzfl", "flower", "flower-simulation", "pfl", "nvflare", "breaching", "opacus", "dp-accounting"}
     assert {peer.name for peer in run.PEERS} == names
     for peer in run.PEERS:
         for words in (peer.command, peer.quick):
