@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -95,8 +96,8 @@ class Cohorts:
         buffer = self._buffer(state.round)
         if buffer is None or not isinstance(self.algorithm, FedBuff):
             return {}
-        for arrival in buffer.late:
-            self.parts.runner.charge(self._job(state, plan, arrival.client))
+        for client, turns in Counter(a.client for a in buffer.late).items():
+            self.parts.runner.charge(self._job(state, plan, client), turns)
         return {
             a.client: f"{state.round - a.version} versions stale, more than max_staleness={self.algorithm.max_staleness}"
             for a in buffer.late

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
@@ -29,7 +28,7 @@ from securefed.cohorts import Cohorts
 from securefed.config import Config, load_config, to_toml
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.engine.liars import describe
-from securefed.errors import BudgetExceeded, CheckpointError
+from securefed.errors import BudgetExceeded
 from securefed.gains import headline
 from securefed.grouping import fixed_groups
 from securefed.judging import Judge
@@ -39,6 +38,8 @@ from securefed.privacy.ledger import Ledger
 from securefed.privacy.moving_clip import KEY as CLIP_KEY
 from securefed.privacy.step_release import StepRelease
 from securefed.registry import ALGORITHMS, find_class, load
+from securefed.run_folder import id_of
+from securefed.run_folder import new_folder as new_folder
 from securefed.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def resume(
         PrivacyError: the site's ledger does not hold all that the run has spent.
     """
     path = Path(folder)
-    run_id = _run_id(path)
+    run_id = id_of(path)
     assembly = assemble(load_config(path / "config.toml"))
     state = load_state(path, {"run": run_id, **assembly.identity})
     if assembly.config.private:
@@ -139,41 +140,6 @@ def resume(
             )
     with _opened(assembly, path, run_id, entropy) as federation:
         return federation.play(state, trackers, stop_flag)
-
-
-def _run_id(folder: Path) -> str:
-    try:
-        text = (folder / "run.json").read_text(encoding="utf-8")
-    except OSError:
-        raise CheckpointError(
-            f"{folder} is not the folder of a run; give the folder that `securefed run` printed"
-        ) from None
-    try:
-        return str(json.loads(text)["run"])
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{folder / 'run.json'} is damaged; start a new run") from None
-
-
-def new_folder(config: Config, folder: Path | None) -> Path:
-    """The result folder's path, checked to be free.
-
-    Raises:
-        CheckpointError: it exists; a run never writes over another.
-    """
-    if folder is None:
-        return _unused(Path(config.output) / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    path = Path(folder)
-    if path.exists():
-        raise CheckpointError(
-            f"{path} exists; choose another --folder, or go on with it: securefed resume {path}"
-        )
-    return path
-
-
-def _unused(path: Path) -> Path:
-    """The path, or with a number behind it where a run of the same second has taken it."""
-    names = itertools.chain([path.name], (f"{path.name}-{k}" for k in itertools.count(2)))
-    return next(found for name in names if not (found := path.with_name(name)).exists())
 
 
 def _first_state(assembly: Assembly) -> State:

@@ -166,6 +166,9 @@ def one_run_epsilon_of_scores(
 def best_guesses(scores: ArrayLike, included: ArrayLike, share: float) -> tuple[int, int]:
     """(right guesses, guesses) where a share of the canaries is guessed: the highest scores in, as many lowest out.
 
+    Equal scores are taken in a shuffled order: the order in which canaries are handed over often tells their coins
+    (those that are in first), and a guess must not.
+
     Raises:
         ValueError: not one score, a number, and one coin for each canary.
     """
@@ -173,7 +176,7 @@ def best_guesses(scores: ArrayLike, included: ArrayLike, share: float) -> tuple[
     m = found.size
     if m < 1 or coins.size != m or np.isnan(found).any():
         raise ValueError(f"one coin and one score (a number) per canary: found {coins.size} and {m}")
-    order = np.argsort(found, kind="stable")
+    order = np.lexsort((np.random.default_rng([m, 0x71E5]).permutation(m), found))
     half = max(1, round(share * m / 2)) if m > 1 else 1
     out, inside = order[:half], order[max(half, m - half) :]
     return int((~coins[out]).sum() + coins[inside].sum()), out.size + inside.size

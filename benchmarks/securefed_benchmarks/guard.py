@@ -6,7 +6,7 @@ empty caches), so a ratio is the smallest of ours over the smallest of the yards
 these, one after the other, show the spread. A loss is told where even the best block is worse than the stored median by more
 than `SLACK` of it beyond the stored spread, and is so again when it is measured a second time.
 
-    python -m securefed_benchmarks.guard             # compare; exit code 1 on a loss
+    python -m securefed_benchmarks.guard             # compare; exit code 1 on a loss, 2 where a pair has no stored ratio
     python -m securefed_benchmarks.guard --store     # keep this machine's as the new ones
 """
 
@@ -165,6 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"nothing stored in {wanted.file}; run with --store first\n")
         return 2
     stored = json.loads(wanted.file.read_text(encoding="utf-8"))["ratios"]
+    if odd := sorted(stored.keys() ^ now.keys()):
+        sys.stderr.write(
+            f"{odd[0]} is stored or measured, not both, and so never compared; run with --store\n"
+        )
+        return 2
     worse = losses(stored, now)
     if worse:  # once more, later: what disturbed every block may be gone
         worse = losses(stored, {loss.name: measure(pairs()[loss.name]) for loss in worse})

@@ -31,7 +31,8 @@ class HetLoRA(Ranked):
 
     Attributes:
         weighting: "given" (by `weights` of the job: a sum is enough), or "sparsity", which reads every client's
-            update and weighs it by the norm of its product.
+            update and weighs it by the norm of its product, of all matrices together. Rounds that send no product (of a
+            head alone), and one in which all products are zero, are weighed as given.
         prune: gamma, the part of its ranks that a client keeps when it prunes itself; 1: ranks stay.
         penalty: in [0, 1), on the ranks that a client may give up, once a round.
     """

@@ -125,6 +125,11 @@ def check_ranks(c: Config) -> None:
         f'algorithm {name} with weighting = "sparsity" reads every update; use protection = "plain" or weighting = "given"',
     )
     require(
+        not reads or m.adapter == "lora",
+        f"algorithm {name} weighs clients by the norm of B A, and adapter {m.adapter} never sends both in one round; "
+        'set model.adapter = "lora", or weighting = "given"',
+    )
+    require(
         not reads or c.privacy.unit != "client",
         f"algorithm {name} weighs clients by norms that client-level noise does not cover; set weighting = "
         '"given", or privacy.unit = "example"',

@@ -65,6 +65,11 @@ class TextClassifier(nn.Module):
         self.cut = False
 
     @property
+    def pooled(self) -> str:
+        """How states are pooled, in words that digests and results keep; empty for a plain mean."""
+        return "states of length one after the first" if self.causal else ""
+
+    @property
     def layers(self) -> int:
         """L, the number of layers that can be run one by one."""
         return len(self.backbone.encoder.layer) if self.staged else 0

@@ -16,6 +16,7 @@ from securefed.models.digest import base_digest, file_digest
 from securefed.models.small_nets import small_net
 from securefed.models.soft import SOFT, VIRTUAL
 from securefed.models.task_model import TaskModel
+from securefed.models.text import TOKENIZER_FILES, load_encoder
 from securefed.models.text_nets import text_model
 from securefed.models.zoo import TEXT_NETS, is_small
 
@@ -60,7 +61,6 @@ def _pretrained(
 ) -> TaskModel:
     from securefed.models.adapters import adapt
     from securefed.models.backbone import enable_checkpointing, load_backbone, positions
-    from securefed.models.text import load_encoder
     from securefed.models.zoo import find_model
 
     source = find_model(config.name)
@@ -89,7 +89,10 @@ def _pretrained(
         device=device,
         parameters={**adapted.parameters, **head},
         part_of={**adapted.parts, **{n: n.partition(".")[0] for n in head}},
-        base_digest=base_digest(_files(source.folder), _settings(config, classes, module)),
+        base_digest=base_digest(
+            _files(source.folder, ("config.json", "merges.txt", *TOKENIZER_FILES)),
+            _settings(config, classes, module) | {"tokens": text.identity},
+        ),
         encode=text.encode,
         name=source.name,
         classes=classes,
@@ -155,12 +158,21 @@ def _reads(config: ModelConfig, layers: int) -> tuple[int, ...]:
     return found
 
 
-def _files(folder: Path) -> dict[str, str]:
-    """Digests of the configuration, the weights and the tokenizer; names of nothing machine-specific."""
-    wanted = [
-        *folder.glob("*.safetensors"),
-        *(folder / n for n in ("config.json", "tokenizer.json", "vocab.txt")),
-    ]
+def first_digest(model: TaskModel) -> str:
+    """The base's digest as results named it that were written before it covered every tokenizer.
+
+    Raises:
+        ModelError: the base's files are gone.
+    """
+    from securefed.models.zoo import find_model
+
+    files = _files(find_model(model.config.name).folder, ("config.json", "tokenizer.json", "vocab.txt"))
+    return base_digest(files, _settings(model.config, model.classes, model.module))
+
+
+def _files(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
+    """Digests of the weights and of these files, where there are any; names of nothing machine-specific."""
+    wanted = [*folder.glob("*.safetensors"), *(folder / n for n in names)]
     return {path.name: file_digest(path) for path in sorted(wanted) if path.is_file()}
 
 
@@ -179,7 +191,7 @@ def _settings(config: ModelConfig, classes: int, module: Any) -> dict[str, Any]:
         whole and reads == (module.backbone.config.num_hidden_layers,)
     )  # as results always meant
     return {
-        **({"pooled": "states of length one after the first"} if reads and module.causal else {}),
+        **({"pooled": module.pooled} if reads and module.pooled else {}),
         **({} if plain else {"head_layers": reads}),
         **({"head_centre": True} if config.head_centre else {}),
         "task": config.task,

@@ -43,7 +43,7 @@ def save_result(model: TaskModel, folder: Path) -> None:
 def load_result(folder: Path, *, base: str | None, device: str) -> TaskModel:
     """See `securefed.models.load_result`."""
     from securefed.models.adapters import refuse_unsupported
-    from securefed.models.loading import load
+    from securefed.models.loading import first_digest, load
 
     refuse_unsupported(folder)
     sidecar = read_json(folder / SIDECAR)
@@ -67,9 +67,13 @@ def load_result(folder: Path, *, base: str | None, device: str) -> TaskModel:
     model = load(
         config, classes=classes, image_shape=tuple(shape) if shape else None, unit="none", max_length=length
     )
-    if not whole and model.base_digest != digest:
+    if not whole and digest != model.base_digest and (is_small(config.name) or digest != first_digest(model)):
         raise ModelError(
             f"base model {config.name} is not the one {folder} was trained from; give the right one as base="
+        )
+    if whole and sidecar.get("pooled", "") != _pooled(model):
+        raise ModelError(
+            f"{folder} was trained with another pooling of a decoder's states than is computed now; train its head again"
         )
     _load_tensors(model, folder)
     return model
@@ -93,6 +97,7 @@ def _sidecar(model: TaskModel) -> dict[str, Any]:
         "base": model.name,
         "base_digest": model.base_digest,
         "layout_digest": model.layout.digest,
+        "pooled": _pooled(model),
     }
 
 
@@ -169,6 +174,10 @@ def _read(path: Path, into: dict[str, tuple[str, torch.nn.Parameter]]) -> None:
                     f"{path.name} holds {name} of shape {tuple(found[key].shape)}, the model needs {tuple(parameter.shape)}"
                 )
             parameter.copy_(found[key])
+
+
+def _pooled(model: TaskModel) -> str:
+    return model.module.pooled if isinstance(model.module, TextClassifier) else ""
 
 
 def _read_by_head(model: TaskModel) -> str:

@@ -23,6 +23,9 @@ TOKENIZER_FILES = (
     "vocab.json",
 )
 
+SAMPLE = "The Café's 2 FILMS\n  weren't bad -- 电影 😀, <b>10.5 %</b>!"
+"""What tokenizers of one vocabulary read differently: case, accents, spaces, signs, other scripts."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextEncoder:
@@ -66,6 +69,12 @@ class TextEncoder:
         return Encoded(
             tokens=tokens, targets=self._ids(examples.targets, max_length, target=True), pad_id=self.pad_id
         )
+
+    @property
+    def identity(self) -> list[list[int]]:
+        """What it makes of a sample, whole and cut: settings that shape tokens lie in no one file."""
+        cut: dict[str, Any] = {"truncation": True, "max_length": 8}
+        return [list(self.tokenizer(SAMPLE, **more)["input_ids"]) for more in ({}, cut)]
 
     def _ids(
         self, texts: tuple[str, ...], max_length: int, *, target: bool = False, end: bool = False

@@ -225,6 +225,13 @@ class Ledger(Continuity):
         with self._store.reading() as connection:
             return _stored(connection, run, client, round)
 
+    def unsent(self, run: str, client: int, round: int) -> int:
+        """How many turns of this round are settled and sent nothing: a round played again finds them charged."""
+        where = "run = ? AND client = ? AND round = ? AND settled_at IS NOT NULL AND payload_digest IS NULL"
+        with self._store.reading() as connection:
+            row = connection.execute(f"SELECT COUNT(*) FROM reservations WHERE {where}", (run, client, round))
+            return int(row.fetchone()[0])
+
     def clear_outbox(self, run: str, before_round: int) -> None:
         """Forgets stored updates of earlier rounds, which nobody will ask for again; charges stay."""
         with self._store.writing() as connection:

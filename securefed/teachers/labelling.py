@@ -3,6 +3,12 @@
 Hinton's soft labels from a model that one can only ask. A private text is sent away only where the site's own policy
 names the teacher (`allowed_teachers` in `policy.toml`); without that line none is, whatever a job says. What
 a teacher learns from the texts it is sent no ledger counts: no epsilon of this project speaks of it.
+
+Privacy unit: a budget that runs out (`Spending`) lets one record decide whether another is labelled, and so is trained on at
+all. Without the record, what its calls cost (up to `Retries.attempts` of them) pays for as many more calls about others.
+Example-level DP on what was labelled then covers a record of the labelled set; of the records before labelling it
+covers one only as a group of 1 + attempts (where an answer depends on its text alone). With a budget for every
+attempt on every record that may come, no record decides about another.
 """
 
 from __future__ import annotations

@@ -247,18 +247,20 @@ class ClientRunner:
                 "ask the server, or set train.inspect_model = false"
             )
 
-    def charge(self, job: ClientJob) -> None:
-        """Charges a round whose update nobody will take: it came too late, and was trained all the same.
+    def charge(self, job: ClientJob, turns: int) -> None:
+        """Charges turns whose updates nobody will take: they came too late, and were trained all the same.
 
-        A client whose budget does not allow it has not trained either.
+        A round that is played again after a crash finds them charged. A client whose budget does not allow one has not
+        trained either.
         """
         if self._ledger is None or self.config.privacy.unit != "example":
             return
-        try:
-            reservation = self._reserve(self._ledger, job)
-        except BudgetExceeded:
-            return
-        self._ledger.settle(reservation, steps_taken=self.algorithm.steps(self.config))
+        for _ in range(self._ledger.unsent(self.run, job.client, job.round), turns):
+            try:
+                reservation = self._reserve(self._ledger, job)
+            except BudgetExceeded:
+                return
+            self._ledger.settle(reservation, steps_taken=self.algorithm.steps(self.config))
 
     def _held(self, job: ClientJob) -> dict[str, torch.Tensor]:
         """What this client holds of the model, without the vectors of IA3, which start constant and have no rows."""

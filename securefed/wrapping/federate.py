@@ -32,7 +32,7 @@ from securefed.config.schema import Noise
 from securefed.crypto.entropy import Entropy, Stream, SystemEntropy
 from securefed.engine.exchange import opened
 from securefed.errors import BudgetExceeded, CheckpointError, ConfigError, DataError, PrivacyError
-from securefed.federation import Result, new_folder
+from securefed.federation import Result
 from securefed.grouping import fixed_groups
 from securefed.mechanisms import plan_noise
 from securefed.privacy.ledger import Ledger
@@ -41,6 +41,7 @@ from securefed.privacy.shared_release import bounded
 from securefed.privacy.step_release import StepRelease
 from securefed.registry import make_aggregator, make_protection
 from securefed.rounds import Rounds
+from securefed.run_folder import new_folder
 from securefed.training.client import ClientOutcome
 from securefed.types import SERVER, Collected, Update, Vector
 from securefed.wrapping.carrier import Carrier

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from securefed_attacks.canaries import one_run_audit
 from securefed_attacks.epsilon_bounds import (
+    best_guesses,
     canaries_needed,
     clopper_pearson,
     epsilon_from_counts,
@@ -142,3 +144,12 @@ def test_the_complement_bounds_too() -> None:
 def test_what_makes_no_sense_is_refused(call: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call()  # type: ignore[operator]  # every entry is a function
+
+
+def test_equal_scores_guess_nothing_from_the_order_of_the_canaries() -> None:
+    """Handed over sorted by their coins, which scores that say nothing must not find out."""
+    for coins in (np.repeat([False, True], 500), np.repeat([True, False], 500)):
+        for share in (0.1, 0.5, 1.0):
+            correct, guesses = best_guesses(np.zeros(1000), coins, share)
+            assert abs(correct - guesses / 2) < 3 * guesses**0.5 / 2
+        assert one_run_audit(np.zeros(1000), coins, delta=1e-5, claimed=1.0).bound < 0.1

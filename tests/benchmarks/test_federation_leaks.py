@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from securefed_benchmarks import federation_leaks as bench
-from securefed_benchmarks.federation_leaks import ALL, HEAD, NET
+from securefed_benchmarks import side_by_side
+from securefed_benchmarks.side_by_side import ALL, HEAD, NET
 
 SIZES = {
     "EACH": 6,
@@ -27,8 +28,10 @@ SIZES = {
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
     """The bench at ten clients of six images, drawn; the images are noise."""
-    for name, value in {**SIZES, "OUTSIDE": 12}.items():
-        monkeypatch.setattr(bench, name, value)
+    for module in (bench, side_by_side):
+        for name, value in {**SIZES, "OUTSIDE": 12}.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(140, 784, generator=generator)
     return x, torch.randint(0, 10, (140,), generator=generator)
@@ -74,7 +77,7 @@ def test_a_federations_shards_are_its_members_and_its_rounds_add_up(
 
 def test_shadows_come_in_pairs() -> None:
     with pytest.raises(ValueError, match="odd number, got 6"):
-        bench.halves_of_pool(6, torch.Generator())
+        side_by_side.halves_of_pool(6, torch.Generator())
 
 
 def test_a_sum_shows_no_single_update(small: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -79,6 +79,23 @@ def test_without_stored_ratios_it_says_how_to_store_them(
     assert "--store" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("names", [("masks", "sum"), ("sum",)])
+def test_a_pair_without_a_stored_ratio_is_not_passed_over(
+    names: tuple[str, ...],
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = str(tmp_path / "guard.json")
+    assert play(monkeypatch, clock, (1.0,), "--file", file, "--store") == 0
+    monkeypatch.setattr(
+        guard, "pairs", lambda: dict.fromkeys(names, lambda: (clock.work(9.0), clock.work(1.0)))
+    )
+    assert guard.main(["--file", file]) == 2
+    assert "never compared" in capsys.readouterr().err
+
+
 def test_every_pair_that_ships_plays_and_has_a_stored_ratio() -> None:
     stored = json.loads(guard.STORED.read_text(encoding="utf-8"))["ratios"]
     assert stored.keys() == guard.pairs().keys()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from securefed import federation
+from securefed import run_folder
 from securefed.assembly import assemble
 from securefed.config import load_config
 from securefed.errors import CheckpointError, ConfigError, PrivacyError
@@ -116,11 +116,11 @@ def test_a_run_never_writes_over_another(folder: Path) -> None:
 
 
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(federation.time, "strftime", lambda pattern: "20261121-101500")
+    monkeypatch.setattr(run_folder.time, "strftime", lambda pattern: "20261121-101500")
     config = load_config({**DIGITS, "output": str(tmp_path)})
     names = []
     for _ in range(3):
-        path = federation.new_folder(config, None)
+        path = run_folder.new_folder(config, None)
         path.mkdir()
         names.append(path.name)
     assert names == ["digits-20261121-101500", "digits-20261121-101500-2", "digits-20261121-101500-3"]

@@ -47,6 +47,7 @@ STEPS = (
         "noising",
         "mechanisms",
         "parts",
+        "run_folder",
         "sessions",
     },
     {"cohorts", "gains", "judging"},

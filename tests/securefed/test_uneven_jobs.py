@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 from securefed.algorithms.fedavg import FedAvg
 from securefed.algorithms.fedbuff import FedBuff, turns_of
 from securefed.assembly import assemble, make_runner, register
+from securefed.checkpoint import State
+from securefed.chronicle import round_record
 from securefed.config import Config, load_config
 from securefed.crypto.entropy import SystemEntropy
 from securefed.errors import BudgetExceeded, ConfigError
@@ -248,6 +250,31 @@ def test_an_update_that_came_too_late_is_refused_counted_and_charged(home: Path,
         refused = late[line["round"]]
         assert set(line["refused"]) == {str(k) for k in refused}
         assert all("more than max_staleness=1" in why for why in line["refused"].values())
+    assert result.ledger is not None
+    with Ledger.site() as ledger:
+        for client, count in turns_of(algorithm, job, 5).items():
+            assert len(ledger.events(run=result.ledger.run, client=client)) == count
+
+
+def test_a_crash_charges_no_late_turn_again(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything is played again from the first round: what was sent comes from the outbox, what came too late is charged."""
+    slow = {"clock.stragglers": 0.2, "clock.slowdown": 8.0, "algorithm.max_staleness": 1, "rounds": 12}
+    job = load_config(JOB, {**BUFFERED, **EXAMPLE, **slow, "engine.checkpoint_every": 100})
+    algorithm = FedBuff(concurrency=5, max_staleness=1)
+    assert any(algorithm.late(job, 5, r) for r in range(9))
+
+    def crash(config: Config, state: State, *others: Any, **more: Any) -> Any:
+        if state.round == 10:
+            raise RuntimeError("crash")
+        return round_record(config, state, *others, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("securefed.federation.round_record", crash)
+        with pytest.raises(RuntimeError, match="crash"):
+            run(job, folder=tmp_path / "a")
+    result = resume(tmp_path / "a")
     assert result.ledger is not None
     with Ledger.site() as ledger:
         for client, count in turns_of(algorithm, job, 5).items():

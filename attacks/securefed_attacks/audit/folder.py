@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from securefed.config import Config, TrainConfig
 from securefed.errors import AuditError
 from securefed.kept_views import KeptView, kept_views
 from securefed_attacks.audit.candidates import Candidates
@@ -164,16 +165,21 @@ def _state(assembly: Any, vector: Any, source: str) -> State:
 
 
 def _recipe(assembly: Any, asked: Sequence[int], observed: Observed) -> Recipe:
-    """One client's round as the job has it; under example-level DP its batches are drawn, and nothing is replayed."""
+    """One client's round as the job has it.
+
+    Under example-level DP its batches are drawn, and where it has more than one rate, or another loss, a recipe cannot say
+    so: then its rate and batches are not told, and nothing is replayed as if it were.
+    """
     config, train = assembly.config, assembly.config.train
-    drawn = config.private and observed == "noised"
+    drawn = (config.private and observed == "noised") or not _plain(config)
     records = max(len(assembly.shards[k].train) for k in asked)
-    steps = train.steps or train.epochs * math.ceil(records / train.batch_size)
+    batch = train.batch_size * train.accumulate
+    steps = train.steps or train.epochs * math.ceil(records / batch)
     return Recipe(
         optimizer=train.optimizer,
         steps=steps or None,
         learning_rate=None if drawn else train.learning_rate,
-        batch_size=None if drawn else train.batch_size,
+        batch_size=None if drawn else batch,
         momentum=train.momentum,
         weight_decay=train.weight_decay,
         observed=observed,
@@ -181,6 +187,25 @@ def _recipe(assembly: Any, asked: Sequence[int], observed: Observed) -> Recipe:
         max_length=assembly.model.max_length,
         delta=config.privacy.delta if config.private else 1e-5,
     )
+
+
+def _plain(config: Config) -> bool:
+    """Whether local work is steps of one constant rate on the mean loss of a batch: all that a recipe can say."""
+    train, usual = config.train, TrainConfig()
+    beside = (
+        "warmup_steps",
+        "schedule",
+        "label_smoothing",
+        "class_weights",
+        "proximal_mu",
+        "client_learning_rate",
+    )
+    one_rate = train.head_learning_rate in (None, train.learning_rate)
+    alike = config.algorithm.name not in (
+        "fedprox",
+        "fedrep",
+    )  # they pull towards a model, or train in two turns
+    return alike and one_rate and all(getattr(train, name) == getattr(usual, name) for name in beside)
 
 
 def _vector(path: Path) -> Any:

@@ -226,4 +226,6 @@ def _keep_prefix(given: Given) -> None:
         for name, value in captured.before.tensors.items()
         if name in captured.names or not torch.equal(value, first[name])
     }
-    given.target.keep_prefix(first, moved)
+    seen = [c.update for _, made in given.rounds for c in made if c.update is not None]
+    summed = {name for update in seen for name, change in update.items() if bool(change.any())}
+    given.target.keep_prefix(first, moved | summed)  # other clients in a sum may move what this one did not

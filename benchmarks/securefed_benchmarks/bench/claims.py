@@ -3,7 +3,8 @@
 A claim is a region of values: `expected` give or take `tolerance`, or at least / at most `expected` with
 `tolerance` towards the other side. It is reproduced if the whole 95 % interval lies in the region, not
 reproduced if none of it does, underpowered where the interval straddles an edge or there is none: then
-more seeds decide, and nobody may read a verdict into the mean.
+more seeds decide, and nobody may read a verdict into the mean. A claim about the worst of several choices has no
+verdict before all of them were played.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 import fnmatch
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from securefed.errors import ConfigError
 from securefed_benchmarks.bench.estimates import BySeed, Estimate, mean_interval, paired, worst
-from securefed_benchmarks.bench.results import SHARES, Line
+from securefed_benchmarks.bench.results import SHARES, WANTED_HIGH, Line
 from securefed_benchmarks.bench.suite import Suite, refuse_unknown
 
 Verdict = Literal["reproduced", "not reproduced", "underpowered"]
@@ -32,7 +33,8 @@ class Claim:
 
     Attributes:
         of: grid and axis -> label, the configuration. minus, over: another, for a paired difference or ratio.
-        worst_over: an axis left out of `of`, over whose choices the lowest mean is taken.
+        worst_over: an axis left out of `of`, over whose choices the worst mean is taken: the lowest of an accuracy,
+            the highest of what an attacker wants.
         expected, tolerance: in the score's own unit, shares between 0 and 1.
     """
 
@@ -111,6 +113,8 @@ def _claim(tree: Mapping[str, Any], path: Path) -> Claim:
         raise ConfigError(f"{where}: direction is one of {', '.join(DIRECTIONS)}, found {found.direction!r}")
     if found.tolerance < 0 or (found.minus and found.over):
         raise ConfigError(f"{where}: tolerance is 0 or more, and minus and over exclude each other")
+    if found.worst_over and (found.over or found.worst_over in found.of):
+        raise ConfigError(f"{where}: worst_over is an axis left out of `of`, and goes with minus alone")
     return found
 
 
@@ -125,6 +129,10 @@ def check_claims(claims: Sequence[Claim], suite: Suite) -> None:
             for axis, label in side.items():
                 if axis != "grid" and not fnmatch.filter(axes.get(axis, []), str(label)):
                     raise ConfigError(f"claim {claim.claim!r}: grid {side['grid']} has no {axis}={label}")
+        if claim.worst_over and claim.worst_over not in grids[str(claim.of.get("grid"))]:
+            raise ConfigError(
+                f"claim {claim.claim!r}: grid {claim.of['grid']} has no axis {claim.worst_over}"
+            )
 
 
 def sides_of(claims: Sequence[Claim], suite: Suite) -> list[Mapping[str, Any]]:
@@ -138,10 +146,33 @@ def sides_of(claims: Sequence[Claim], suite: Suite) -> list[Mapping[str, Any]]:
     return [side for claim in claims for side in (claim.of, claim.minus, claim.over) if side]
 
 
-def judge(claim: Claim, table: Sequence[Line]) -> Judged:
-    """The verdict, and the reason in words."""
+def choices_of(claim: Claim, facts: Mapping[str, Any]) -> frozenset[str]:
+    """The choices that a worst case must have seen: all of its axis but those that cannot be; none without one.
+
+    Args:
+        facts: of the suite, as a bench keeps them: grids with their axes, and what was skipped.
+    """
+
+    def meant(grid: str, labels: Mapping[str, Any]) -> bool:
+        named = {"grid": grid, **labels}
+        return all(fnmatch.fnmatchcase(str(named.get(a)), str(label)) for a, label in claim.of.items())
+
+    if not claim.worst_over:
+        return frozenset()
+    axis, name = claim.worst_over, str(claim.of.get("grid"))
+    everything = {str(v) for g in facts["grids"] if g["name"] == name for v in g["axes"].get(axis, ())}
+    skipped = [s["labels"] for s in facts["skipped"] if meant(str(s["grid"]), s["labels"])]
+    return frozenset(everything - {str(labels.get(axis)) for labels in skipped})
+
+
+def judge(claim: Claim, table: Sequence[Line], choices: Collection[str] = ()) -> Judged:
+    """The verdict, and the reason in words.
+
+    Args:
+        choices: that a worst case must have seen (`choices_of`).
+    """
     try:
-        found = _estimate(claim, table)
+        found = _estimate(claim, table, choices)
     except ValueError as error:
         return Judged(claim, "underpowered", str(error), None)
     low, high = claim.region
@@ -157,10 +188,13 @@ def judge(claim: Claim, table: Sequence[Line]) -> Judged:
     )
 
 
-def _estimate(claim: Claim, table: Sequence[Line]) -> Estimate:
-    """Raises ValueError where nothing was measured yet."""
+def _estimate(claim: Claim, table: Sequence[Line], choices: Collection[str]) -> Estimate:
+    """Raises ValueError where nothing, or not all that is needed, was measured yet."""
     if claim.worst_over:
-        return worst(_by_attack(claim, table))[1]
+        played = _by_attack(claim, table)
+        if lacking := sorted(set(choices) - played.keys()):
+            raise ValueError(f"no result yet for {claim.worst_over}={lacking[0]}, which may be the worst")
+        return worst(played, lowest=claim.score in WANTED_HIGH)[1]
     of = _values(claim.of, claim.score, table)
     if claim.minus:
         return paired(of, _values(claim.minus, claim.score, table))
@@ -170,16 +204,16 @@ def _estimate(claim: Claim, table: Sequence[Line]) -> Estimate:
 
 
 def _by_attack(claim: Claim, table: Sequence[Line]) -> dict[str, BySeed]:
-    found = _matching(claim.of, claim.score, table)
     other = _values(claim.minus, claim.score, table) if claim.minus else None
-    return {
-        str(line.chosen.get(claim.worst_over)): (
-            line.values[claim.score]
-            if other is None
-            else {s: v - other[s] for s, v in line.values[claim.score].items() if s in other}
+    found: dict[str, BySeed] = {}
+    for line in _matching(claim.of, claim.score, table):
+        choice, values = str(line.chosen.get(claim.worst_over)), line.values[claim.score]
+        if choice in found:
+            raise ValueError(f"{claim.worst_over}={choice} means several configurations; say one of them")
+        found[choice] = (
+            values if other is None else {s: v - other[s] for s, v in values.items() if s in other}
         )
-        for line in found
-    }
+    return found
 
 
 def _values(side: Mapping[str, Any], score: str, table: Sequence[Line]) -> BySeed:

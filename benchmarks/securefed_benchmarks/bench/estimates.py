@@ -2,8 +2,10 @@
 
 An interval is Student's t over seeds, which are independent draws of shards, first model, liars and attack
 noise. Seeds are paired: cells of one seed differ in nothing but the choice, so differences are taken seed by
-seed. The worst case over attacks is the smallest of several means, whose interval no t distribution gives; it
-is bootstrapped over seeds (Efron 1979), which is too narrow below about ten seeds.
+seed. The worst case over k attacks is the lowest of several means. Its interval reaches from the lowest lower end of
+the attacks' own intervals (the true worst one's is among them, so nothing is to be corrected) to the lowest upper end
+of intervals that hold for all of them together (Bonferroni). It covers at least as often as it says, with few seeds
+too, where a bootstrap of the lowest mean does not: of 3 seeds of 5 attacks it covered half the time.
 """
 
 from __future__ import annotations
@@ -14,12 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 CONFIDENCE = 0.95
 FEW = 5
 """Below so many seeds a report says that there are few."""
-REPEATS = 2000
 BySeed = Mapping[int, float]
 
 
@@ -35,7 +34,7 @@ class Estimate:
     low: float
     high: float
     seeds: int
-    how: Literal["t", "bootstrap", "none"]
+    how: Literal["t", "none"]
 
     @property
     def half(self) -> float:
@@ -82,20 +81,21 @@ def paired(of: BySeed, over: BySeed, how: Literal["minus", "ratio"] = "minus") -
     """The mean difference (or ratio) over the seeds that both have.
 
     Raises:
-        ValueError: no seed in common.
+        ValueError: no seed in common, or a ratio to zero.
     """
     both = sorted(of.keys() & over.keys())
     if not both:
         raise ValueError("no seed in common, so nothing is paired")
-    return mean_interval([of[s] - over[s] if how == "minus" else of[s] / over[s] for s in both])
+    if how == "minus":
+        return mean_interval([of[s] - over[s] for s in both])
+    zeros = [s for s in both if over[s] == 0]
+    if zeros:
+        raise ValueError(f"a ratio to zero, in seed {zeros[0]}")
+    return mean_interval([of[s] / over[s] for s in both])
 
 
-def worst(
-    attacks: Mapping[str, BySeed], *, lowest: bool = True, generator: np.random.Generator | None = None
-) -> tuple[str, Estimate]:
-    """The attack with the worst mean, and the worst mean's bootstrap interval over the seeds that all have.
-
-    Seeds are drawn whole, so attacks stay paired, and the worst is looked for anew in every draw.
+def worst(attacks: Mapping[str, BySeed], *, lowest: bool = True) -> tuple[str, Estimate]:
+    """The attack with the worst mean, and an interval of the worst true mean over the seeds that all have.
 
     Args:
         lowest: the worst is the lowest mean (accuracy), else the highest (an attack's success).
@@ -105,19 +105,18 @@ def worst(
     """
     if not attacks:
         raise ValueError("the worst case needs an attack")
-    names = list(attacks)
     seeds = sorted(set.intersection(*(set(v) for v in attacks.values())))
     if not seeds:
         raise ValueError("no seed that all attacks have, so nothing is paired")
-    table = np.array([[attacks[name][s] for s in seeds] for name in names])
-    pick, ends = (np.argmin, np.min) if lowest else (np.argmax, np.max)
-    means = table.mean(1)
-    name, value = names[int(pick(means))], float(ends(means))
-    if len(seeds) < 2 or not np.isfinite(table).all():
-        return name, Estimate(value, -math.inf, math.inf, len(seeds), "none")
-    rng = generator or np.random.default_rng(0)  # seeded: the same results give the same page
-    draws = rng.integers(0, len(seeds), (REPEATS, len(seeds)))
-    extremes = ends(table[:, draws].mean(2), axis=0)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = (float(q) for q in np.quantile(extremes, [tail, 1 - tail]))
-    return name, Estimate(value, min(low, value), max(high, value), len(seeds), "bootstrap")
+    if not lowest:
+        name, found = worst({n: {s: -v for s, v in values.items()} for n, values in attacks.items()})
+        return name, Estimate(-found.mean, -found.high, -found.low, found.seeds, found.how)
+    table = {name: [values[s] for s in seeds] for name, values in attacks.items()}
+    alone = {name: mean_interval(values) for name, values in table.items()}
+    together = 1 - (1 - CONFIDENCE) / len(table)
+    name = min(alone, key=lambda n: alone[n].mean)
+    mean = alone[name].mean
+    if any(e.how == "none" for e in alone.values()):
+        return name, Estimate(mean, -math.inf, math.inf, len(seeds), "none")
+    high = min(mean_interval(values, together).high for values in table.values())
+    return name, Estimate(mean, min(e.low for e in alone.values()), high, len(seeds), "t")

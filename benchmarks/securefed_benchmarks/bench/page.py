@@ -165,11 +165,7 @@ def _few(table: Sequence[Line]) -> str:
     fewest = min((len(v) for line in table for v in line.values.values()), default=0)
     if fewest == 1:
         return "One seed in places: there is no interval, and a difference may be chance."
-    return (
-        f"Only {fewest} seeds in places: intervals are wide, and the bootstrap's are too narrow."
-        if fewest < 5
-        else ""
-    )
+    return f"Only {fewest} seeds in places: intervals are wide." if fewest < 5 else ""
 
 
 def _worst(table: Sequence[Line]) -> str:
@@ -182,7 +178,7 @@ def _worst(table: Sequence[Line]) -> str:
         return ""
     axes = [a for a, _ in next(iter(worst_cases(table, score)))[0]]
     head = [*axes, "worst attack", f"{score}, %"]
-    note = "The lowest mean over the attacks, with a bootstrap interval over seeds in which the worst is looked for anew."
+    note = "The lowest mean over the attacks, with an interval that holds whichever attack is the worst in truth."
     return html.details(
         "worst case over attacks", html.paragraph(note, "soft small") + html.table(head, rows)
     )

@@ -13,7 +13,7 @@ from typing import Any
 from securefed.config import load_config, to_toml
 from securefed.errors import CheckpointError, ConfigError
 from securefed.tracking.files import write_text
-from securefed_benchmarks.bench.claims import Claim, Judged, judge, load_claims
+from securefed_benchmarks.bench.claims import Claim, Judged, choices_of, judge, load_claims
 from securefed_benchmarks.bench.estimates import Estimate
 from securefed_benchmarks.bench.page import Found, render
 from securefed_benchmarks.bench.pictures import Picture, pictures
@@ -57,7 +57,8 @@ def write_bench_report(folders: Sequence[Path]) -> BenchReport:
             )
         mine = in_order(mine, facts)
         rows, suites = [*rows, *mine], {**suites, **facts}
-        judged += [judge(claim, lines(mine)) for claim in load_claims(folder / "claims.toml")]
+        known, table = next(iter(facts.values())), lines(mine)
+        judged += [judge(c, table, choices_of(c, known)) for c in load_claims(folder / "claims.toml")]
         made |= {id: _environment(f) for id, f in read_facts(folder, "environments").items()}
     target = Path(folders[0])
     found = Found(rows, suites, judged, _jobs(suites, target), _pictures(rows, target), made)

@@ -23,6 +23,8 @@ SHARES = (
     "control",
 )
 """Shown in percent."""
+WANTED_HIGH = ("accuracy", "best_accuracy", "balanced_accuracy", "f1")
+"""Scores of which the lowest is the worst; of all others it is the highest."""
 MAIN = (
     "accuracy",
     "best_accuracy",

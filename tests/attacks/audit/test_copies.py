@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +196,11 @@ def _fail(*_: Any) -> None:
     raise RuntimeError("mine")
 
 
+@pytest.mark.parametrize("below", [False, True])
 def test_an_adapter_in_the_upper_layers_is_audited_with_the_lower_run_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    below: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The report is the same with and without."""
+    """The report is the same with and without; also where another client of the sum moved a lower layer."""
     from securefed_attacks.audit import audit
 
     words.capture(tmp_path, "bert", words.texts(4, 7, 0), steps=3)
@@ -207,6 +209,10 @@ def test_an_adapter_in_the_upper_layers_is_audited_with_the_lower_run_once(
     name = tmp_path / "after" / "adapter_model.safetensors"
     old = load_file(tmp_path / "before" / "adapter_model.safetensors")
     save_file({n: old[n] if ".0." in n else t for n, t in load_file(name).items()}, name)
+    others = [str(shutil.copytree(tmp_path / "after", tmp_path / "other"))] if below else []
+    if below:
+        theirs = {n: t + 0.3 * torch.randn(t.shape) if ".0." in n else t for n, t in load_file(name).items()}
+        save_file(theirs, tmp_path / "other" / "adapter_model.safetensors")
     path = words.write(
         [*words.texts(4, 7, 0), *words.texts(8, 7, 5)], np.arange(12) < 4, tmp_path / "r.jsonl"
     )
@@ -215,6 +221,7 @@ def test_an_adapter_in_the_upper_layers_is_audited_with_the_lower_run_once(
         "candidates": path,
         "recipe": RECIPE,
         "shadows": 0,
+        "others": others,
     }
     kept: list[bool] = []
     whole = Target.keep_prefix
@@ -225,7 +232,7 @@ def test_an_adapter_in_the_upper_layers_is_audited_with_the_lower_run_once(
 
     monkeypatch.setattr(Target, "keep_prefix", counted)
     quick = audit(tmp_path / "before", tmp_path / "after", **given)
-    assert kept == [True]
+    assert kept == [not below]
     monkeypatch.setattr(Target, "keep_prefix", lambda *_: None)
     slow = audit(tmp_path / "before", tmp_path / "after", **given)
     assert quick.verdict == slow.verdict

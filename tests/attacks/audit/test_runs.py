@@ -208,3 +208,23 @@ def test_a_distillations_student_is_audited_as_a_model_and_not_as_a_sum_of_updat
     assert given.recipe.observed == "final"
     for _, made in given.rounds:
         assert {c.name for c in made if c.update is not None} == {"final model"}
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({}, True),
+        ({"train.head_learning_rate": 0.7}, False),
+        ({"train.schedule": "cosine"}, False),
+        ({"train.label_smoothing": 0.1}, False),
+        ({"algorithm": "fedprox"}, False),
+    ],
+)
+def test_local_work_that_a_recipe_cannot_say_is_not_replayed_as_something_else(
+    more: dict[str, Any], told: bool, home: Path, tmp_path: Path
+) -> None:
+    from securefed_attacks.audit.folder import open_run
+
+    recipe = open_run(digits(tmp_path, rounds=1, **{"tracking.keep_views": 1, **more}), 20, 0).recipe
+    assert (recipe.learning_rate is not None, recipe.batch_size is not None) == (told, told)
+    assert bool(recipe.to_replay()) != told

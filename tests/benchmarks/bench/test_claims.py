@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from securefed.errors import ConfigError
-from securefed_benchmarks.bench.claims import Claim, check_claims, judge, load_claims
+from securefed_benchmarks.bench.claims import Claim, check_claims, choices_of, judge, load_claims
 from securefed_benchmarks.bench.results import lines
 from securefed_benchmarks.bench.store import Row
 from securefed_benchmarks.bench.suite import SHIPPED, load_suite
@@ -80,6 +81,40 @@ def test_the_worst_case_reads_every_attack() -> None:
     assert judge(one, table).verdict == "not reproduced"
 
 
+WORST = {"of": {"grid": "small", "defence": "mean"}, "worst_over": "attack"}
+FACTS: dict[str, Any] = {
+    "grids": [
+        {"name": "small", "axes": {"attack": ["none", "alie"], "defence": ["mean", "median"], "f": [1, 2]}}
+    ],
+    "skipped": [],
+}
+
+
+def test_the_worst_case_has_no_verdict_before_every_attack_was_played() -> None:
+    one = claim(**WORST, direction="at least")
+    table = lines(rows([0.9, 0.91, 0.9]))
+    found = judge(one, table, choices_of(one, FACTS))
+    assert (found.verdict, found.estimate) == ("underpowered", None)
+    assert "attack=alie" in found.reason
+    labels = {"attack": "alie", "defence": "mean", "f": 2}
+    for skipped, verdict in ((labels, "reproduced"), ({**labels, "defence": "median"}, "underpowered")):
+        facts = {**FACTS, "skipped": [{"grid": "small", "labels": skipped, "reason": "cannot be"}]}
+        assert judge(one, table, choices_of(one, facts)).verdict == verdict
+
+
+def test_the_worst_of_what_an_attacker_wants_is_the_highest() -> None:
+    table = lines([*rows([0.0, 0.01, 0.0]), *rows([0.9, 0.91, 0.9], attack="alie")])
+    table = [replace(li, values={"attack_success": li.values["accuracy"]}) for li in table]
+    one = claim(**WORST, score="attack_success", direction="at most", expected=0.1)
+    assert judge(one, table).verdict == "not reproduced"
+
+
+def test_a_worst_case_over_two_configurations_of_one_attack_is_no_verdict() -> None:
+    table = lines([*rows([0.2, 0.2, 0.2]), *rows([0.9, 0.9, 0.9], defence="median")])
+    found = judge(claim(of={"grid": "small"}, worst_over="attack", direction="at least"), table)
+    assert (found.verdict, "several configurations" in found.reason) == ("underpowered", True)
+
+
 def test_a_side_that_means_two_configurations_is_no_verdict() -> None:
     table = lines([*rows([0.8, 0.8]), *rows([0.8, 0.8], attack="alie")])
     found = judge(claim(of={"grid": "small", "defence": "mean"}), table)
@@ -96,6 +131,11 @@ def test_a_side_that_means_two_configurations_is_no_verdict() -> None:
             '[[claim]]\nclaim="a"\nsource="b"\nscore="c"\nof={}\nexpected=1\ntolerance=0\ndirection="up"\n',
             "direction is one of",
         ),
+        (
+            '[[claim]]\nclaim="a"\nsource="b"\nscore="c"\nof={grid="g"}\nover={grid="g"}\nworst_over="attack"\n'
+            "expected=1\ntolerance=0\n",
+            "goes with minus alone",
+        ),
     ],
 )
 def test_a_wrong_claim_is_one_line(tmp_path: Path, text: str, wanted: str) -> None:
@@ -111,6 +151,8 @@ def test_a_claim_about_what_the_suite_has_not_is_refused(tmp_path: Path) -> None
     for of in ({**OF, "grid": "other"}, {**OF, "defence": "bulyan"}):
         with pytest.raises(ConfigError, match=r"no grid|has no"):
             check_claims([claim(of=of)], suite)
+    with pytest.raises(ConfigError, match="has no axis attac"):
+        check_claims([claim(of={"grid": "small", "defence": "mean"}, worst_over="attac")], suite)
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -124,6 +124,13 @@ def test_a_cut_of_factors_needs_factors(name: str) -> None:
             'weighting = "given"',
         ),
         ({**job("hetlora"), "algorithm.weighting": "sparsity", **UNIT["client"]}, '"given"'),
+        *(
+            (
+                {**job("hetlora"), "algorithm.weighting": "sparsity", "model.adapter": adapter},
+                "never sends both in one round",
+            )
+            for adapter in ("rolora", "ffa")
+        ),
         ({**job("flexlora"), "compression.name": "random_k"}, 'compression = "top_k" or "quantized"'),
         ({"compression.name": "count_sketch", "aggregator.name": "median"}, 'compression = "random_k"'),
         ({"compression.name": "random_k", "model.head_centre": True}, "leave head_centre out"),

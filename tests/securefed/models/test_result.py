@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,62 @@ def test_another_base_is_refused_and_a_moved_one_found(bert: str, tmp_path: Path
     deeper = tiny.tiny_bert(tmp_path / "deeper", layers=3)
     with pytest.raises(ModelError, match="is not the one"):
         load_result(tmp_path / "result", base=str(deeper))
+
+
+def test_a_base_whose_tokenizer_reads_otherwise_is_refused(bert: str, tmp_path: Path) -> None:
+    model, _ = trained(ModelConfig(name=bert))
+    model.save_adapter(tmp_path / "result")
+    other = tiny.tiny_bert(tmp_path / "other")
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    words = "A fine film, a dull film"
+    before = model.tokenizer(words, truncation=True, max_length=5)["input_ids"]
+    (other / "tokenizer_config.json").write_text(json.dumps(settings | {"truncation_side": "left"}))
+    again = load_model(ModelConfig(name=str(other)), classes=2, max_length=16)
+    assert again.tokenizer(words, truncation=True, max_length=5)["input_ids"] != before
+    with pytest.raises(ModelError, match="is not the one"):
+        load_result(tmp_path / "result", base=str(other))
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_result_whose_digest_covers_less_of_its_tokenizer_is_read_as_it_was(
+    kind: str, folders: dict[str, str], tmp_path: Path
+) -> None:
+    model, batch = trained(ModelConfig(name=folders[kind]))
+    model.save_adapter(tmp_path)
+    sidecar = tmp_path / "securefed.json"
+    files = {
+        name: hashlib.sha256((Path(folders[kind]) / name).read_bytes()).hexdigest()
+        for name in ("config.json", "model.safetensors", "tokenizer.json")
+    }
+    pooled = {} if kind == "bert" else {"pooled": "states of length one after the first"}
+    settings = {
+        **pooled,
+        "task": "classification",
+        "dtype": "float32",
+        "adapter": (8, model.config.alpha, "auto", "all", False),
+        "frozen_seed": None,
+        "classes": model.classes,
+    }
+    text = json.dumps({"files": files, "settings": settings}, sort_keys=True)
+    first = json.loads(sidecar.read_text())
+    older = {k: v for k, v in first.items() if k != "pooled"} | {
+        "base_digest": hashlib.sha256(text.encode()).hexdigest()
+    }
+    assert older["base_digest"] != first["base_digest"]
+    sidecar.write_text(json.dumps(older))
+    torch.testing.assert_close(load_result(tmp_path).logits(batch), model.logits(batch))
+
+
+def test_all_weights_of_a_decoder_that_was_pooled_otherwise_are_refused(llama: str, tmp_path: Path) -> None:
+    model, batch = trained(ModelConfig(name=llama, adapter="full"))
+    model.save_adapter(tmp_path)
+    torch.testing.assert_close(load_result(tmp_path).logits(batch), model.logits(batch))
+    sidecar = tmp_path / "securefed.json"
+    found = json.loads(sidecar.read_text())
+    del found["pooled"]  # as it was written when a decoder's first state was pooled with the others
+    sidecar.write_text(json.dumps(found))
+    with pytest.raises(ModelError, match="another pooling"):
+        load_result(tmp_path)
 
 
 def test_a_damaged_result_is_refused_in_one_line(bert: str, tmp_path: Path) -> None:

@@ -78,6 +78,33 @@ def tiny_gpt2(folder: Path, *, layers: int = 2) -> Path:
     return _save(folder, GPT2LMHeadModel, config, pad=False)
 
 
+def tiny_mpt(folder: Path, *, layers: int = 2) -> Path:
+    """MPT: its attention does not say that it is causal, and its final normalization is called `norm_f`."""
+    from transformers import MptConfig, MptForCausalLM
+
+    config = MptConfig(
+        vocab_size=64, d_model=16, n_layers=layers, n_heads=2, max_seq_len=32, bos_token_id=2, eos_token_id=3
+    )
+    return _save(folder, MptForCausalLM, config, pad=False)
+
+
+def tiny_phi(folder: Path, *, layers: int = 2) -> Path:
+    """Phi: a decoder whose final normalization is called `final_layernorm`."""
+    from transformers import PhiConfig, PhiForCausalLM
+
+    config = PhiConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    return _save(folder, PhiForCausalLM, config, pad=False)
+
+
 def tiny_t5(folder: Path, *, layers: int = 2) -> Path:
     """T5: 2 + 2 layers, hidden 16, relative positions."""
     from transformers import T5Config, T5ForConditionalGeneration

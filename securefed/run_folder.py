@@ -1,0 +1,51 @@
+"""A run's own folder: a new one that nobody has, and whose run an old one is."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+from securefed.config import Config
+from securefed.errors import CheckpointError
+
+
+def id_of(folder: Path) -> str:
+    """The run that a folder belongs to.
+
+    Raises:
+        CheckpointError: no run's folder, or a damaged one.
+    """
+    try:
+        text = (folder / "run.json").read_text(encoding="utf-8")
+    except OSError:
+        raise CheckpointError(
+            f"{folder} is not the folder of a run; give the folder that `securefed run` printed"
+        ) from None
+    try:
+        return str(json.loads(text)["run"])
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{folder / 'run.json'} is damaged; start a new run") from None
+
+
+def new_folder(config: Config, folder: Path | None) -> Path:
+    """The result folder's path, checked to be free.
+
+    Raises:
+        CheckpointError: it exists; a run never writes over another.
+    """
+    if folder is None:
+        return _unused(Path(config.output) / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    path = Path(folder)
+    if path.exists():
+        raise CheckpointError(
+            f"{path} exists; choose another --folder, or go on with it: securefed resume {path}"
+        )
+    return path
+
+
+def _unused(path: Path) -> Path:
+    """The path, or with a number behind it where a run of the same second has taken it."""
+    names = itertools.chain([path.name], (f"{path.name}-{k}" for k in itertools.count(2)))
+    return next(found for name in names if not (found := path.with_name(name)).exists())
