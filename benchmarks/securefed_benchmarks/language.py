@@ -1,12 +1,12 @@
 """SmolLM2 fine-tuned on the mails of four sites: what a reader and a perplexity see of it, with and without DP.
 
-The mails of public mailing lists (`spam`) are written in a few habits that the model does not have: quoted
-lines, feed items that begin with "URL:", signed messages. Three models continue the same openings, greedily: the one
-that was downloaded, one after plain federated LoRA, and one after the same job with one noise for all sites' records (`fedsgd` in masked
-sums, epsilon 8 for one record). Perplexity is that of the first test mails of the public split. Each model is a line of JSON as
-soon as it is measured, and `--only` plays one, so that the bench can be played in pieces.
+The mails of public mailing lists (`spam`, ham alone) are written in a few habits that the model does not have: quoted
+lines, feed items that begin with "URL:", signed messages. The model as it was downloaded, the job `configs/smollm2-mails.toml`
+without clip and noise, and that job at epsilon 8 and 3 continue the same openings, greedily. `quotes` is the probability that
+the first line of an answer begins with ">"; perplexity is that of the test mails. Each model is a line of JSON as soon as it is
+measured, and `--only` plays one: what the frozen layers say of the mails is kept on disk for the next.
 
-    python -m securefed_benchmarks.language [--rounds 10] [--records 48] [--tests 80] [--only before plain private]
+    python -m securefed_benchmarks.language [--rounds 60] [--records 338] [--tests 720] [--seed 0] [--only before plain e8 e3]
 """
 
 from __future__ import annotations
@@ -36,55 +36,64 @@ if TYPE_CHECKING:
 OPENINGS = (
     "URL: http://",
     "On Thu, 22 Aug 2002, John wrote:\n",
-    "-----BEGIN PGP",
-    "I have a problem with my",
+    "John wrote:\n> I have a problem with my",
+    "Hi all,\n",
 )
-NAMES = {"before": "as downloaded", "plain": "fine-tuned, no privacy", "private": "fine-tuned, epsilon 8"}
-MAILS = 4707
+ANSWER = OPENINGS[1]
+"""After it a mail quotes what it answers."""
+NAMES = {
+    "before": "as downloaded",
+    "plain": "fine-tuned, no privacy",
+    "e8": "fine-tuned, epsilon 8",
+    "e3": "fine-tuned, epsilon 3",
+}
+EPSILON = {"e8": 8.0, "e3": 3.0}
+MAILS = 3379
 """Training mails of the public split, a public number: sample rates are relative to it."""
-WORDS = 28
+WORDS = 40
 """Tokens that each model adds to an opening."""
 
 JOB: dict[str, Any] = {
-    "name": "mails",
+    "name": "smollm2-mails",
     "data": {"name": "spam", "clients": 4, "partition": "natural", "max_length": 48},
     "model": {
         "name": "smollm2",
         "task": "causal-lm",
         "adapter": "lora",
-        "rank": 8,
-        "alpha": 16.0,
-        "layers": 4,
+        "rank": 4,
+        "alpha": 4.0,
+        "layers": 1,
+        "targets": ["down_proj"],
+        "vocabulary_sample": 6144,
     },
-    "server": {"optimizer": "fedadam", "learning_rate": 4e-3, "tau": 1e-6},
+    "server": {"optimizer": "fedadam", "learning_rate": 3e-3, "schedule": "linear", "tau": 1e-6},
+    "evaluate": {"every": 0, "clients": False},
+}
+"""One step a round and A with B: the mean of such updates is exact. What was tried beside it is in docs/recipes.md."""
+HERE: dict[str, Any] = {
     "evaluate": {"every": 0, "clients": False, "baselines": False},
     "tracking": {"report": False},
     "engine": {"threads": 1},
 }
-"""One step a round and A with B: the mean of such updates is exact. Chosen once, not searched."""
 
 
-def job(rounds: int, records: int, private: bool) -> dict[str, Any]:
-    """Plain FedAvg of one step a round, or the same steps with one noise for all; about `records` mails a step."""
-    train: dict[str, Any] = {"steps": 1, "physical_tokens": 512}
-    clients = JOB["data"]["clients"]
-    if not private:
-        return JOB | {
-            "rounds": rounds,
-            "train": train | {"learning_rate": 1.0, "batch_size": records // clients},
-        }
+def job(rounds: int, records: int, epsilon: float | None) -> dict[str, Any]:
+    """Plain FedAvg of one step a round, or the same steps clipped, with one noise for all; about `records` mails a step."""
+    if epsilon is None:
+        train = {"steps": 1, "learning_rate": 1.0, "batch_size": records // JOB["data"]["clients"]}
+        return JOB | {"rounds": rounds, "train": train}
     return JOB | {
         "rounds": rounds,
         "algorithm": "fedsgd",
-        "protection": "masking",
-        "train": train,
+        "protection": {"name": "masking", "min_survivors": JOB["data"]["clients"]},
+        "train": {"steps": 1},
         "privacy": {
             "unit": "example",
             "noise": "skellam",
-            "epsilon": 8.0,
+            "epsilon": epsilon,
             "delta": 1e-5,
-            "max_grad_norm": 0.5,
-            "sample_rate": round(records / MAILS, 4),
+            "max_grad_norm": 0.1,
+            "sample_rate": round(records / MAILS, 3),
         },
     }
 
@@ -106,52 +115,74 @@ def continued(model: TaskModel) -> list[str]:
     return made
 
 
+def quotes(model: TaskModel) -> float:
+    """The probability that what follows `ANSWER` begins with ">"."""
+    import torch
+
+    model.module.eval()
+    ids = model.tokenizer(ANSWER, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        said = model.logits(Batch(ids, torch.ones_like(ids)))[0, -1].softmax(-1)
+    marks = [i for word, i in model.tokenizer.get_vocab().items() if word.startswith(">")]
+    return float(said[marks].sum())
+
+
 def assembled(config: dict[str, Any], tests: int) -> Assembly:
     """The job's parts, with the first `tests` test mails in place of a thousand."""
-    found = assemble(load_config(config))
-    few = replace(found.dataset, test=found.dataset.test.take(np.arange(tests)))
+    found = assemble(load_config(config | HERE))
+    few = replace(found.dataset, test=found.dataset.test.take(np.arange(min(tests, len(found.dataset.test)))))
     return replace(found, dataset=few)
 
 
-def untrained(parts: Assembly) -> tuple[float, list[str]]:
-    """Perplexity of the test mails under the model as it was downloaded, and what it writes."""
+def untrained(parts: Assembly) -> tuple[float, TaskModel]:
+    """Perplexity of the test mails under the model as it was downloaded, and the model."""
+    train = parts.config.train
     test = parts.model.encode(parts.dataset.test, parts.config.data.max_length)
-    found = evaluate(parts.model, test, physical_tokens=512, physical_batch=256, classes=0)
+    found = evaluate(
+        parts.model,
+        test,
+        physical_tokens=train.physical_tokens,
+        physical_batch=train.physical_batch,
+        classes=0,
+    )
     assert found.perplexity is not None
-    return found.perplexity, continued(parts.model)
+    return found.perplexity, parts.model
 
 
-def trained(parts: Assembly, folder: Path) -> tuple[float, list[str]]:
+def trained(parts: Assembly, folder: Path) -> tuple[float, TaskModel]:
     """The same after the job."""
     result = sf.run(parts.config, folder=folder, assembly=parts)
-    return result.metrics["perplexity"], continued(load_result(result.folder / "adapter", device="cpu"))
+    return result.metrics["perplexity"], load_result(result.folder / "adapter", device="cpu")
 
 
-def measured(which: str, rounds: int, records: int, tests: int) -> dict[str, Any]:
-    """One model's line: perplexity, what it writes, CPU seconds, peak memory of this process so far."""
+def measured(which: str, rounds: int, records: int, tests: int, seed: int) -> dict[str, Any]:
+    """One model's line: perplexity, habit, what it writes, CPU seconds, peak memory of this process so far."""
     began = time.process_time()
-    parts = assembled(job(rounds, records, private=which == "private"), tests)
+    parts = assembled(job(rounds, records, EPSILON.get(which)) | {"seed": seed}, tests)
     with tempfile.TemporaryDirectory() as scratch:
-        value, made = untrained(parts) if which == "before" else trained(parts, Path(scratch) / which)
+        value, model = untrained(parts) if which == "before" else trained(parts, Path(scratch) / which)
     return {
         "model": NAMES[which],
-        "perplexity": round(value, 1),
+        "seed": seed,
+        "perplexity": round(value, 2),
+        "quotes": round(quotes(model), 4),
         "cpu_s": round(time.process_time() - began),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1),
-        "writes": dict(zip(OPENINGS, made, strict=True)),
+        "writes": dict(zip(OPENINGS, continued(model), strict=True)),
     }
 
 
 def main() -> None:
     """Prints a JSON line for each model that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--records", type=int, default=48, help="mails a step, of all clients together")
-    parser.add_argument("--tests", type=int, default=80, help="test mails for the perplexity")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--records", type=int, default=338, help="mails a step, of all clients together")
+    parser.add_argument("--tests", type=int, default=720, help="test mails for the perplexity")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=[*NAMES], default=[*NAMES])
     asked = parser.parse_args()
     for which in asked.only:
-        line = measured(which, asked.rounds, asked.records, asked.tests)
+        line = measured(which, asked.rounds, asked.records, asked.tests, asked.seed)
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 

@@ -1,9 +1,9 @@
-"""What adapters beyond LoRA do not have."""
+"""What adapters beyond LoRA do not have, and what language models ask of a job."""
 
 from __future__ import annotations
 
 from securefed.config.require import require
-from securefed.config.schema import ModelConfig
+from securefed.config.schema import ModelConfig, TrainConfig
 
 
 def check_soft(m: ModelConfig) -> None:
@@ -30,4 +30,26 @@ def check_soft(m: ModelConfig) -> None:
         not m.gradient_checkpointing,
         f"adapter {m.adapter} runs every layer behind virtual tokens, which checkpointing would lose; set "
         "model.gradient_checkpointing = false",
+    )
+
+
+def check_language(m: ModelConfig, t: TrainConfig) -> None:
+    """What a sampled vocabulary goes with; how many tokens there are is known when the model is loaded."""
+    if m.vocabulary_sample == 0:
+        return
+    require(
+        m.vocabulary_sample >= 2,
+        f"model.vocabulary_sample must be 0 (all tokens) or at least 2, found {m.vocabulary_sample}",
+    )
+    require(
+        m.task == "causal-lm",
+        f'model.vocabulary_sample is for causal language models; with task = "{m.task}" set it to 0',
+    )
+    require(
+        m.adapter not in ("full", "prompt", "prefix"),
+        f"model.vocabulary_sample needs a frozen output layer and no virtual tokens; with adapter {m.adapter} set it to 0",
+    )
+    require(
+        t.label_smoothing == 0,
+        "train.label_smoothing spreads weight over all tokens, which model.vocabulary_sample leaves out; set one of them to 0",
     )

@@ -61,6 +61,8 @@ class ModelConfig:
     `ranks`: of the clients' own LoRA adapters, client k taking ranks[k mod length] of `rank`, for the algorithms
     that join unlike ranks. `merged`: the base weights under the adapters travel too, for a server that
     adds to them (`flora`, `fedex`). `virtual_tokens`: that `prompt` and `prefix` train (docs/adapters.md).
+    `vocabulary_sample`: how many public tokens a causal language model's training loss is normalized over; 0 takes
+    all. Perplexity is always exact.
     """
 
     name: str = "minilm"
@@ -70,6 +72,7 @@ class ModelConfig:
     ranks: tuple[int, ...] = ()
     merged: bool = False
     virtual_tokens: int = 16
+    vocabulary_sample: int = 0
     alpha: float = 8.0
     targets: tuple[str, ...] | Literal["auto"] = "auto"
     layers: Literal["all"] | int | tuple[int, ...] = "all"

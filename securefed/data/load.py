@@ -39,7 +39,8 @@ def load_dataset(config: DataConfig, *, task: str = "classification", offline: b
     gives a `Dataset`.
 
     Args:
-        task: "classification", "causal-lm" (texts without labels) or "seq2seq" (own files and hub).
+        task: "classification", "causal-lm" (texts without labels) or "seq2seq" (own files, hub, and `spam`: the subject
+            of a mail's body).
         offline: use only what is on this machine.
 
     Raises:
@@ -69,8 +70,8 @@ def _from_class(name: str, task: str) -> Dataset:
 def _named(config: DataConfig, source: Source, task: str, offline: bool) -> Dataset:
     name = source.name
     classes: tuple[str, ...]
-    if task not in ("classification", "causal-lm") or (
-        task == "causal-lm" and name in ("fashion-mnist", "digits")
+    if (task == "causal-lm" and name in ("fashion-mnist", "digits")) or (
+        task == "seq2seq" and name != "spam"
     ):
         raise DataError(
             f"{name} has no {'texts' if task == 'causal-lm' else 'targets'} for model.task={task!r}"
@@ -83,11 +84,14 @@ def _named(config: DataConfig, source: Source, task: str, offline: bool) -> Data
         if name == "digits":
             examples, classes = images.read_digits(), images.DIGIT_CLASSES
         elif name == "spam":
-            examples, classes = spam.read_spam(folder, bodies_of_ham=task == "causal-lm"), spam.CLASSES
+            examples = spam.read_spam(
+                folder, bodies_of_ham=task != "classification", subjects=task == "seq2seq"
+            )
+            classes = spam.CLASSES
         else:
             examples, classes = sentiment.read_sentiment(folder), sentiment.CLASSES
         train, test = split(examples, config.test_fraction)
-    if task == "causal-lm":
+    if task != "classification":
         train, test = (dataclasses.replace(part, labels=None) for part in (train, test))
         classes = ()
     return Dataset(

@@ -45,9 +45,14 @@ class Mail:
         return f"{self.subject}\n{self.body}".strip()
 
     @property
+    def topic(self) -> str:
+        """The subject without reply marks."""
+        return _REPLY.sub("", self.subject).strip()
+
+    @property
     def thread(self) -> str:
-        """The subject without reply marks: answers quote each other, so a split must not part them."""
-        return re.sub(r"\W+", " ", _REPLY.sub("", self.subject).lower()).strip()
+        """The topic's words: answers quote each other, so a split must not part them."""
+        return re.sub(r"\W+", " ", self.topic.lower()).strip()
 
 
 def read_mail(raw: bytes) -> Mail:

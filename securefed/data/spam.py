@@ -27,12 +27,13 @@ def pack_mails(raw: Mapping[str, bytes]) -> bytes:
     return "".join(line + "\n" for line in lines).encode("ascii")
 
 
-def read_spam(folder: Path, *, bodies_of_ham: bool = False) -> Examples:
+def read_spam(folder: Path, *, bodies_of_ham: bool = False, subjects: bool = False) -> Examples:
     """The mails as examples: subject and body, label 1 for spam, grouped by mailing list.
 
     Copies (`text.normalise`) are dropped before anything is split; `documents` are threads, that is,
     subjects without reply marks, since answers quote each other and spam repeats its subject. With
-    `bodies_of_ham` the texts are the bodies of ham alone, without labels, for language models.
+    `bodies_of_ham` the texts are the bodies of ham alone, without labels, for language models; with `subjects`
+    too, their targets are the subjects without reply marks, and mails without a subject are left out.
 
     Raises:
         DataError: a line of the file is not a mail.
@@ -40,6 +41,8 @@ def read_spam(folder: Path, *, bodies_of_ham: bool = False) -> Examples:
     kept: dict[str, tuple[str, str, Mail]] = {}
     for path, mail in _mails(folder / MAILS):
         if bodies_of_ham and path.startswith("spam"):
+            continue
+        if subjects and not mail.topic:
             continue
         text = mail.body if bodies_of_ham else mail.text
         key = normalise(text)
@@ -52,6 +55,7 @@ def read_spam(folder: Path, *, bodies_of_ham: bool = False) -> Examples:
         labels=None if bodies_of_ham else labels,
         groups=tuple(mail.mailing_list for _, _, mail in rows),
         documents=tuple(mail.thread or path for path, _, mail in rows),
+        targets=tuple(mail.topic for _, _, mail in rows) if subjects else None,
     )
 
 

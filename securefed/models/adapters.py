@@ -151,7 +151,8 @@ def _full(base: Any, config: ModelConfig, unit: str) -> Adapted:
     frozen = _broadcast_embeddings(base) if unit == "example" else set()
     if frozen:
         logger.info(
-            "kept frozen under example-level DP: %s (looked up once for the whole batch, so they have no per-sample gradient)",
+            "kept frozen under example-level DP: %s (looked up once for the whole batch, or by encoder and decoder both, so "
+            "they have no per-sample gradient)",
             ", ".join(sorted(frozen)),
         )
     trained = {n: p.requires_grad_() for n, p in base.named_parameters() if n not in frozen}
@@ -159,12 +160,13 @@ def _full(base: Any, config: ModelConfig, unit: str) -> Adapted:
 
 
 def _broadcast_embeddings(base: Any) -> set[str]:
-    """Position, token-type and relative-position tables: every embedding but the tokens' own."""
+    """Position, token-type and relative-position tables: every embedding but the tokens' own, and that where two share it."""
     tokens = base.get_input_embeddings()
-    tables = {
-        id(m.weight) for m in base.modules() if isinstance(m, nn.Embedding) and m.weight is not tokens.weight
-    }
-    return {n for n, p in base.named_parameters() if id(p) in tables}
+    tables = [m.weight for m in base.modules() if isinstance(m, nn.Embedding)]
+    kept = {id(w) for w in tables if w is not tokens.weight}
+    if sum(w is tokens.weight for w in tables) > 1:  # T5's encoder and decoder
+        kept.add(id(tokens.weight))
+    return {n for n, p in base.named_parameters() if id(p) in kept}
 
 
 # ------------------------------------------------------------------------------- prompt, prefix, IA3

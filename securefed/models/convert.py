@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 
@@ -34,14 +35,25 @@ def converted(name: str, gguf: Path) -> Path:
     Raises:
         ModelError: the `gguf` package is missing, the file cannot be read, or the cache not written.
     """
-    source = file_digest(gguf)
+    return made_once(name, file_digest(gguf), lambda folder: _convert(gguf, folder))
+
+
+def made_once(name: str, source: str, write: Callable[[Path], None]) -> Path:
+    """The folder that `write` fills, made at the first call and checked at every other.
+
+    Args:
+        source: what it is made from, a digest in hex: another source is another folder.
+
+    Raises:
+        ModelError: the cache cannot be written, or what `write` raises.
+    """
     folder = cache_dir() / "models" / f"{name}-{source[:16]}"
     if folder.exists():
         fault = find_fault(folder, source)
         if fault is None:
             return folder
         logger.warning("cached model %s is damaged (%s) and is rebuilt", folder.name, fault)
-    return _build(name, gguf, source, folder)
+    return _build(name, source, folder, write)
 
 
 def find_fault(folder: Path, source: str) -> str | None:
@@ -60,20 +72,18 @@ def find_fault(folder: Path, source: str) -> str | None:
     return None
 
 
-def _build(name: str, gguf: Path, source: str, folder: Path) -> Path:
-    logger.info("converting %s once; later loads take it from %s", gguf.name, folder)
+def _build(name: str, source: str, folder: Path, write: Callable[[Path], None]) -> Path:
+    logger.info("making model %s once; later loads take it from %s", name, folder)
     half = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         half = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
-        _convert(gguf, half)
+        write(half)
         files = {path.name: file_digest(path) for path in sorted(half.iterdir())}
         write_json(half / MANIFEST, {"format": FORMAT, "name": name, "source_sha256": source, "files": files})
         return _publish(half, folder, source)
     except OSError as error:
-        raise ModelError(
-            f"cannot write the converted model to {folder.parent}: {error.strerror or error}"
-        ) from None
+        raise ModelError(f"cannot write model {name} to {folder.parent}: {error.strerror or error}") from None
     finally:
         if half is not None:
             shutil.rmtree(half, ignore_errors=True)  # already renamed away after a success

@@ -126,7 +126,13 @@ def _wrap(
     from securefed.models.language import CausalLM, Seq2SeqLM
 
     if config.task == "causal-lm":
-        return CausalLM(base)  # takes the last positions where virtual ones come before
+        decoder = CausalLM(
+            base, virtual=bool(virtual)
+        )  # takes the last positions where virtual ones come before
+        decoder.checkpointing = config.gradient_checkpointing
+        if config.vocabulary_sample:
+            decoder.sample_vocabulary(config.vocabulary_sample, config.seed)
+        return decoder
     if config.task == "seq2seq":
         return Seq2SeqLM(base)
     module = TextClassifier(base, classes, reads, config.head_centre)

@@ -34,8 +34,8 @@ class TaskModel:
         part_of: clean name -> "A", "B" (LoRA's factors), "adapter" (of another kind), "head", "centre" (of its
             features), "base", or "merged" (base weights that only the server changes).
         base_digest: identity of what does not train; equal digests and vectors mean equal functions.
-        depth: number of stages whose output can be cached: encoder layers, then the pooled features; 0 for
-            none. Dropout would make a cached output one draw for all, so with dropout it is 0.
+        depth: number of stages whose output can be cached: encoder layers, then the pooled features; a
+            decoder's layers in causal language modelling; 0 for none. Dropout would make a cached output one draw for all, so with dropout it is 0.
         name: what the world calls the base. classes: k, 0 for language models.
     """
 
@@ -73,8 +73,7 @@ class TaskModel:
         self.frozen_adapter: dict[str, nn.Parameter] = dict(frozen or {})
         self.tokenizer = tokenizer
         self._encode = encode
-        cacheable = isinstance(module, TextClassifier) and config.dropout == 0
-        self.depth: int = module.layers + 1 if cacheable and isinstance(module, TextClassifier) else 0
+        self.depth: int = _stages(module) if config.dropout == 0 else 0
 
     def __repr__(self) -> str:
         return (
@@ -144,10 +143,14 @@ class TaskModel:
         """Cross-entropy of each record, float32 (b,).
 
         Language models: the mean over the record's own predicted tokens (0 for a record with none). While
-        nothing but a head's centre trains, it is half the squared distance of the record's features to it.
+        nothing but a head's centre trains, it is half the squared distance of the record's features to it. In
+        training mode over the sampled vocabulary, if the model has one (without label smoothing).
         """
         if isinstance(self.module, TextClassifier) and self.measures_centre:
             return self.module.distances(self.module.features(batch.to(self.device)))
+        if isinstance(self.module, CausalLM) and self.module.sampled is not None and self.module.training:
+            _labels(batch)
+            return self.module.losses(batch.to(self.device))
         logits, labels = self._aligned(batch)
         if self.task == "classification":
             return F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
@@ -190,11 +193,9 @@ class TaskModel:
             ModelError: a tensor that is not in `layout`.
         """
         self._known(trainable)
-        return (
-            self.module.stage_below(trainable)
-            if self.depth and isinstance(self.module, TextClassifier)
-            else 0
-        )
+        if not self.depth or not isinstance(self.module, TextClassifier | CausalLM):
+            return 0
+        return self.module.stage_below(trainable)
 
     def prefix(self, batch: Batch, cut: int) -> torch.Tensor:
         """The output of stage `cut`, float32 without gradient: hidden (b, t, h), or at `depth` what the head reads.
@@ -213,7 +214,7 @@ class TaskModel:
         Raises:
             ModelError: `cut` is no stage of this model.
         """
-        if not isinstance(self.module, TextClassifier) or not 1 <= cut <= self.depth:
+        if not isinstance(self.module, TextClassifier | CausalLM) or not 1 <= cut <= self.depth:
             raise ModelError(
                 f"cut={cut} is no cacheable stage of this model; stages are 1 to depth={self.depth}"
             )
@@ -229,6 +230,13 @@ class TaskModel:
         from securefed.models.result import save_result
 
         save_result(self, Path(folder))
+
+
+def _stages(module: nn.Module) -> int:
+    """How many outputs of frozen parts a model of this kind could hand out."""
+    if isinstance(module, CausalLM):
+        return module.layers
+    return module.layers + 1 if isinstance(module, TextClassifier) else 0
 
 
 def _labels(batch: Batch) -> torch.Tensor:

@@ -74,6 +74,9 @@ ZOO: dict[str, Packaged] = {
     ),
 }
 
+SCRATCH = ("t5-bytes",)
+"""Made here from a configuration, with random weights; see `securefed.models.scratch`."""
+
 
 def find_model(name: str) -> Source:
     """The files of a zoo model, a folder or a hub model, in this order.
@@ -84,6 +87,10 @@ def find_model(name: str) -> Source:
     """
     if name in ZOO:
         return _from_package(name, ZOO[name])
+    if name in SCRATCH:
+        from securefed.models.scratch import t5_bytes
+
+        return Source(name, t5_bytes())
     path = Path(name).expanduser()
     if path.is_dir():
         return Source(name, _checked(path))
@@ -138,7 +145,7 @@ def _from_hub(name: str) -> Path:
                 local_files_only=hub_is_offline(),
             )
     except (OSError, ValueError, HfHubHTTPError) as error:
-        near = difflib.get_close_matches(name, (*ZOO, *SMALL_NETS, *TEXT_NETS), 1)
+        near = difflib.get_close_matches(name, (*ZOO, *SCRATCH, *SMALL_NETS, *TEXT_NETS), 1)
         hint = f"did you mean {near[0]}?" if near else f"the offline zoo has {', '.join(ZOO)}"
         reason = type(error).__name__
         raise ModelError(

@@ -69,10 +69,11 @@ class Feed:
         lengths = torch.tensor([self.states.hidden[i].shape[0] for i in rows])
         mask = (torch.arange(hidden.shape[1]) < lengths[:, None]).long()
         below = None if self.states.below is None else _take(self.states.below, index)
+        labels = collate(self.data, rows).labels if self.labels is None else self._labels(index)
         return Batch(
             hidden=hidden,
             attention_mask=mask,
-            labels=self._labels(index),
+            labels=labels,
             depth=self.states.cut,
             below=below,
         )

@@ -84,7 +84,7 @@ def test_an_unknown_name_is_refused(name: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "task"), [("digits", "causal-lm"), ("digits", "seq2seq"), ("spam", "seq2seq")]
+    ("name", "task"), [("digits", "causal-lm"), ("digits", "seq2seq"), ("sentiment", "seq2seq")]
 )
 def test_a_data_set_that_cannot_do_the_task_is_refused(name: str, task: str) -> None:
     with pytest.raises(DataError, match=f"{name} has no (texts|targets) for model.task='{task}'"):

@@ -33,6 +33,19 @@ def test_a_language_model_reads_bodies_of_ham(folder: Path) -> None:
     assert examples.labels is None
 
 
+def test_an_encoder_decoder_reads_bodies_and_writes_subjects_without_reply_marks(tmp_path: Path) -> None:
+    mails = {
+        "easy-ham-1/1": b"Subject: Re: [ILUG] lunch\r\n\r\nAt noon?",
+        "easy-ham-1/2": b"\r\nno subject here",
+        "spam-1/1": b"Subject: earn\r\n\r\nmoney",
+    }
+    (tmp_path / MAILS).write_bytes(pack_mails(mails))
+    examples = read_spam(tmp_path, bodies_of_ham=True, subjects=True)
+    assert examples.texts == ("At noon?",)
+    assert examples.targets == ("lunch",)
+    assert examples.labels is None
+
+
 def test_packing_loses_no_byte_and_does_not_depend_on_the_order() -> None:
     raw = {"spam-1/b": bytes(range(256)), "easy-ham-1/a": b"Subject: x\r\n\r\ny"}
     assert pack_mails(raw) == pack_mails(dict(reversed(raw.items())))

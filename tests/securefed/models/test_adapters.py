@@ -210,7 +210,8 @@ def test_full_fine_tuning_freezes_broadcast_embeddings_under_example_level_dp(
         "t5": {
             f"{s}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
             for s in ("encoder", "decoder")
-        },
+        }
+        | {"shared.weight"},
     }
     tasks = {"bert": "classification", "t5": "seq2seq"}
     for kind, frozen in expected.items():

@@ -98,8 +98,8 @@ def test_seq2seq_records_need_targets_and_language_models_texts(t5: str, llama: 
         load_model(ModelConfig(name=llama, task="causal-lm"), max_length=16).encode(images, 16)
 
 
-def test_language_models_cache_nothing(llama: str) -> None:
-    model = load_model(ModelConfig(name=llama, task="causal-lm"), max_length=16)
+def test_encoder_decoders_cache_nothing(t5: str) -> None:
+    model = load_model(ModelConfig(name=t5, task="seq2seq"), max_length=16)
     assert model.depth == model.cut(model.layout.names) == 0
 
 

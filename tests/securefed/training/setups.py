@@ -30,6 +30,13 @@ def bert(folder: Path, **changes: Any) -> TaskModel:
     return load_model(config, classes=2, unit="example", max_length=16)
 
 
+def llama(folder: Path, **changes: Any) -> TaskModel:
+    """A language model of three layers, all but the top one frozen."""
+    path = tiny.tiny_llama(folder, layers=3)
+    config = ModelConfig(**{"name": str(path), "task": "causal-lm", "rank": 2, "layers": 1, **changes})
+    return load_model(config, unit="example", max_length=16)
+
+
 def texts(model: TaskModel, n: int = 12) -> Encoded:
     return model.encode(tiny.examples(n), 16)
 

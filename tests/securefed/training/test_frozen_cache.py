@@ -16,7 +16,7 @@ from securefed.training.frozen_cache import FrozenCache, usable_cut
 from securefed.training.local import LocalWork, train_locally
 from securefed.training.metrics import predict
 from tests.entropy import SeededEntropy
-from tests.securefed.training.setups import bert, stirred, texts, train
+from tests.securefed.training.setups import bert, llama, stirred, texts, train
 
 BOUNDS = {"physical_tokens": 64, "physical_batch": 4}
 
@@ -57,6 +57,39 @@ def test_training_with_the_cache_equals_training_without(
         found = play(model, data, start, names, cache, dp)
         np.testing.assert_allclose(found, play(model, data, start, names, None, dp), atol=1e-5)
         assert cache.size_bytes > 0
+
+
+@pytest.mark.parametrize("dp", [False, True])
+@pytest.mark.parametrize("sample", [0, 16])
+def test_a_language_models_training_and_perplexity_are_the_same_from_cached_states(
+    tmp_path: Path, sample: int, dp: bool
+) -> None:
+    model = llama(tmp_path, vocabulary_sample=sample)
+    data, names = texts(model), parts(model, "A", "B")
+    for start in (model.read(model.layout), stirred(model)):
+        cache = FrozenCache(64)
+        model.write(start, model.layout)
+        before = predict(model, data, **BOUNDS, cache=cache)
+        found = play(model, data, start, names, cache, dp)
+        assert not np.allclose(found, start, atol=1e-4)
+        np.testing.assert_allclose(found, play(model, data, start, names, None, dp), atol=1e-5)
+        model.write(start, model.layout)
+        plain = predict(model, data, **BOUNDS)
+        np.testing.assert_allclose(before.losses, plain.losses, atol=1e-5)
+        np.testing.assert_array_equal(before.counts, plain.counts)
+
+
+def test_a_language_models_frozen_layers_are_passed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = llama(tmp_path)
+    data, cache = texts(model), FrozenCache(64)
+    start = stirred(model)
+    first = play(model, data, start, parts(model, "A", "B"), cache, dp=False)
+    below = model.module.backbone.model.layers[0]
+    monkeypatch.setattr(below, "forward", lambda *_, **__: pytest.fail("a frozen layer ran again"))
+    again = play(model, data, start, parts(model, "A", "B"), cache, dp=False)
+    np.testing.assert_array_equal(first, again)
 
 
 def test_head_rounds_start_from_features_while_b_is_zero_and_not_after(tmp_path: Path) -> None:
