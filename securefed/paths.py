@@ -19,6 +19,12 @@ def cache_dir() -> Path:
     return _folder("cache")
 
 
+def states_dir() -> Path:
+    """The folder of frozen states kept from run to run: as private as the records, so not in a cache that others share."""
+    home = os.environ.get("SECUREFED_HOME")
+    return _folder("states") if home else _folder("cache") / "states"
+
+
 def policy_path() -> Path:
     """The file with this site's limits, `securefed.privacy.policy`; it need not exist."""
     home = os.environ.get("SECUREFED_HOME")
