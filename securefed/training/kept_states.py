@@ -19,15 +19,15 @@ from securefed.crypto.site_key import SiteKey
 from securefed.data.batch import Encoded
 from securefed.data.catalogue import SOURCES
 from securefed.errors import ProtocolError
-from securefed.paths import state_dir, states_dir
+from securefed.paths import states_dir, states_key_path
 from securefed.privacy.policy import Policy, load_policy
-from securefed.training.state_store import MIB, StateStore, drop
+from securefed.training.state_folder import drop
+from securefed.training.state_store import MIB, StateStore
 
 if TYPE_CHECKING:
     from securefed.models.task_model import TaskModel
 
 logger = logging.getLogger(__name__)
-KEY_FILE = "states.key"
 _ROOM = Path(__file__).resolve().parents[1]
 _CODE = ("models/*.py", "training/frozen_cache.py", "training/feed.py", "data/batch.py")
 
@@ -79,7 +79,7 @@ def open_store(
         return None
     entropy = entropy or SystemEntropy()
     try:
-        key = SiteKey.at(state_dir() / KEY_FILE, entropy)
+        key = SiteKey.at(states_key_path(), entropy)
         return StateStore(states_dir(), key, sealed=form == "encrypted", limit_bytes=limit, entropy=entropy)
     except (OSError, ProtocolError) as error:
         reason = (error.strerror or error) if isinstance(error, OSError) else error

@@ -20,11 +20,11 @@ from securefed.crypto.entropy import Entropy
 from securefed.crypto.site_key import SiteKey
 from securefed.errors import DataError, ProtocolError
 from securefed.training.feed import CachedStates
-from securefed.training.file_lock import lock_alone, lock_shared, try_alone
+from securefed.training.file_lock import lock_alone, lock_shared
 from securefed.training.state_file import SALT_BYTES, Body, Head, read, read_head, write
+from securefed.training.state_folder import PART, SUFFIX, dropped
 
 logger = logging.getLogger(__name__)
-SUFFIX, PART = ".states", ".part-"
 MIB = 2**20
 
 
@@ -139,7 +139,7 @@ class StateStore:
         """Drops the longest unused files until `needed` more bytes are within the bound and on the disk."""
         found = []
         for path in self.folder.iterdir():
-            if path.name.startswith(PART) and _drop(path):  # of a process that was killed
+            if path.name.startswith(PART) and dropped(path):  # of a process that was killed
                 continue
             if path.name.startswith(PART) or path.suffix == SUFFIX:
                 with contextlib.suppress(FileNotFoundError):
@@ -149,7 +149,7 @@ class StateStore:
         for _, size, path in sorted(found):
             if needed > self.limit_bytes or max(held + needed - self.limit_bytes, needed - free) <= 0:
                 break
-            if path.suffix == SUFFIX and _drop(path):
+            if path.suffix == SUFFIX and dropped(path):
                 held, free = held - size, free + size
         if held + needed <= self.limit_bytes and needed <= free:
             return True
@@ -191,42 +191,3 @@ class StateStore:
         if what not in self._told:
             logger.warning(text, *values)
             self._told.add(what)
-
-
-def stored_files(folder: Path) -> list[Path]:
-    """The state files of a folder, those being written too; none if it is not there."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix == SUFFIX or p.name.startswith(PART))
-
-
-def drop(folder: Path, *, sealed_too: bool = True) -> int:
-    """Deletes the folder's state files that nobody is using, and says how many.
-
-    Args:
-        sealed_too: also encrypted ones.
-    """
-    return sum(_drop(path) for path in stored_files(folder) if sealed_too or not _is_sealed(path))
-
-
-def _is_sealed(path: Path) -> bool:
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        return file.read(11)[10:] == b"\1"
-    return False
-
-
-def _drop(path: Path) -> bool:
-    """Deletes the file unless somebody is using it."""
-    try:
-        handle = os.open(path, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        if not try_alone(handle):
-            return False
-        path.unlink(missing_ok=True)
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(handle)

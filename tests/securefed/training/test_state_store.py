@@ -22,7 +22,8 @@ from securefed.models import TaskModel
 from securefed.training import frozen_cache, state_file, state_store
 from securefed.training.feed import CachedStates
 from securefed.training.frozen_cache import FrozenCache
-from securefed.training.state_store import StateStore, drop, stored_files
+from securefed.training.state_folder import drop, stored_files
+from securefed.training.state_store import StateStore
 from tests.securefed.training.setups import bert, stirred, texts
 
 BOUNDS = {"physical_tokens": 64, "physical_batch": 4}
@@ -39,9 +40,7 @@ def files(folder: Path) -> list[Path]:
 
 def some(seed: int = 0, n: int = 3, width: int = 4) -> CachedStates:
     rng = np.random.default_rng(seed)
-    hidden = tuple(
-        torch.from_numpy(rng.normal(size=(t + 1, width)).astype(np.float32)) for t in range(n)
-    )
+    hidden = tuple(torch.from_numpy(rng.normal(size=(t + 1, width)).astype(np.float32)) for t in range(n))
     below = torch.from_numpy(rng.normal(size=(n, 2, width)).astype(np.float32))
     return CachedStates(2, hidden=hidden, below=below)
 
