@@ -19,6 +19,17 @@ def cache_dir() -> Path:
     return _folder("cache")
 
 
+def states_dir() -> Path:
+    """The folder of frozen states kept from run to run: as private as the records, so not in a cache that others share."""
+    home = os.environ.get("SECUREFED_HOME")
+    return _folder("states") if home else _folder("cache") / "states"
+
+
+def states_key_path() -> Path:
+    """The key that names, authenticates and seals those files; without it they are noise, and are computed again."""
+    return state_dir() / "states.key"
+
+
 def policy_path() -> Path:
     """The file with this site's limits, `securefed.privacy.policy`; it need not exist."""
     home = os.environ.get("SECUREFED_HOME")

@@ -24,7 +24,7 @@ from securefed.privacy.ledger import Ledger
 from securefed.privacy.matrix_factorization import Participation
 from securefed.privacy.rotation import rotate
 from securefed.privacy.samplers import Sampler
-from securefed.training import dp
+from securefed.training import dp_work
 from securefed.types import Vector
 
 Fault = Callable[[], AbstractContextManager[None]]
@@ -59,7 +59,7 @@ def no_clip() -> Iterator[None]:
         return steps
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(dp, "MARGIN", 1e12))
+        stack.enter_context(patch.object(dp_work, "MARGIN", 1e12))
         for module in (client_level, correlated_release, server_mechanism, shared_release, distributed):
             stack.enter_context(patch.object(module, "clip_update", unclipped))
         stack.enter_context(patch.object(DistributedMechanism, "_rounded", rounded))

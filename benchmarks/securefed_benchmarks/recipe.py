@@ -30,7 +30,7 @@ from securefed.errors import ConfigError
 from securefed.privacy.calibration import calibrate_noise
 from securefed.registry import ALGORITHMS, make
 from securefed.training.dp import DPWork
-from securefed.training.frozen_cache import FrozenCache
+from securefed.training.frozen_cache import FrozenCache, open_cache
 from securefed.training.local import LocalWork, train_locally
 from securefed.training.metrics import Metrics, predict
 from securefed.types import Vector
@@ -75,7 +75,7 @@ def build(config: Config) -> Bench:
         config.model, classes=len(dataset.classes), unit="example", max_length=config.data.max_length
     )
     train, held = (model.encode(e, config.data.max_length) for e in validation_split(dataset.train))
-    return Bench(config, model, train, held, len(dataset.classes), FrozenCache(config.train.cache_mib))
+    return Bench(config, model, train, held, len(dataset.classes), open_cache(config) or FrozenCache(0))
 
 
 def play(bench: Bench, start: Vector, rounds: int) -> Vector:

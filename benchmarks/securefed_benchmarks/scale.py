@@ -4,12 +4,14 @@ Each figure is taken from a process of its own that plays a real job, so that on
 
 - `memory`: peak resident memory of a MiniLM LoRA job with the same sentences cut among 2 and among 100 clients;
 - `growth`: 1,000 clients, 100 rounds of an MLP: resident memory after the 10th and after the last round;
-- `start`: seconds from the interpreter's start to the first round, model and data in the cache, without baselines;
+- `start`: seconds from the interpreter's start to the first round, by the clock and of CPU, with all that an earlier run leaves
+  in the caches, without baselines: a LoRA job, and a private head on frozen features whose states are in the store. The job
+  ends there, and each part's share is told;
 - `pool`: a round of eight CNN clients in this process and in two workers, one thread each: by the clock, and by CPU
   seconds, which do not depend on who else uses the machine: alone over (this process' own + the busier worker's).
 
     python -m securefed_benchmarks.scale [--repeats 3]
-    python -m securefed_benchmarks.scale pool
+    python -m securefed_benchmarks.scale start pool
 """
 
 from __future__ import annotations
@@ -53,6 +55,23 @@ def lora(clients: int) -> dict[str, Any]:
         },
         "model": {"name": "minilm", "adapter": "rolora"},
         "train": {"steps": 2, "batch_size": 16},
+    }
+
+
+def head(limit: int = 0) -> dict[str, Any]:
+    """The head of `configs/quickstart.toml` alone: DP-SGD on the features of MiniLM's top four layers.
+
+    Args:
+        limit: training records; 0 takes all.
+    """
+    return QUIET | {
+        "name": "head",
+        "rounds": 3,
+        "weights": "size",
+        "data": {"name": "sentiment", "clients": 12, "max_length": 48, "limit": limit},
+        "model": {"name": "minilm", "adapter": "head", "head_layers": 4, "head_centre": True},
+        "train": {"learning_rate": 16.0, "label_smoothing": 0.1, "steps": 1},
+        "privacy": {"unit": "example", "noise_multiplier": 1.0, "max_grad_norm": 0.5, "sample_rate": 0.4},
     }
 
 

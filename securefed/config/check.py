@@ -128,6 +128,7 @@ def _check_training(c: Config) -> None:
     require(0 <= t.label_smoothing < 1, f"train.label_smoothing must be in [0, 1), found {t.label_smoothing}")
     require(t.proximal_mu >= 0, f"train.proximal_mu must be 0 or more, found {t.proximal_mu}")
     require(t.cache_mib >= 0, f"train.cache_mib must be 0 or more, found {t.cache_mib}")
+    require(t.cache_disk_mib >= 0, f"train.cache_disk_mib must be 0 or more, found {t.cache_disk_mib}")
     for client, rate in t.client_learning_rate.items():
         require(client.isdigit(), f"train.client_learning_rate takes client numbers, found {client!r}")
         require(rate > 0, f"train.client_learning_rate.{client} must be above 0, found {rate}")

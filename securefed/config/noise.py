@@ -195,6 +195,8 @@ def _check_steps(c: Config) -> None:
         inspect_model=t.inspect_model,
         cache_frozen=t.cache_frozen,
         cache_mib=t.cache_mib,
+        cache_on_disk=t.cache_on_disk,
+        cache_disk_mib=t.cache_disk_mib,
     )
     unused = next((n for n in vars(idle) if getattr(t, n) != getattr(idle, n)), None)
     require(

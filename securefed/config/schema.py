@@ -10,6 +10,7 @@ Adapter = Literal["rolora", "ffa", "lora", "fedsa", "full", "head", "prompt", "p
 Task = Literal["classification", "causal-lm", "seq2seq"]
 PartitionName = Literal["natural", "iid", "dirichlet", "quantity"]
 Schedule = Literal["constant", "linear", "cosine"]
+CacheOnDisk = Literal["public", "always", "never"]
 Unit = Literal["none", "example", "client"]
 Noise = Literal["central", "skellam", "discrete-gaussian", "gaussian", "local", "correlated"]
 ServerOptimizerName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
@@ -96,6 +97,9 @@ class TrainConfig:
     data (`models.inspection`) before it trains on it. `class_weights`: what a record's loss is multiplied with
     by its label: public constants in the order of the classes, or "balanced", from a client's own label counts,
     which are private. `physical_tokens` bounds padded tokens (`physical_batch` images) per pass.
+    `cache_frozen`: keep what frozen layers say of each record in memory, up to `cache_mib`; and, where `cache_on_disk` says
+    so, on disk up to `cache_disk_mib`, for later runs: "public" for the named data sets alone, "always" also for your own
+    records (encrypted, unless the site's policy says otherwise), "never".
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -118,6 +122,8 @@ class TrainConfig:
     inspect_model: bool = False
     cache_frozen: bool = True
     cache_mib: int = 4096
+    cache_on_disk: CacheOnDisk = "public"
+    cache_disk_mib: int = 4096
 
 
 @dataclass(frozen=True)

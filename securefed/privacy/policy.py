@@ -7,8 +7,10 @@
     min_cohort = 10
     max_rounds = 200
     allowed_teachers = ["our-own-api"] # outside teachers that may be sent private texts; without this line, none
+    states_on_disk = "encrypted"       # what a model's frozen layers say of texts, kept from run to run: never, encrypted or plain
 
-But for the last, a key that is left out allows everything. A job that asks for more is refused before anything is trained or
+But for the last two, a key that is left out allows everything; without the last, states of own records are encrypted and those
+of public data sets are not. A job that asks for more is refused before anything is trained or
 spent, with the line that forbids it. The file binds an honest site's own software, not its owner.
 """
 
@@ -25,6 +27,7 @@ from securefed.paths import policy_path
 from securefed.privacy.budget import Budget
 
 _LISTS = ("allowed_protections", "allowed_teachers")
+STATES_ON_DISK = ("never", "encrypted", "plain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Policy:
         max_epsilon: also the cap on all runs on one data set. max_rounds: 0 = no limit.
         allowed_protections: None = any.
         allowed_teachers: outside teachers that may be sent private texts, by name; empty = none.
+        states_on_disk: how hidden states of records may be kept: one of `STATES_ON_DISK`; None where the file says nothing.
         path: the file it was read from, None if there is none.
     """
 
@@ -65,6 +69,7 @@ class Policy:
     min_cohort: int = 0
     max_rounds: int = 0
     allowed_teachers: tuple[str, ...] = ()
+    states_on_disk: str | None = None
     path: Path | None = None
 
     def check(self, asked: Asked) -> None:
@@ -104,6 +109,11 @@ class Policy:
             where.name,
             words,
         )
+
+    def check_states(self) -> None:
+        """Raises PolicyRefusal where a job asks to keep hidden states on disk and the site says never."""
+        if self.states_on_disk == "never":
+            self._refuse("states_on_disk", 'train.cache_on_disk = "always"')
 
     def tighten(self, budget: Budget) -> Budget:
         """The budget with this site's cap over all runs on the data set, where that is smaller."""
@@ -154,6 +164,8 @@ def load_policy(path: Path | None = None) -> Policy:
 def _fits(key: str, value: Any) -> bool:
     if key in _LISTS:
         return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    if key == "states_on_disk":
+        return value in STATES_ON_DISK
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
         return False
     if key in ("max_epsilon", "max_delta"):

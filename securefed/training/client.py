@@ -28,7 +28,7 @@ from securefed.privacy.shared_release import Shares, bounded
 from securefed.privacy.step_noise import StepEvent, StepNoise
 from securefed.registry import ALGORITHMS, make, make_compression
 from securefed.training.buffers import buffers_put_back
-from securefed.training.frozen_cache import FrozenCache
+from securefed.training.frozen_cache import open_cache
 from securefed.training.limits import under_policy
 from securefed.training.local import DPWork
 from securefed.training.phases import Phases
@@ -146,7 +146,7 @@ class ClientRunner:
         self._checked: set[tuple[str, ...]] = set()
         named = config.compression
         self._sending = None if named is None else Sending(make_compression(named), config.seed)
-        self.cache = FrozenCache(config.train.cache_mib) if config.train.cache_frozen else None
+        self.cache = open_cache(config, entropy)
 
     def encoded(self, client: int) -> Encoded:
         """The client's training records as the model reads them, encoded once."""

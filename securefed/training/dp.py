@@ -9,57 +9,30 @@ Abadi et al. 2016 (arXiv 1607.00133), Algorithm 1, with Poisson sampling and a p
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
 from securefed.crypto.entropy import Stream
-from securefed.errors import ModelError, PrivacyError
-
-GRAD_SAMPLE = "grad_sample"
-"""Where Opacus keeps a tensor's gradients, one row per record."""
-
-MARGIN = 1 - 2.0**-20
-"""Records are clipped a hair below the norm. Norms, factors and sums are float64, so that rounding stays inside
-the bound: a float32 sum over a few hundred records errs by more than one record's margin."""
-
-
-@dataclass(frozen=True, slots=True)
-class DPWork:
-    """The mechanism of one client's steps; every field is public.
-
-    Attributes:
-        noise_multiplier: standard deviation of the noise over max_grad_norm, >= 0.
-        max_grad_norm: L2 bound on one record's gradient over all trained tensors together.
-        sample_rate: each record is in a step's batch independently with this probability.
-        expected_batch: sample_rate x records, the denominator; never the number that was drawn.
-        mode: "hooks" (Opacus' own rule for each layer) or "functorch".
-    """
-
-    noise_multiplier: float
-    max_grad_norm: float
-    sample_rate: float
-    expected_batch: float
-    mode: str = "hooks"
-
-
-@dataclass
-class Seen:
-    """What one round's steps looked like; from private data, so for simulations only."""
-
-    norms: list[torch.Tensor] = field(default_factory=list, repr=False)
-    dropped: int = 0
-    empty: int = 0
+from securefed.errors import ModelError
+from securefed.training.dp_work import GRAD_SAMPLE as GRAD_SAMPLE
+from securefed.training.dp_work import DPWork as DPWork
+from securefed.training.dp_work import Seen as Seen
+from securefed.training.dp_work import check_mechanism as check_mechanism
+from securefed.training.dp_work import clip_factors as clip_factors
+from securefed.training.dp_work import clipped_rows as clipped_rows
+from securefed.training.dp_work import clipped_sum as clipped_sum
+from securefed.training.dp_work import draw as draw
+from securefed.training.dp_work import empty_step as empty_step
+from securefed.training.dp_work import has_dropout as has_dropout
+from securefed.training.dp_work import refuse_dropout as refuse_dropout
+from securefed.training.dp_work import whole
 
 
 class KeyedDPOptimizer(DPOptimizer):
@@ -88,7 +61,7 @@ class KeyedDPOptimizer(DPOptimizer):
         factor, finite = clip_factors(rows, self.max_grad_norm, self._seen, self.record_scale)
         for p, g in zip(self.params, rows, strict=True):
             total = (
-                torch.tensordot(factor, _whole(g, finite).double(), 1)
+                torch.tensordot(factor, whole(g, finite).double(), 1)
                 if len(g)
                 else torch.zeros_like(p, dtype=torch.float64)
             )
@@ -108,51 +81,6 @@ class KeyedDPOptimizer(DPOptimizer):
         """Divides by the public expected batch."""
         for p in self.params:
             p.grad /= self._denominator
-
-
-def clip_factors(
-    rows: Sequence[torch.Tensor], max_grad_norm: float, seen: Seen, scale: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(factor that clips each record, whether its gradient is finite): float64 (b,) and bool (b,).
-
-    A record that is not finite gets factor 0. What is `scale`: see `KeyedDPOptimizer.record_scale`.
-
-    Args:
-        rows: per-sample gradients, (b, ...) for every trained tensor.
-    """
-    if not len(rows[0]):
-        return torch.zeros(0, dtype=torch.float64), torch.ones(0, dtype=torch.bool)
-    norms = torch.stack([g.flatten(1).double().square().sum(1) for g in rows]).sum(0).sqrt() * scale
-    finite = torch.isfinite(norms)
-    factor = (max_grad_norm * MARGIN / norms.clamp(min=1e-30)).clamp(max=1.0)
-    factor = torch.where(finite, factor * scale, torch.zeros_like(factor))
-    seen.norms.append(norms[finite].detach().cpu())
-    seen.dropped += int((~finite).sum())
-    return factor, finite
-
-
-def clipped_rows(rows: Sequence[torch.Tensor], max_grad_norm: float, seen: Seen) -> NDArray[np.float32]:
-    """Each record's gradient over all these tensors in their order, of norm <= max_grad_norm, float32 (b, d).
-
-    The bound holds after rounding to float32: one coordinate's relative error is 2^-24, `MARGIN` leaves more.
-    """
-    factor, finite = clip_factors(rows, max_grad_norm, seen)
-    parts = [(_whole(g, finite).flatten(1).double() * factor[:, None]).float().cpu() for g in rows]
-    return torch.cat(parts, 1).numpy()
-
-
-def clipped_sum(rows: Sequence[torch.Tensor], max_grad_norm: float, seen: Seen) -> NDArray[np.float64]:
-    """The sum of the clipped gradients over all these tensors in their order, float64 (d,)."""
-    factor, finite = clip_factors(rows, max_grad_norm, seen)
-    parts = [torch.tensordot(factor, _whole(g, finite).double(), 1).reshape(-1).cpu() for g in rows]
-    return torch.cat(parts).numpy()
-
-
-def _whole(g: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
-    """The rows, zero where a record is not finite."""
-    if bool(finite.all()):
-        return g
-    return torch.where(finite.view(-1, *[1] * (g.dim() - 1)), g, torch.zeros_like(g))
 
 
 def _linear_rows(
@@ -272,46 +200,3 @@ def _refuse_tied(module: nn.Module) -> None:
                     f"{path} and {seen[id(p)]} are one trained tensor; its per-record gradient is not their sum in Opacus; freeze it or untie it"
                 )
             seen[id(p)] = path
-
-
-def empty_step(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Prepares a step over no record at all: noise alone is released, and it counts as a step.
-
-    Poisson sampling draws an empty batch with probability (1 - q)^n. Skipping it would break the
-    accounting; a forward pass over nothing breaks attention.
-    """
-    for p in parameters.values():
-        setattr(p, GRAD_SAMPLE, p.new_zeros((0, *p.shape)))
-
-
-def draw(stream: Stream, records: int, sample_rate: float) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Poisson sampling: every record independently with probability sample_rate, from secret randomness."""
-    return np.flatnonzero(stream.bernoulli(records, sample_rate)).astype(np.int64)
-
-
-def has_dropout(module: nn.Module) -> bool:
-    """Whether a forward pass of this module draws a mask."""
-    return any(isinstance(m, nn.Dropout) and m.p > 0 for m in module.modules())
-
-
-def refuse_dropout(module: nn.Module) -> None:
-    """Raises PrivacyError for dropout: one record more or less shifts the masks of all others.
-
-    The sum would move by up to twice each clip.
-    """
-    if has_dropout(module):
-        raise PrivacyError(
-            "the model has dropout, whose masks tie records together; set every dropout to 0 under example-level DP"
-        )
-
-
-def check_mechanism(dp: DPWork) -> None:
-    """Raises PrivacyError where the mechanism's numbers bound nothing."""
-    if not (math.isfinite(dp.noise_multiplier) and dp.noise_multiplier >= 0):
-        raise PrivacyError(f"noise_multiplier must be a finite number >= 0, found {dp.noise_multiplier}")
-    if not (math.isfinite(dp.max_grad_norm) and dp.max_grad_norm > 0):
-        raise PrivacyError(f"max_grad_norm must be a finite number above 0, found {dp.max_grad_norm}")
-    if not 0 < dp.sample_rate <= 1:
-        raise PrivacyError(f"sample_rate must be in (0, 1], found {dp.sample_rate}")
-    if not dp.expected_batch > 0:
-        raise PrivacyError(f"expected_batch must be above 0, found {dp.expected_batch}")

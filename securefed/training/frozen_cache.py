@@ -1,4 +1,4 @@
-"""The output of a shard's frozen lower layers, computed once and kept in memory.
+"""The output of a shard's frozen lower layers, computed once, kept in memory and, where that is allowed, on disk.
 
 Where adapters train in the top layers only, everything below gives the same hidden states in every
 round; while every B is zero, an adapted model gives the frozen model's features.
@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from securefed.config import Config
+from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
 from securefed.layout import vector_digest
 from securefed.training.feed import CachedStates, Feed
+from securefed.training.kept_states import model_digest, open_store, records_digest
+from securefed.training.state_store import StateStore
 
 if TYPE_CHECKING:
     from securefed.models.task_model import TaskModel
@@ -40,25 +44,32 @@ def usable_cut(model: TaskModel, trainable: Collection[str]) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
+    """What is known of one shard at one stage; without states, they are on disk and counted all the same."""
+
     data: Encoded = field(repr=False)
     key: str
-    states: CachedStates = field(repr=False)
+    size_bytes: int
+    states: CachedStates | None = field(default=None, repr=False)
 
 
 class FrozenCache:
     """Hidden states of many shards, float32, ragged, at most `cache_mib` MiB in all.
 
     A shard is known by its `Encoded` object, which the cache keeps alive: keep one for all rounds. States
-    are as private as the text: never written to disk, gone with this object, hidden in its repr. An entry
+    are as private as the text: without a store they are gone with this object; hidden in its repr. An entry
     serves only the cut, base model and values of the tensors below the cut it was computed for.
 
     Args:
         cache_mib: the bound; a shard that does not fit any more is not cached (logged once).
+        store: where states are looked for before they are computed, and kept after; the same shards are
+            cached and the same bits come out as without it.
     """
 
-    def __init__(self, cache_mib: int = 4096) -> None:
+    def __init__(self, cache_mib: int = 4096, store: StateStore | None = None) -> None:
         self.limit_bytes = cache_mib * 2**20
+        self.store = store
         self._entries: dict[tuple[int, int], _Entry] = {}
+        self._digests: dict[int, tuple[TaskModel, str]] = {}
         self._warned = False
 
     def __repr__(self) -> str:
@@ -67,7 +78,7 @@ class FrozenCache:
     @property
     def size_bytes(self) -> int:
         """What the cached states take."""
-        return sum(entry.states.size_bytes for entry in self._entries.values())
+        return sum(entry.size_bytes for entry in self._entries.values())
 
     def clear(self) -> None:
         """Forgets every state."""
@@ -91,10 +102,50 @@ class FrozenCache:
             return None
         adapters = {name for name, part in model.part_of.items() if part in ("A", "B")}
         low = model.cut(adapters.union(trainable))
-        below = (
-            self._stage(model, data, low, None, physical_tokens, physical_batch) if 0 < low < cut else None
+        bounds = (physical_tokens, physical_batch)
+        if not 0 < low < cut:
+            return self._stage(model, data, cut, None, *bounds)
+        if self.store is not None and (found := self._both(model, data, low, cut, bounds)) is not None:
+            return found
+        return self._stage(model, data, cut, self._stage(model, data, low, None, *bounds), *bounds)
+
+    def _both(
+        self, model: TaskModel, data: Encoded, low: int, cut: int, bounds: tuple[int, int]
+    ) -> CachedStates | None:
+        """The states after `cut` where both stages are at hand; those after `low` are read when they are needed.
+
+        They are counted as they would be had they been computed, so that the same shards fit.
+        """
+        keys = key_of(model, low), key_of(model, cut)
+        held = self._held(data, cut, keys[1])
+        if held is not None and held.states is not None:
+            return held.states
+        assert self.store is not None
+        first, second = (
+            self.store.find(self._description(model, data, key, start, bounds))
+            for key, start in zip(keys, (0, low), strict=True)
         )
-        return self._stage(model, data, cut, below, physical_tokens, physical_batch)
+        if first is None or second is None or self._held(data, low, keys[0]) is not None:
+            return None
+        if self.size_bytes + first.size + second.size > self.limit_bytes:
+            return None
+        states = self.store.load(second, data.lengths.tolist())
+        if states is not None:
+            self._entries[(id(data), low)] = _Entry(data, keys[0], first.size)
+            self._entries[(id(data), cut)] = _Entry(data, keys[1], second.size, states)
+        return states
+
+    def _held(self, data: Encoded, cut: int, key: str) -> _Entry | None:
+        entry = self._entries.get((id(data), cut))
+        return entry if entry is not None and entry.data is data and entry.key == key else None
+
+    def _description(
+        self, model: TaskModel, data: Encoded, key: str, start: int, bounds: tuple[int, int]
+    ) -> str:
+        """All that the bits of a shard's states depend on: model, stage, where the pass began, records, batches."""
+        if id(model) not in self._digests:
+            self._digests[id(model)] = model, model_digest(model)
+        return f"{self._digests[id(model)][1]}:{key}:{start}:{bounds}:{records_digest(data)}"
 
     def _stage(
         self,
@@ -111,15 +162,29 @@ class FrozenCache:
         adapters' rounds start from.
         """
         key, place = key_of(model, cut), (id(data), cut)
-        entry = self._entries.get(place)
-        if entry is not None and entry.data is data and entry.key == key:
+        entry = self._held(data, cut, key)
+        if entry is not None and entry.states is not None:
             return entry.states
-        self._entries.pop(place, None)
-        if not self._fits(model, data, cut):
-            return None
-        states = _compute(model, Feed(data, model.device, below), cut, physical_tokens, physical_batch)
-        self._entries[place] = _Entry(data, key, states)
+        before = self._entries.pop(place, None)
+        bounds = (physical_tokens, physical_batch)
+        start = 0 if below is None else below.cut
+        text = "" if self.store is None else self._description(model, data, key, start, bounds)
+        states = self._read(data, text)
+        if states is None:
+            if not self._fits(model, data, cut):
+                return None
+            states = _compute(model, Feed(data, model.device, below), cut, *bounds)
+            if self.store is not None and (before is None or before.key == key):
+                self.store.put(text, states)  # else they change with training, and no later run asks for them
+        self._entries[place] = _Entry(data, key, states.size_bytes, states)
         return states
+
+    def _read(self, data: Encoded, text: str) -> CachedStates | None:
+        """From the store, if it is there whole and there is room for it in memory."""
+        stored = None if self.store is None else self.store.find(text)
+        if self.store is None or stored is None or self.size_bytes + stored.size > self.limit_bytes:
+            return None
+        return self.store.load(stored, data.lengths.tolist())
 
     def _fits(self, model: TaskModel, data: Encoded, cut: int) -> bool:
         """From the shape that one record gives, before the rest is computed."""
@@ -137,6 +202,16 @@ class FrozenCache:
             )
             self._warned = True
         return False
+
+
+def open_cache(config: Config, entropy: Entropy | None = None) -> FrozenCache | None:
+    """The cache that a job asks for, with a store on disk where job and site allow one; None for none.
+
+    Raises:
+        PolicyRefusal: the job asks for a store that the site's policy forbids.
+    """
+    store = open_store(config, entropy)
+    return FrozenCache(config.train.cache_mib, store) if config.train.cache_frozen else None
 
 
 def key_of(model: TaskModel, cut: int) -> str:

@@ -19,16 +19,14 @@ from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
 from securefed.errors import DivergedError, PrivacyError
 from securefed.training.class_weights import WeightedLosses
-from securefed.training.dp import (
+from securefed.training.dp_work import (
     GRAD_SAMPLE,
     DPWork,
-    KeyedDPOptimizer,
     Seen,
     check_mechanism,
     draw,
     empty_step,
     has_dropout,
-    per_sample_gradients,
     refuse_dropout,
 )
 from securefed.training.feed import Feed
@@ -39,6 +37,7 @@ from securefed.types import Vector
 
 if TYPE_CHECKING:
     from securefed.models.task_model import TaskModel
+    from securefed.training.dp import KeyedDPOptimizer
 
 __all__ = ["DPWork", "LocalResult", "LocalWork", "train_locally"]
 
@@ -216,6 +215,8 @@ class _Steps:
 
     def play_private(self, dp: DPWork, entropy: Entropy, check: bool, known: bool) -> None:
         """Exactly `config.steps` Poisson-sampled, clipped, noised steps."""
+        from securefed.training.dp import KeyedDPOptimizer, per_sample_gradients
+
         self.max_grad_norm = dp.max_grad_norm
         sampling = entropy.stream("sampling", *self.work.labels)
         noise = entropy.stream("noise", *self.work.labels)

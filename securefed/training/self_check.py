@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from securefed.errors import SelfCheckError
-from securefed.training.dp import GRAD_SAMPLE
+from securefed.training.dp_work import GRAD_SAMPLE
 from securefed.training.feed import Feed
 
 if TYPE_CHECKING:

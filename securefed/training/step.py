@@ -20,13 +20,12 @@ from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
 from securefed.privacy.step_noise import StepNoise
 from securefed.training.class_weights import WeightedLosses
-from securefed.training.dp import (
+from securefed.training.dp_work import (
     GRAD_SAMPLE,
     Seen,
     clipped_rows,
     clipped_sum,
     draw,
-    per_sample_gradients,
     refuse_dropout,
 )
 from securefed.training.feed import Feed
@@ -78,6 +77,8 @@ def step(
         SelfCheckError: `check` found gradients that are not the records' own.
         ModelError: a model whose records cannot be told apart. PrivacyError: a model with dropout.
     """
+    from securefed.training.dp import per_sample_gradients
+
     began = time.perf_counter()
     model.write(job.start, model.layout)
     model.set_trainable(job.train)

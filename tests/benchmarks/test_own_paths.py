@@ -165,11 +165,11 @@ def test_one_record_or_client_moves_a_release_by_its_clip_and_no_more(name: str,
 def test_a_clip_that_is_two_parts_in_a_thousand_too_wide_is_seen(name: str, tmp_path: Path) -> None:
     path, releases = CENTRAL[name]
     from securefed.privacy import client_level
-    from securefed.training import dp
+    from securefed.training import dp_work
 
     with (
         silent(),
-        patch.object(dp, "MARGIN", 1.002),
+        patch.object(dp_work, "MARGIN", 1.002),
         patch.object(client_level, "_HAIR", -0.002),
         patch.object(client_level.np.linalg, "norm", _forgiving(np.linalg.norm)),
     ):
