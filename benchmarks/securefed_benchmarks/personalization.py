@@ -84,7 +84,9 @@ def facts_of(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **by_domain,
         "worst_domain": [f["worst_domain"]["domain"] for f in found],
         "worst_domain_accuracy": [round(f["worst_domain"]["own"], 4) for f in found],
-        "worst_domain_of_the_global_model": [round(w, 4) for f in found if (w := worst_global(f)) is not None],
+        "worst_domain_of_the_global_model": [
+            round(w, 4) for f in found if (w := worst_global(f)) is not None
+        ],
         "mean_over_domains": [round(float(np.mean([d["own"] for d in f["domains"]])), 4) for f in found],
         "worst_client_accuracy": [round(f["worst_client"]["own"], 4) for f in found],
         **(alone if found[0]["gain"] is not None else {}),
