@@ -29,10 +29,8 @@ from securefed.config import Component
 from securefed.registry import make_aggregator
 from securefed_attacks import BYZANTINE, BadNets
 from securefed_benchmarks import groups
+from securefed_benchmarks.bench.estimates import quantile
 from securefed_benchmarks.fashion import CLASSES, Net, data, gradients, local_updates, split, tensors, whole
-
-QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Student's t at 97.5 % for so many seeds (n - 1 degrees of freedom)."""
 
 DIVERGED = 1e6
 """A coordinate this large is no model any more; the run ends and is scored as chance."""
@@ -158,7 +156,7 @@ def interval(values: list[float]) -> tuple[float, float]:
     """Mean and half the width of its 95 % interval (Student's t)."""
     if len(values) < 2:
         return values[0], float("nan")
-    return statistics.fmean(values), QUANTILE[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.fmean(values), quantile(len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
 
 
 def shown(values: list[float]) -> str:

@@ -191,9 +191,10 @@ def _read_by_head(model: TaskModel) -> str:
 
 def _sink(model: TaskModel) -> str:
     assert isinstance(model.module, TextClassifier)
-    return (
-        "(but each record's first token), every token's scaled to length one, " if model.module.causal else ""
-    )
+    first = (
+        "" if model.config.adapter == "prompt" else "(but each record's first token), "
+    )  # virtual ones come before it
+    return f"{first}every token's scaled to length one, " if model.module.causal else ""
 
 
 def _centred(model: TaskModel) -> str:
@@ -203,13 +204,27 @@ def _centred(model: TaskModel) -> str:
     return "less `centre.weight` and scaled to length one again, "
 
 
+def _layers_of_a_prefix(model: TaskModel) -> int:
+    """Of a model that was cut off, where prefixes belong to its layers; 0 for all else."""
+    if not isinstance(model.module, TextClassifier) or model.config.adapter != "prefix":
+        return 0
+    return int(model.module.backbone.config.num_hidden_layers) if model.module.cut else 0
+
+
 def _readme(model: TaskModel) -> str:
     lines = [
         f"# {model.config.adapter} result on {model.name}",
         "",
         f"Task: {model.task}. Trained numbers: {model.layout.size}.",
     ]
-    if model.peft is not None:
+    kept = _layers_of_a_prefix(model)
+    if kept:
+        lines += [
+            "",
+            f"The prefix holds keys and values of the first {kept} layers, after which the model was cut off; PEFT would look "
+            "for those of the others too, so open it with `load_result`, which cuts the model off.",
+        ]
+    elif model.peft is not None:
         auto = {
             "classification": "AutoModel",
             "causal-lm": "AutoModelForCausalLM",

@@ -30,6 +30,7 @@ def test_an_interval_is_students() -> None:
     mean, half = bench.interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert mean == 3.0
     assert half == pytest.approx(2.776 * (2.5 / 5) ** 0.5, rel=1e-3)
+    assert bench.interval([0.0, 2.0] * 6)[1] == pytest.approx(2.201 * (12 / 11) ** 0.5 / 12**0.5, rel=1e-3)
 
 
 def test_a_stopped_benchmark_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,14 @@ def _from_sidecar(
     config = dataclasses.replace(_config(sidecar), name=name, adapter="head", dropout=0.0, device="cpu")
     length = min(recipe.max_length, int(sidecar["max_length"]))
     model = load_model(config, classes=int(sidecar["classes"]), max_length=length)
+    pooled = getattr(model.module, "pooled", "")
+    if (
+        "format" in sidecar and sidecar.get("pooled", "") != pooled
+    ):  # a run's own state is read by the code that made it
+        raise AuditError(
+            f"the adapter's head was trained with another pooling of {name}'s states than is computed now; "
+            "audit it with the release that made it"
+        )
     texts = ("",) if candidates is None else candidates.texts
     labels = None if candidates is None else candidates.labels
     encoded = model.encode(

@@ -246,3 +246,25 @@ def test_lists_of_arrays_as_flower_sends_them_are_named_after_the_module(
         audit(before, after)
     with pytest.raises(AuditError, match="a list of 3 arrays and the base model holds 4 tensors"):
         audit(before[:3], after, base=scene.model)
+
+
+def test_a_decoders_head_from_before_its_pooling_changed_is_not_asked(tmp_path: Path) -> None:
+    from securefed.config import ModelConfig
+    from securefed.models import load_model
+    from tests.securefed.models import tiny
+
+    name = str(tiny.tiny_llama(tmp_path / "llama"))
+    model = load_model(ModelConfig(name=name, rank=2), classes=2, max_length=16)
+    model.save_adapter(tmp_path / "before")
+    noise = np.random.default_rng(0).normal(0, 0.1, model.layout.size).astype(np.float32)
+    model.write(model.read(model.layout) + noise, model.layout)
+    model.save_adapter(tmp_path / "after")
+    given: dict[str, Any] = {"base": name, "candidates": list(tiny.TEXTS), "shadows": 0}
+    assert audit(tmp_path / "before", tmp_path / "after", **given).verdict == "UNDERPOWERED"
+    for folder in ("before", "after"):
+        sidecar = tmp_path / folder / "securefed.json"
+        found = json.loads(sidecar.read_text())
+        assert found.pop("pooled")
+        sidecar.write_text(json.dumps(found))
+    with pytest.raises(AuditError, match="another pooling"):
+        audit(tmp_path / "before", tmp_path / "after", **given)

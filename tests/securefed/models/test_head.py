@@ -199,3 +199,32 @@ def test_the_readme_of_a_result_says_what_the_head_reads(bert: str, tmp_path: An
     model.save_adapter(tmp_path)
     assert "[1, 2]" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert replace(model.config, head_layers=1) != model.config
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("adapter", ["lora", "prompt", "prefix", "ia3"])
+def test_adapters_of_a_model_that_was_cut_off_open_as_the_readme_says(
+    kind: str, adapter: str, folders: dict[str, str], tmp_path: Any
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    model, batch = shaken(folders[kind], adapter=adapter, head_layers=(1,), virtual_tokens=3)
+    model.save_adapter(tmp_path)
+    told = (tmp_path / "README.md").read_text(encoding="utf-8")
+    again = load_result(tmp_path, base=folders[kind], device="cpu")
+    torch.testing.assert_close(again.logits(batch), model.logits(batch))
+    assert ("PeftModel.from_pretrained" in told) == (adapter != "prefix")
+    assert ("first token" in told) == (kind == "llama" and adapter != "prompt")
+    if adapter == "prefix":
+        return
+    opened = PeftModel.from_pretrained(AutoModel.from_pretrained(folders[kind]), str(tmp_path)).eval()
+    ids, mask = batch.input_ids, batch.attention_mask
+    with torch.no_grad():
+        hidden = opened(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[1]
+        hidden, keep = sized(hidden[:, -ids.shape[1] :], kind), mask.clone()
+        if "first token" in told:
+            keep[keep.sum(1) > 1, 0] = 0
+        features = F.normalize((hidden * keep[..., None]).sum(1) / keep.sum(1, keepdim=True), dim=-1)
+    expected = F.linear(features, model.parameters["head.weight"], model.parameters["head.bias"])
+    torch.testing.assert_close(model.logits(batch), expected, rtol=1e-4, atol=1e-5)
