@@ -65,9 +65,7 @@ class Evaluator:
     def _attack_success(self) -> float:
         assert self._triggered is not None
         if self._backdoor is None:
-            self._backdoor = self._assembly.model.encode(
-                self._triggered, self._assembly.config.data.max_length
-            )
+            self._backdoor = self._runner.encode(self._triggered)
         return self._score(self._predict(self._backdoor))["accuracy"]
 
     def _evaluate(
@@ -131,14 +129,12 @@ class Evaluator:
 
     def _client(self, client: int) -> Encoded:
         if client not in self._clients:
-            test = self._assembly.shards[client].test
-            self._clients[client] = self._assembly.model.encode(test, self._assembly.config.data.max_length)
+            self._clients[client] = self._runner.encode(self._assembly.shards[client].test)
         return self._clients[client]
 
     def _whole(self) -> Encoded:
         if self._global is None:
-            test = self._assembly.dataset.test
-            self._global = self._assembly.model.encode(test, self._assembly.config.data.max_length)
+            self._global = self._runner.encode(self._assembly.dataset.test)
         return self._global
 
     def _predict_client(self, client: int) -> Predictions:

@@ -17,7 +17,9 @@ Each figure is taken from a process of its own that plays a real job, so that on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -32,6 +34,14 @@ from securefed_benchmarks.timing import ratio, report
 
 if TYPE_CHECKING:
     from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary
+
+LIBRARIES = {
+    "torch": "torch",
+    "bert": "torch, transformers.models.bert.modeling_bert",
+    "bert_peft": "torch, transformers.models.bert.modeling_bert, peft",
+    "bert_opacus": "torch, transformers.models.bert.modeling_bert, opacus",
+}
+"""What a job on MiniLM loads, alone and together."""
 
 QUIET: dict[str, Any] = {
     "evaluate": {"every": 0, "clients": False, "baselines": False},
@@ -99,13 +109,20 @@ def cnn(workers: int) -> dict[str, Any]:
     }
 
 
-def played(job: Mapping[str, Any]) -> dict[str, Any]:
+def played(job: Mapping[str, Any], until: float = math.inf) -> dict[str, Any]:
     """The job in a process of its own: seconds to the first round, seconds a round, memory in MiB.
 
-    `resident_mib` has one entry a round, `peak_mib` is the largest ever of the process (not of its workers).
+    `resident_mib` has one entry a round, `peak_mib` is the largest ever of the process (not of its workers). It ends
+    after `until` rounds, if that is sooner.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "securefed_benchmarks.scale", "--play", json.dumps(job)],
+        [
+            sys.executable,
+            "-m",
+            "securefed_benchmarks.scale",
+            "--play",
+            json.dumps([job, None if math.isinf(until) else until]),
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "SECUREFED_BENCH_BEGAN": repr(time.time())},
@@ -116,24 +133,35 @@ def played(job: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-class Watch:
-    """A tracker that reads the clock and /proc at the start and after every round."""
+class Enough(BaseException):
+    """The job has shown what was asked of it. No `Exception`, for those of a tracker do not stop a run."""
 
-    def __init__(self, began: float) -> None:
-        self.began, self.start_s = began, 0.0
+
+class Watch:
+    """A tracker that reads the clock and /proc at the start and after every round.
+
+    Args:
+        began: when the interpreter was started. until: the job ends after so many rounds, without a last evaluation.
+    """
+
+    def __init__(self, began: float, until: float = math.inf) -> None:
+        self.began, self.until = began, until
+        self.start_s = self.start_cpu_s = 0.0
         self.seconds: list[float] = []
         self.cpu: list[tuple[float, list[float]]] = []
         self.resident: list[float] = []
 
     def start(self, info: RunInfo) -> None:
         """The last thing before the first round."""
-        self.start_s = time.time() - self.began
+        self.start_s, self.start_cpu_s = time.time() - self.began, time.process_time()
 
     def round(self, record: RoundRecord) -> None:
         """After each round."""
         self.seconds.append(record.seconds)
         self.resident.append(memory("VmRSS"))
         self.cpu.append((time.process_time(), children_cpu()))
+        if len(self.seconds) >= self.until:
+            raise Enough
 
     def end(self, summary: RunSummary) -> None:
         """Nothing to close."""
@@ -171,16 +199,17 @@ def critical_path(cpu: list[tuple[float, list[float]]]) -> float:
     return own_end - own + max((b - a for a, b in zip(theirs, theirs_end, strict=True)), default=0.0)
 
 
-def play(job: Mapping[str, Any]) -> dict[str, Any]:
+def play(job: Mapping[str, Any], until: float = math.inf) -> dict[str, Any]:
     """Plays the job here, and says what `played` hands over."""
     began = float(os.environ.get("SECUREFED_BENCH_BEGAN", time.time()))
     import securefed as sf
 
-    watch = Watch(began)
-    with tempfile.TemporaryDirectory() as scratch:
+    watch = Watch(began, until)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(Enough):
         sf.run(job, folder=Path(scratch) / "run", trackers=[watch])
     return {
         "start_s": watch.start_s,
+        "start_cpu_s": watch.start_cpu_s,
         "seconds": watch.seconds,
         "resident_mib": watch.resident,
         "cpu": watch.cpu,
@@ -208,9 +237,32 @@ def growth_figure(repeats: int) -> dict[str, Any]:
 
 
 def start_figure(repeats: int) -> dict[str, Any]:
-    """Seconds to the first round of the LoRA job; the first process warms the file cache."""
-    found = [played(lora(12))["start_s"] for _ in range(repeats + 1)][1:]
-    return {"median_s": round(statistics.median(found), 2), "min_s": round(min(found), 2)}
+    """Seconds to the start of the first round and to its end, of both jobs; the first process of each warms the caches.
+
+    Beside them, what importing the libraries alone takes: less is not to be had.
+    """
+    found: dict[str, Any] = {
+        f"import_{name}_cpu_s": round(min(imports(modules) for _ in range(repeats)), 2)
+        for name, modules in LIBRARIES.items()
+    }
+    for job in (lora(12), head()):
+        runs = [played(job, 1) for _ in range(repeats + 1)][1:]
+        ends = [run["cpu"][0][0] for run in runs]
+        found[job["name"]] = {
+            "start_s": round(min(run["start_s"] for run in runs), 2),
+            "start_cpu_s": round(min(run["start_cpu_s"] for run in runs), 2),
+            "round_ended_cpu_s": round(min(ends), 2),
+            "round_ended_cpu_s_median": round(statistics.median(ends), 2),
+        }
+    return found
+
+
+def imports(modules: str) -> float:
+    """CPU seconds of a process that imports these modules and ends."""
+    code = f"import time, {modules}; print(time.process_time())"
+    return float(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
 
 
 def pool_figure(repeats: int) -> dict[str, Any]:
@@ -240,7 +292,8 @@ def main() -> None:
     parser.add_argument("--play", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.play:
-        print(json.dumps(play(json.loads(asked.play))))
+        job, until = json.loads(asked.play)
+        print(json.dumps(play(job, math.inf if until is None else until)))
         return
     for name in asked.figures or FIGURES:
         report(f"scale: {name}", FIGURES[name](asked.repeats))

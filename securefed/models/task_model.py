@@ -129,7 +129,7 @@ class TaskModel:
             ModelError: records of another kind, or classification labels missing or outside [0, k).
         """
         if self.task == "classification":
-            _check_labels(examples, self.classes)
+            check_labels(examples, self.classes)
         return self._encode(examples, max_length)
 
     # ------------------------------------------------------------------------------------- forward
@@ -245,7 +245,8 @@ def _labels(batch: Batch) -> torch.Tensor:
     return batch.labels
 
 
-def _check_labels(examples: Examples, classes: int) -> None:
+def check_labels(examples: Examples, classes: int) -> None:
+    """Raises ModelError unless every record has a label in [0, classes)."""
     if examples.labels is None:
         raise ModelError("classification needs a label for each record; name its column in data.label_column")
     if len(examples.labels) and (examples.labels.min() < 0 or examples.labels.max() >= classes):

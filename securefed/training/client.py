@@ -18,7 +18,7 @@ from securefed.compression.sending import Sending
 from securefed.config import Config
 from securefed.crypto.entropy import Entropy, Stream
 from securefed.data.batch import Encoded
-from securefed.data.records import Shard
+from securefed.data.records import Examples, Shard
 from securefed.errors import BudgetExceeded, DivergedError, SuspiciousModelError
 from securefed.layout import Layout
 from securefed.privacy.budget import Budget
@@ -29,6 +29,7 @@ from securefed.privacy.step_noise import StepEvent, StepNoise
 from securefed.registry import ALGORITHMS, make, make_compression
 from securefed.training.buffers import buffers_put_back
 from securefed.training.frozen_cache import open_cache
+from securefed.training.kept_tokens import encode
 from securefed.training.limits import under_policy
 from securefed.training.local import DPWork
 from securefed.training.phases import Phases
@@ -151,8 +152,13 @@ class ClientRunner:
     def encoded(self, client: int) -> Encoded:
         """The client's training records as the model reads them, encoded once."""
         if client not in self._encoded:
-            self._encoded[client] = self.model.encode(self.shards[client].train, self.config.data.max_length)
+            self._encoded[client] = self.encode(self.shards[client].train)
         return self._encoded[client]
+
+    def encode(self, examples: Examples) -> Encoded:
+        """Records as the model reads them, from the site's store where the job may use it."""
+        store = None if self.cache is None else self.cache.store
+        return encode(self.model, examples, self.config.data.max_length, store)
 
     def event(self, size: int = 0) -> StepEvent:
         """What one client spends in one round at example level, with an update of `size` coordinates."""

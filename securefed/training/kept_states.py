@@ -115,9 +115,9 @@ def _how(model: TaskModel) -> list[str]:
     config = getattr(getattr(model.module, "backbone", None), "config", None)
     device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type
     return [
-        _code(),
+        code_digest(),
         torch.__version__,
-        _version("transformers"),
+        library_version("transformers"),
         device,
         torch.backends.cpu.get_cpu_capability(),
         str(torch.get_num_threads()),
@@ -127,7 +127,8 @@ def _how(model: TaskModel) -> list[str]:
     ]
 
 
-def _version(package: str) -> str:
+def library_version(package: str) -> str:
+    """Of an installed package; empty if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -135,7 +136,7 @@ def _version(package: str) -> str:
 
 
 @functools.cache
-def _code() -> str:
+def code_digest() -> str:
     """SHA-256 over the source of what computes states, hex: after a change of it the old ones are not asked for."""
     total = hashlib.sha256()
     for path in sorted(p for pattern in _CODE for p in _ROOM.glob(pattern)):

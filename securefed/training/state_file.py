@@ -1,9 +1,9 @@
-"""One shard's frozen states as a file: a head, then safetensors-like JSON and float32 arrays in authenticated chunks.
+"""What is kept of one shard as a file: a head, then safetensors-like JSON and arrays in authenticated chunks.
 
     head (128 bytes) | body: u64 n, n bytes of JSON, arrays from multiples of 64 bytes | 16 bytes of tag a chunk
 
 Body and tags are those of `crypto.chunks`, whose key is derived from the head. In the clear the arrays are mapped where they
-lie; sealed ones are opened into memory. No pickle; float32 in little-endian order, so states come back to the bit.
+lie; sealed ones are opened into memory. No pickle; numbers as they are, in little-endian order, so they come back to the bit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, BinaryIO
@@ -29,6 +29,8 @@ from securefed.training.feed import CachedStates
 MAGIC, VERSION = b"SFSTATES", 1
 _HEAD = struct.Struct("<8sHB5x8s32s32sQQ")
 HEAD_BYTES, ALIGN, SALT_BYTES = 128, 64, 32
+TYPES = {torch.float32: "F32", torch.int32: "I32"}
+_NUMPY = {"F32": "<f4", "I32": "<i4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Head:
 
     Attributes:
         sealed: whether the body is encrypted. key_id: `SiteKey.id`. name: the file's own. salt: fresh for each file.
-        length: bytes of the body. size: bytes of the states in it.
+        length: bytes of the body. size: bytes of the arrays in it.
     """
 
     sealed: bool
@@ -84,24 +86,34 @@ class Head:
 
 
 class Body:
-    """States as the bytes of a body, without a copy of the whole."""
+    """Named arrays, each given in one or several parts, as the bytes of a body; without a copy of the whole.
 
-    def __init__(self, states: CachedStates) -> None:
+    Args:
+        parts: name -> tensors of one type (`TYPES`) that differ in their first dimension alone. facts: small numbers beside them.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[torch.Tensor]], facts: Mapping[str, int]) -> None:
+        self._parts = {name: tensors for name, tensors in parts.items() if tensors}
+        self.size = sum(t.numel() * t.element_size() for tensors in self._parts.values() for t in tensors)
+        tree: dict[str, Any] = {}
+        offset = 0
+        for name, tensors in self._parts.items():
+            shape = [sum(len(t) for t in tensors), *tensors[0].shape[1:]]
+            tree[name] = {"dtype": TYPES[tensors[0].dtype], "shape": shape, "offset": offset}
+            offset = _up(offset + tensors[0].element_size() * int(np.prod(shape)))
+        text = json.dumps({"facts": dict(facts), "tensors": tree}).encode()
+        self._start = text.ljust(_up(len(text) + 8) - 8)
+        self.length = 8 + len(self._start) + offset
+
+    @classmethod
+    def of(cls, states: CachedStates) -> Body:
+        """Of a shard's states."""
         parts = {
             "pooled": [] if states.pooled is None else [states.pooled],
             "hidden": list(states.hidden),
             "below": [] if states.below is None else [states.below],
         }
-        self._parts = {name: tensors for name, tensors in parts.items() if tensors}
-        facts: dict[str, Any] = {}
-        offset = 0
-        for name, tensors in self._parts.items():
-            shape = [sum(len(t) for t in tensors), *tensors[0].shape[1:]]
-            facts[name] = {"dtype": "F32", "shape": shape, "offset": offset}
-            offset = _up(offset + 4 * int(np.prod(shape)))
-        text = json.dumps({"cut": states.cut, "tensors": facts}).encode()
-        self._start = text.ljust(_up(len(text) + 8) - 8)
-        self.length = 8 + len(self._start) + offset
+        return cls(parts, {"cut": states.cut})
 
     def pieces(self) -> Iterator[bytes | memoryview]:
         """The body in order."""
@@ -110,7 +122,8 @@ class Body:
         for tensors in self._parts.values():
             done = 0
             for tensor in tensors:
-                array = np.ascontiguousarray(tensor.detach().cpu().numpy(), "<f4")
+                array = np.ascontiguousarray(tensor.detach().cpu().numpy())
+                array = array.astype(array.dtype.newbyteorder("<"), copy=False)
                 done += array.nbytes
                 yield array.reshape(-1).view(np.uint8).data
             yield bytes(_up(done) - done)
@@ -131,14 +144,41 @@ def write(file: BinaryIO, head: Head, body: Body, key: SiteKey) -> None:
     file.write(b"".join(tags))
 
 
-def read(file: BinaryIO, key: SiteKey, name: bytes, lengths: Sequence[int]) -> CachedStates:
-    """The states of an open file, every chunk checked; mapped if they are in the clear.
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file held: whole arrays by name, and the facts beside them."""
+
+    arrays: Mapping[str, torch.Tensor] = field(repr=False)
+    facts: Mapping[str, int]
+
+    def states(self, lengths: Sequence[int]) -> CachedStates:
+        """A shard's states, hidden ones cut by the records' lengths.
+
+        Raises:
+            DataError: they are of other records.
+        """
+        wanted = {"hidden": sum(lengths)}
+        if any(len(t) != wanted.get(name, len(lengths)) for name, t in self.arrays.items()):
+            raise DataError("it holds the states of other records")
+        hidden = self.arrays.get("hidden")
+        ragged = () if hidden is None else cut_by(hidden, lengths)
+        pooled, below = self.arrays.get("pooled"), self.arrays.get("below")
+        return CachedStates(self.facts["cut"], pooled=pooled, hidden=ragged, below=below)
+
+
+def cut_by(rows: torch.Tensor, lengths: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    """Views of one row block each."""
+    return tuple(rows[a:b] for a, b in pairwise(accumulate(lengths, initial=0)))
+
+
+def read(file: BinaryIO, key: SiteKey, name: bytes) -> Content:
+    """The content of an open file, every chunk checked; mapped if it is in the clear.
 
     Args:
-        name: that it should have. lengths: tokens of each record, to cut hidden states by.
+        name: that it should have.
 
     Raises:
-        DataError, ProtocolError: it is not what was written under this name and key, or fits other records.
+        DataError, ProtocolError: it is not what was written under this name and key.
         OSError: it cannot be read.
     """
     head = read_head(file, key, name)
@@ -155,7 +195,7 @@ def read(file: BinaryIO, key: SiteKey, name: bytes, lengths: Sequence[int]) -> C
         body = np.frombuffer(whole, np.uint8, head.length, HEAD_BYTES)
         for number, start, end in chunks.spans():
             chunks.open(number, body[start:end].data, _tag(tags, number))
-    return _states(body, lengths)
+    return _content(body)
 
 
 def read_head(file: BinaryIO, key: SiteKey, name: bytes) -> Head:
@@ -175,25 +215,17 @@ def _at(file: BinaryIO, place: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _states(body: NDArray[np.uint8], lengths: Sequence[int]) -> CachedStates:
+def _content(body: NDArray[np.uint8]) -> Content:
     n = int.from_bytes(body[:8].tobytes(), "little")
-    facts = json.loads(body[8 : 8 + n].tobytes())
+    tree = json.loads(body[8 : 8 + n].tobytes())
     data = body[8 + n :]
-    found = {name: _tensor(data, fact) for name, fact in facts["tensors"].items()}
-    rows = {name: len(tensor) for name, tensor in found.items()}
-    wanted = {"hidden": sum(lengths)}
-    if any(count != wanted.get(name, len(lengths)) for name, count in rows.items()):
-        raise DataError("it holds the states of other records")
-    hidden = found.get("hidden")
-    cuts = [0, *accumulate(lengths)]
-    ragged = () if hidden is None else tuple(hidden[a:b] for a, b in pairwise(cuts))
-    return CachedStates(facts["cut"], pooled=found.get("pooled"), hidden=ragged, below=found.get("below"))
+    return Content({name: _tensor(data, fact) for name, fact in tree["tensors"].items()}, tree["facts"])
 
 
 def _tensor(data: NDArray[np.uint8], fact: dict[str, Any]) -> torch.Tensor:
-    size = 4 * int(np.prod(fact["shape"]))
-    raw = data[fact["offset"] : fact["offset"] + size]
-    return torch.from_numpy(raw.view(np.float32).reshape(fact["shape"]))
+    dtype = np.dtype(_NUMPY[fact["dtype"]])
+    raw = data[fact["offset"] : fact["offset"] + dtype.itemsize * int(np.prod(fact["shape"]))]
+    return torch.from_numpy(raw.view(dtype).reshape(fact["shape"]))
 
 
 def _tag(tags: bytes, number: int) -> bytes:

@@ -11,21 +11,22 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from securefed.crypto.entropy import Entropy
 from securefed.crypto.site_key import SiteKey
 from securefed.errors import DataError, ProtocolError
 from securefed.training.feed import CachedStates
 from securefed.training.file_lock import lock_alone, lock_shared
-from securefed.training.state_file import SALT_BYTES, Body, Head, read, read_head, write
+from securefed.training.state_file import SALT_BYTES, Body, Content, Head, read, read_head, write
 from securefed.training.state_folder import PART, SUFFIX, dropped
 
 logger = logging.getLogger(__name__)
 MIB = 2**20
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,29 +78,26 @@ class StateStore:
             return None
 
     def load(self, stored: Stored, lengths: Sequence[int]) -> CachedStates | None:
-        """The states, every byte of them checked; None if they are damaged or gone.
+        """A shard's states, every byte of them checked; None if they are damaged or gone.
 
         Args:
             lengths: tokens of each record.
         """
-        try:
-            with self._path(stored.name).open("rb", buffering=0) as file:
-                lock_shared(file.fileno())
-                states = read(file, self._key, stored.name, lengths)
-                with contextlib.suppress(OSError):  # a file that may only be read is used all the same
-                    os.utime(self._path(stored.name))
-                return states
-        except FileNotFoundError:
-            return None
-        except (OSError, DataError, ProtocolError) as error:
-            self._refuse(error)
-            return None
+        return self._read(stored.name, lambda content: content.states(lengths))
+
+    def arrays(self, description: str) -> Content | None:
+        """Whatever `keep` was given under the description, every byte checked; None if it is damaged or not there."""
+        return self._read(self._name(description), lambda content: content)
 
     def put(self, description: str, states: CachedStates) -> None:
-        """Keeps the states if there is room, in place of whatever had the name."""
-        name, body = self._name(description), Body(states)
+        """Keeps a shard's states if there is room, in place of whatever had the name."""
+        self.keep(description, Body.of(states))
+
+    def keep(self, description: str, body: Body) -> None:
+        """Keeps arrays if there is room, in place of whatever had the name."""
+        name = self._name(description)
         salt = self._entropy.stream("frozen states", name.hex()).bytes(SALT_BYTES)
-        head = Head(self.sealed, self._key.id, name, salt, body.length, states.size_bytes)
+        head = Head(self.sealed, self._key.id, name, salt, body.length, body.size)
         try:
             part = self._reserve(head.file_bytes)
             if part is not None:
@@ -108,6 +106,20 @@ class StateStore:
             self._tell(
                 "unwritable", "frozen states cannot be kept in %s: %s", self.folder, error.strerror or error
             )
+
+    def _read(self, name: bytes, use: Callable[[Content], Found]) -> Found | None:
+        try:
+            with self._path(name).open("rb", buffering=0) as file:
+                lock_shared(file.fileno())
+                found = use(read(file, self._key, name))
+                with contextlib.suppress(OSError):  # a file that may only be read is used all the same
+                    os.utime(self._path(name))
+                return found
+        except FileNotFoundError:
+            return None
+        except (OSError, DataError, ProtocolError) as error:
+            self._refuse(error)
+            return None
 
     def _reserve(self, needed: int) -> tuple[Path, BinaryIO] | None:
         """A locked file of that length, room made for it; None if there is none."""
