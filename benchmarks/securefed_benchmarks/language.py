@@ -64,7 +64,7 @@ JOB: dict[str, Any] = {
         "alpha": 4.0,
         "layers": 1,
         "targets": ["down_proj"],
-        "vocabulary_sample": 6144,
+        "vocabulary_sample": 4096,
     },
     "server": {"optimizer": "fedadam", "learning_rate": 3e-3, "schedule": "linear", "tau": 1e-6},
     "evaluate": {"every": 0, "clients": False},

@@ -88,7 +88,7 @@ def test_a_full_disk_is_one_line(gguf: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(convert, "_convert", full)
-    with pytest.raises(ModelError, match=r"cannot write model tiny.*No space left"):
+    with pytest.raises(ModelError, match=r"cannot write model tiny to.*No space left"):
         convert.converted("tiny", gguf)
 
 
