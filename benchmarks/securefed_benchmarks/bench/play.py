@@ -22,8 +22,9 @@ from securefed.data.records import Examples
 from securefed.engine.liars import liars_of
 from securefed.errors import DivergedError
 from securefed.federation import run
-from securefed.paths import cache_dir, policy_path
+from securefed.paths import cache_dir, policy_path, states_dir, states_key_path
 from securefed.tracking.files import read_json, read_rounds
+from securefed.training.kept_states import open_store
 from securefed_benchmarks.bench.measures import Measured, Played, make_measure
 from securefed_benchmarks.bench.outcome import Outcome
 from securefed_benchmarks.bench.resident import Resident
@@ -122,7 +123,10 @@ def joined(parts: Sequence[Examples]) -> Examples:
 
 @contextmanager
 def _ledger_of(config: Config, folder: Path) -> Iterator[None]:
-    """Within it, a public data set is charged to a ledger in `folder`; this site's policy holds all the same."""
+    """Within it, a public data set is charged to a ledger in `folder`; this site's policy holds all the same.
+
+    Downloads and frozen states are the site's own, so that the next cell finds what this one has computed.
+    """
     if config.data.name not in SOURCES:
         yield
         return
@@ -133,6 +137,10 @@ def _ledger_of(config: Config, folder: Path) -> Iterator[None]:
     (home / "cache").symlink_to(cache, target_is_directory=True)
     if policy.is_file():
         (home / "policy.toml").symlink_to(policy)
+    if open_store(config) is not None:  # made now, in the site's own folder
+        (home / "states").symlink_to(states_dir().resolve(), target_is_directory=True)
+        (home / "state").mkdir(mode=0o700)
+        (home / "state" / states_key_path().name).symlink_to(states_key_path().resolve())
     os.environ["SECUREFED_HOME"] = str(home)
     try:
         yield

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 import securefed
 from securefed.config import load_config
+from securefed.paths import policy_path, state_dir, states_dir
 from securefed.privacy.ledger import Ledger
+from securefed.training.kept_states import open_store
+from securefed.training.state_file import Body
 from securefed_benchmarks.bench.play import play
 from securefed_benchmarks.bench.resident import Resident
 
@@ -70,6 +75,31 @@ def test_records_of_ones_own_are_charged_to_this_site(tmp_path: Path) -> None:
         assert os.environ["SECUREFED_HOME"] == home
     with _ledger_of(load_config(JOB), tmp_path):
         assert os.environ["SECUREFED_HOME"] != home
+
+
+def test_frozen_states_of_public_data_outlive_the_cell_and_its_ledger_does_not(tmp_path: Path) -> None:
+    from securefed_benchmarks.bench.play import _ledger_of
+
+    config, ledger = load_config(JOB), state_dir().resolve()
+    with _ledger_of(config, tmp_path):
+        inside = open_store(config)
+        assert inside is not None
+        inside.keep("a shard", Body({"pooled": [torch.ones(3, 2)]}, {"cut": 1}))
+        assert state_dir().resolve() != ledger
+    outside = open_store(config)
+    assert outside is not None
+    found = outside.arrays("a shard")
+    assert found is not None
+    assert found.arrays["pooled"].tolist() == [[1, 1]] * 3
+
+
+def test_a_site_that_keeps_no_states_keeps_none_of_a_cells(tmp_path: Path) -> None:
+    from securefed_benchmarks.bench.play import _ledger_of
+
+    policy_path().write_text('states_on_disk = "never"\n')
+    with _ledger_of(load_config(JOB), tmp_path):
+        assert open_store(load_config(JOB)) is None
+        assert not states_dir().exists()
 
 
 def test_a_model_that_leaves_the_finite_numbers_counts_as_chance() -> None:
