@@ -205,6 +205,8 @@ def bootstrap_interval(
 ) -> Interval:
     """The mean of independent values with its percentile bootstrap interval (Efron 1979).
 
+    Below about ten values it covers less often than it says (of three, seven times of ten).
+
     Raises:
         ValueError: fewer than two values: nothing can be said of their spread.
     """

@@ -201,10 +201,8 @@ def _plain(config: Config) -> bool:
         "client_learning_rate",
     )
     one_rate = train.head_learning_rate in (None, train.learning_rate)
-    alike = config.algorithm.name not in (
-        "fedprox",
-        "fedrep",
-    )  # they pull towards a model, or train in two turns
+    # these pull towards a model, or train in two turns; ranks that may be pruned are shrunk after their steps
+    alike = config.algorithm.name not in ("fedprox", "fedrep") and "prune" not in config.algorithm.options
     return alike and one_rate and all(getattr(train, name) == getattr(usual, name) for name in beside)
 
 

@@ -4,7 +4,7 @@ A claim is a region of values: `expected` give or take `tolerance`, or at least 
 `tolerance` towards the other side. It is reproduced if the whole 95 % interval lies in the region, not
 reproduced if none of it does, underpowered where the interval straddles an edge or there is none: then
 more seeds decide, and nobody may read a verdict into the mean. A claim about the worst of several choices has no
-verdict before all of them were played.
+verdict before all of them were played, and no claim has one while a run of it failed.
 """
 
 from __future__ import annotations
@@ -178,6 +178,10 @@ def judge(claim: Claim, table: Sequence[Line], choices: Collection[str] = ()) ->
     low, high = claim.region
     if found.how == "none":
         return Judged(claim, "underpowered", found.few or "a value is not finite", found)
+    if failed := _failed(claim, table):
+        return Judged(
+            claim, "underpowered", f"{failed} of its runs failed, and the others may not be like them", found
+        )
     edge = 1e-9 * max(1.0, abs(found.mean))  # an interval of no width may lie on an edge of the region
     if low - edge <= found.low and found.high <= high + edge:
         return Judged(claim, "reproduced", "the whole interval lies where the claim says", found)
@@ -186,6 +190,17 @@ def judge(claim: Claim, table: Sequence[Line], choices: Collection[str] = ()) ->
     return Judged(
         claim, "underpowered", f"the interval of {found.seeds} seeds reaches beyond; play more seeds", found
     )
+
+
+def _failed(claim: Claim, table: Sequence[Line]) -> int:
+    """Runs of either side that ended without a result; a model that diverged has one."""
+    sides = [side for side in (claim.of, claim.minus, claim.over) if side]
+    return sum(line.failed for line in table if any(_meant(side, line) for side in sides))
+
+
+def _meant(side: Mapping[str, Any], line: Line) -> bool:
+    named = {"grid": line.grid, **line.chosen}
+    return all(fnmatch.fnmatchcase(str(named.get(axis)), str(label)) for axis, label in side.items())
 
 
 def _estimate(claim: Claim, table: Sequence[Line], choices: Collection[str]) -> Estimate:
@@ -225,15 +240,7 @@ def _values(side: Mapping[str, Any], score: str, table: Sequence[Line]) -> BySee
 
 
 def _matching(side: Mapping[str, Any], score: str, table: Sequence[Line]) -> list[Line]:
-    found = [
-        line
-        for line in table
-        if line.values.get(score)
-        and all(
-            fnmatch.fnmatchcase(str({"grid": line.grid, **line.chosen}.get(axis)), str(label))
-            for axis, label in side.items()
-        )
-    ]
+    found = [line for line in table if line.values.get(score) and _meant(side, line)]
     if not found:
         raise ValueError(f"no result yet for {', '.join(f'{k}={v}' for k, v in side.items())}")
     return found

@@ -54,7 +54,7 @@ class Found:
 
     Attributes:
         suites: facts by name. jobs: (suite, grid) -> (file name, TOML) of the grid's job. pictures: by
-            (suite, grid). made: digest of an environment -> in words.
+            (suite, grid). made: digest of an environment -> in words. stale: results of older jobs, left out.
     """
 
     rows: Sequence[Row] = field(repr=False)
@@ -63,6 +63,7 @@ class Found:
     jobs: Mapping[tuple[str, str], tuple[str, str]] = field(repr=False)
     pictures: Mapping[tuple[str, str], Sequence[Picture]] = field(repr=False)
     made: Mapping[str, str]
+    stale: int = 0
 
 
 def render(found: Found) -> str:
@@ -258,10 +259,13 @@ def _reading(found: Found) -> str:
         if len(codes) > 1
         else ""
     )
+    older = (
+        f"{found.stale} results of an older job under the same labels are left out." if found.stale else ""
+    )
     return html.section(
         "How to read this",
         html.paragraph(text),
-        html.paragraph(mixed, "note"),
+        html.paragraph(" ".join(filter(None, (mixed, older))), "note"),
         html.facts([("Made with", made), ("Commit", commits), ("Code", ", ".join(codes))]),
     )
 

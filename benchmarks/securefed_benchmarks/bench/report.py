@@ -17,7 +17,7 @@ from securefed_benchmarks.bench.claims import Claim, Judged, choices_of, judge, 
 from securefed_benchmarks.bench.estimates import Estimate
 from securefed_benchmarks.bench.page import Found, render
 from securefed_benchmarks.bench.pictures import Picture, pictures
-from securefed_benchmarks.bench.results import as_csv, lines, markdown, score_name
+from securefed_benchmarks.bench.results import as_csv, lines, markdown, of_one_job, score_name
 from securefed_benchmarks.bench.store import FILE, Row, read_columns, read_facts, read_rows
 from securefed_benchmarks.bench.svg import standalone
 
@@ -46,8 +46,11 @@ def write_bench_report(folders: Sequence[Path]) -> BenchReport:
     suites: dict[str, Mapping[str, Any]] = {}
     judged: list[Judged] = []
     made: dict[str, str] = {}
+    stale = 0
     for folder in folders:
-        mine = read_rows(folder)
+        played = read_rows(folder)
+        mine = of_one_job(played)
+        stale += len(played) - len(mine)
         facts = _suites(folder)
         if not mine or not facts:
             raise CheckpointError(f"{folder} holds no results yet; play its suite first")
@@ -61,12 +64,12 @@ def write_bench_report(folders: Sequence[Path]) -> BenchReport:
         judged += [judge(c, table, choices_of(c, known)) for c in load_claims(folder / "claims.toml")]
         made |= {id: _environment(f) for id, f in read_facts(folder, "environments").items()}
     target = Path(folders[0])
-    found = Found(rows, suites, judged, _jobs(suites, target), _pictures(rows, target), made)
+    found = Found(rows, suites, judged, _jobs(suites, target), _pictures(rows, target), made, stale)
     write_text(target / "bench.html", render(found))
     write_text(target / "tables.md", markdown(rows) + _claims_markdown(judged))
     write_text(target / "tables.csv", as_csv(rows))
     write_text(target / "results.csv", _columns_csv(folders))
-    return BenchReport(target / "bench.html", [_told(j) for j in judged], _summary(rows, judged))
+    return BenchReport(target / "bench.html", [_told(j) for j in judged], _summary(rows, judged, stale))
 
 
 def _suites(folder: Path) -> dict[str, Mapping[str, Any]]:
@@ -188,7 +191,8 @@ def _measured(claim: Claim, e: Estimate) -> str:
     return f"{mean} ({low} to {high}, {e.seeds} seeds)"
 
 
-def _summary(rows: Sequence[Row], judged: Sequence[Judged]) -> list[str]:
+def _summary(rows: Sequence[Row], judged: Sequence[Judged], stale: int) -> list[str]:
     failed = sum(r.state != "done" for r in rows)
     out = [f"{len(rows) - failed} results" + (f", {failed} failed" if failed else "")]
+    out += [f"{stale} of an older job under the same labels are left out"] if stale else []
     return [*out, *(f"{one.verdict:<15} {one.claim.claim}" for one in judged)]

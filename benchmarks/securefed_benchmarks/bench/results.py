@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from securefed_benchmarks.bench.estimates import BySeed, Estimate, mean_interval, worst
+from securefed_benchmarks.bench.grid import NOT_IN_KEY, SEEDED
 from securefed_benchmarks.bench.store import Row as Row
 
 Labels = tuple[tuple[str, Any], ...]
@@ -90,6 +91,38 @@ def lines(rows: Sequence[Row]) -> list[Line]:
         Line(row.suite, row.grid, tuple(row.labels.items()), values, len(failed))
         for row, values, failed in found.values()
     ]
+
+
+def of_one_job(rows: Sequence[Row]) -> list[Row]:
+    """Of each configuration the rows whose job is, seeds aside, that of its newest.
+
+    A suite whose job was changed leaves results of the old one under the same labels: they are no further seeds of the new
+    one. Fields that one of the two does not know (of another version of the code) are not compared.
+    """
+    newest: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        place = (row.suite, row.grid, repr(sorted(row.labels.items())))
+        if place not in newest or row.started >= newest[place].started:
+            newest[place] = row
+    jobs = {place: dict(_fields(row.job)) for place, row in newest.items()}
+
+    def kept(row: Row) -> bool:
+        wanted = jobs[(row.suite, row.grid, repr(sorted(row.labels.items())))]
+        return all(wanted.get(name, value) == value for name, value in _fields(row.job))
+
+    return [row for row in rows if kept(row)]
+
+
+def _fields(job: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """What of a job decides its numbers, by dotted name; without seeds."""
+    for key, value in job.items():
+        name = f"{where}{key}"
+        if name in SEEDED or (name in NOT_IN_KEY and name != "evaluate"):
+            continue
+        if isinstance(value, Mapping):
+            yield from _fields(value, f"{name}.")
+        elif not name.startswith("evaluate.") or name == "evaluate.every":
+            yield name, value
 
 
 def scores_of(table: Sequence[Line], *, all: bool = False) -> list[str]:

@@ -228,3 +228,15 @@ def test_local_work_that_a_recipe_cannot_say_is_not_replayed_as_something_else(
     recipe = open_run(digits(tmp_path, rounds=1, **{"tracking.keep_views": 1, **more}), 20, 0).recipe
     assert (recipe.learning_rate is not None, recipe.batch_size is not None) == (told, told)
     assert bool(recipe.to_replay()) != told
+
+
+def test_ranks_that_may_be_pruned_are_no_plain_local_work() -> None:
+    from securefed.config import load_config
+    from securefed_attacks.audit.folder import _plain
+
+    job = {"train": {"steps": 1}, "model": {"adapter": "lora", "rank": 4, "ranks": [2, 4]}}
+    told = [
+        _plain(load_config(job, {"algorithm.name": "hetlora", **more}))
+        for more in ({}, {"algorithm.prune": 0.5})
+    ]
+    assert told == [True, False]

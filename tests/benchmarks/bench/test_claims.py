@@ -115,6 +115,16 @@ def test_a_worst_case_over_two_configurations_of_one_attack_is_no_verdict() -> N
     assert (found.verdict, "several configurations" in found.reason) == ("underpowered", True)
 
 
+def test_runs_that_failed_leave_a_claim_open() -> None:
+    """Three of five ran out of time: the two that did not are no sample of five."""
+    done = rows([0.8, 0.81, 0.8])
+    lost = [replace(r, state="failed", scores={}, seed=k + 3, key=f"lost{k}") for k, r in enumerate(done[:2])]
+    found = judge(claim(), lines([*done, *lost]))
+    assert (found.verdict, "2 of its runs failed" in found.reason) == ("underpowered", True)
+    elsewhere = [replace(r, labels={**r.labels, "attack": "alie"}) for r in lost]
+    assert judge(claim(), lines([*done, *elsewhere])).verdict == "reproduced"
+
+
 def test_a_side_that_means_two_configurations_is_no_verdict() -> None:
     table = lines([*rows([0.8, 0.8]), *rows([0.8, 0.8], attack="alie")])
     found = judge(claim(of={"grid": "small", "defence": "mean"}), table)
