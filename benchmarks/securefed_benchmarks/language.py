@@ -6,7 +6,7 @@ without clip and noise, and that job at epsilon 8 and 3 continue the same openin
 the first line of an answer begins with ">"; perplexity is that of the test mails. Each model is a line of JSON as soon as it is
 measured, and `--only` plays one: what the frozen layers say of the mails is kept on disk for the next.
 
-    python -m securefed_benchmarks.language [--rounds 60] [--records 338] [--tests 720] [--seed 0] [--only before plain e8 e3]
+    python -m securefed_benchmarks.language [--rounds 60] [--records 338] [--mails 3379] [--tests 720] [--seed 0] [--only before plain e8 e3]
 """
 
 from __future__ import annotations
@@ -77,12 +77,17 @@ HERE: dict[str, Any] = {
 }
 
 
-def job(rounds: int, records: int, epsilon: float | None) -> dict[str, Any]:
-    """Plain FedAvg of one step a round, or the same steps clipped, with one noise for all; about `records` mails a step."""
+def job(rounds: int, records: int, epsilon: float | None, mails: int = MAILS) -> dict[str, Any]:
+    """Plain FedAvg of one step a round, or the same steps clipped, with one noise for all.
+
+    Args:
+        records: mails a step, about. epsilon: None for neither clip nor noise. mails: to train on, all by default.
+    """
+    found = JOB if mails >= MAILS else JOB | {"data": JOB["data"] | {"limit": mails}}
     if epsilon is None:
         train = {"steps": 1, "learning_rate": 1.0, "batch_size": records // JOB["data"]["clients"]}
-        return JOB | {"rounds": rounds, "train": train}
-    return JOB | {
+        return found | {"rounds": rounds, "train": train}
+    return found | {
         "rounds": rounds,
         "algorithm": "fedsgd",
         "protection": {"name": "masking", "min_survivors": JOB["data"]["clients"]},
@@ -93,7 +98,7 @@ def job(rounds: int, records: int, epsilon: float | None) -> dict[str, Any]:
             "epsilon": epsilon,
             "delta": 1e-5,
             "max_grad_norm": 0.1,
-            "sample_rate": round(records / MAILS, 3),
+            "sample_rate": round(records / min(mails, MAILS), 3),
         },
     }
 
@@ -155,15 +160,17 @@ def trained(parts: Assembly, folder: Path) -> tuple[float, TaskModel]:
     return result.metrics["perplexity"], load_result(result.folder / "adapter", device="cpu")
 
 
-def measured(which: str, rounds: int, records: int, tests: int, seed: int) -> dict[str, Any]:
+def measured(which: str, asked: argparse.Namespace) -> dict[str, Any]:
     """One model's line: perplexity, habit, what it writes, CPU seconds, peak memory of this process so far."""
     began = time.process_time()
-    parts = assembled(job(rounds, records, EPSILON.get(which)) | {"seed": seed}, tests)
+    wanted = job(asked.rounds, asked.records, EPSILON.get(which), asked.mails)
+    parts = assembled(wanted | {"seed": asked.seed}, asked.tests)
     with tempfile.TemporaryDirectory() as scratch:
         value, model = untrained(parts) if which == "before" else trained(parts, Path(scratch) / which)
     return {
         "model": NAMES[which],
-        "seed": seed,
+        "mails": min(asked.mails, MAILS),
+        "seed": asked.seed,
         "perplexity": round(value, 2),
         "quotes": round(quotes(model), 4),
         "cpu_s": round(time.process_time() - began),
@@ -177,12 +184,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--records", type=int, default=338, help="mails a step, of all clients together")
+    parser.add_argument("--mails", type=int, default=MAILS, help="mails to train on, drawn by the job's seed")
     parser.add_argument("--tests", type=int, default=720, help="test mails for the perplexity")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=[*NAMES], default=[*NAMES])
     asked = parser.parse_args()
     for which in asked.only:
-        line = measured(which, asked.rounds, asked.records, asked.tests, asked.seed)
+        line = measured(which, asked)
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 

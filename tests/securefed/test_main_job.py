@@ -128,3 +128,45 @@ def test_a_seq2seq_model_trains_under_dp(tmp_path: Path, adapter: str) -> None:
     newest = sorted((folder / "checkpoint").glob("round-*"))[-1]
     kept = [n for n in load_file(newest / "state.safetensors") if n.startswith("local.")]
     assert len(kept) == (3 if adapter == "fedsa" else 0)
+
+
+def test_the_mails_job_plays_on_any_decoder_with_one_noise_for_all_and_states_computed_once(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The config that ships, on a tiny Llama: a layer below the adapter sees each record once, in all five rounds."""
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    from tests.securefed.models import tiny
+
+    seen: dict[int, int] = {}
+    forward = LlamaDecoderLayer.forward
+
+    def counted(layer: Any, hidden_states: Any, *args: Any, **options: Any) -> Any:
+        index = layer.self_attn.layer_idx
+        seen[index] = seen.get(index, 0) + len(hidden_states)
+        return forward(layer, hidden_states, *args, **options)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
+    changes = {
+        "data.name": str(reviews),
+        "data.client_column": "client",
+        "data.clients": 3,
+        "data.min_examples": 5,
+        "data.max_length": 16,
+        "model.name": str(tiny.tiny_llama(tmp_path / "llama", layers=3)),
+        "model.vocabulary_sample": 16,
+        "protection.min_survivors": 3,
+        "privacy.delta": 1e-3,
+        "privacy.sample_rate": 0.5,
+        "rounds": 5,
+    }
+    folder = tmp_path / "out"
+    config = Path(__file__).parents[2] / "configs" / "smollm2-mails.toml"
+    result = run(str(config), [f"{key}={value}" for key, value in changes.items()], folder=folder)
+    statement = json.loads((folder / "privacy.json").read_text())["statement"]
+    assert statement["steps_settled"] == 3 * 5
+    assert result.ledger is not None
+    assert 4.0 < result.ledger.epsilon(1e-3) <= 8.0
+    assert result.metrics["perplexity"] > 1
+    assert seen[0] <= 60 + 4  # each record once, and the first of each shard to see whether all fit
+    assert seen[2] > seen[0]

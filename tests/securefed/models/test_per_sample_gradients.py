@@ -31,6 +31,7 @@ CASES = {
     "llama-rolora": ("llama", ModelConfig(task="causal-lm")),
     "llama-ffa": ("llama", ModelConfig(task="causal-lm", adapter="ffa")),
     "llama-bfloat16": ("llama", ModelConfig(task="causal-lm", dtype="bfloat16")),
+    "llama-sampled-vocabulary": ("llama", ModelConfig(task="causal-lm", vocabulary_sample=16)),
     "llama-tied-full": ("llama", ModelConfig(task="causal-lm", adapter="full")),
     "llama-checkpointing": ("llama", ModelConfig(task="causal-lm", gradient_checkpointing=True)),
     "gpt2-transposed": ("gpt2", ModelConfig(task="causal-lm")),
