@@ -10,19 +10,21 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from securefed.assembly import Assembly, assemble
 from securefed.config import Config, load_config
+from securefed.crypto.entropy import SystemEntropy
+from securefed.crypto.site_key import SiteKey
 from securefed.data.catalogue import SOURCES
 from securefed.data.load import kept_rows
 from securefed.data.records import Examples
 from securefed.engine.liars import liars_of
-from securefed.errors import DivergedError
+from securefed.errors import DivergedError, ProtocolError
 from securefed.federation import run
-from securefed.paths import cache_dir, policy_path
+from securefed.paths import cache_dir, policy_path, states_dir, states_key_path
 from securefed.tracking.files import read_json, read_rounds
 from securefed_benchmarks.bench.measures import Measured, Played, make_measure
 from securefed_benchmarks.bench.outcome import Outcome
@@ -120,6 +122,16 @@ def joined(parts: Sequence[Examples]) -> Examples:
     return Examples(**{n: column(n) for n in ("texts", "images", "labels", "targets", "groups", "documents")})
 
 
+def _share_states(home: Path) -> None:
+    """Lets the cell use this site's store of frozen states, where there is one to be had: the records are public."""
+    with suppress(OSError, ProtocolError):  # without it a cell computes them
+        SiteKey.at(states_key_path(), SystemEntropy())
+        states_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
+        (home / "state").mkdir(mode=0o700)
+        (home / "state" / states_key_path().name).symlink_to(states_key_path().resolve())
+        (home / "states").symlink_to(states_dir().resolve(), target_is_directory=True)
+
+
 @contextmanager
 def _ledger_of(config: Config, folder: Path) -> Iterator[None]:
     """Within it, a public data set is charged to a ledger in `folder`; this site's policy holds all the same."""
@@ -133,6 +145,7 @@ def _ledger_of(config: Config, folder: Path) -> Iterator[None]:
     (home / "cache").symlink_to(cache, target_is_directory=True)
     if policy.is_file():
         (home / "policy.toml").symlink_to(policy)
+    _share_states(home)
     os.environ["SECUREFED_HOME"] = str(home)
     try:
         yield

@@ -81,3 +81,18 @@ def test_a_model_that_leaves_the_finite_numbers_counts_as_chance() -> None:
     }
     found = play(wild, [], Resident())
     assert found.scores["accuracy"] < 0.35
+
+
+def test_cells_on_a_public_data_set_share_this_sites_store_of_frozen_states(
+    tmp_path: Path,
+) -> None:
+    from securefed.paths import states_dir, states_key_path
+    from securefed_benchmarks.bench.play import _ledger_of
+
+    mine, key = states_dir(), states_key_path()
+    with _ledger_of(load_config(JOB), tmp_path):
+        assert states_dir() != mine
+        assert states_dir().resolve() == mine.resolve()
+        assert states_key_path().read_bytes() == key.read_bytes()
+        (states_dir() / "left.states").touch()
+    assert (mine / "left.states").exists()
