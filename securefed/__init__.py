@@ -26,6 +26,7 @@ from securefed.errors import ProtocolError as ProtocolError
 from securefed.errors import SecureFedError as SecureFedError
 from securefed.errors import SelfCheckError as SelfCheckError
 from securefed.errors import SuspiciousModelError as SuspiciousModelError
+from securefed.undisturbed import undisturbed as _undisturbed
 
 if TYPE_CHECKING:
     from securefed.auditing import audit as audit
@@ -141,7 +142,8 @@ def __getattr__(name: str) -> Any:
     """The lazy public name `name`, imported now and kept."""
     if name not in _HOME:
         raise AttributeError(f"module 'securefed' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    with _undisturbed():
+        value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

@@ -28,6 +28,7 @@ from securefed.registry import ALGORITHMS, make
 from securefed.root import set_aside
 from securefed.training.client import ClientRunner, Guarantee
 from securefed.types import SERVER
+from securefed.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from securefed.models.task_model import TaskModel
@@ -91,6 +92,7 @@ class Fresh:
         )
 
 
+@undisturbed()
 def assemble(config: Config, parts: Parts | None = None) -> Assembly:
     """Data, shards and model of the job.
 

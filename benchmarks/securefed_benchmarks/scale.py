@@ -68,17 +68,13 @@ def lora(clients: int) -> dict[str, Any]:
     }
 
 
-def head(limit: int = 0) -> dict[str, Any]:
-    """The head of `configs/quickstart.toml` alone: DP-SGD on the features of MiniLM's top four layers.
-
-    Args:
-        limit: training records; 0 takes all.
-    """
+def head() -> dict[str, Any]:
+    """The head of `configs/quickstart.toml` alone: DP-SGD on the features of MiniLM's top four layers."""
     return QUIET | {
         "name": "head",
         "rounds": 3,
         "weights": "size",
-        "data": {"name": "sentiment", "clients": 12, "max_length": 48, "limit": limit},
+        "data": {"name": "sentiment", "clients": 12, "max_length": 48, "limit": 4000},
         "model": {"name": "minilm", "adapter": "head", "head_layers": 4, "head_centre": True},
         "train": {"learning_rate": 16.0, "label_smoothing": 0.1, "steps": 1},
         "privacy": {"unit": "example", "noise_multiplier": 1.0, "max_grad_norm": 0.5, "sample_rate": 0.4},

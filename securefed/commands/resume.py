@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from securefed.undisturbed import undisturbed
+
 NAME = "resume"
 SUMMARY = "go on with a stopped run"
 EXAMPLE = "securefed resume runs/quickstart-20261121-101500"
@@ -21,7 +23,8 @@ def play(args: argparse.Namespace) -> int:
     from securefed.commands.playing import interruptible, progress, stage, tell
 
     with stage(args):
-        from securefed.federation import resume
+        with undisturbed():
+            from securefed.federation import resume
 
         result = interruptible(
             lambda flag: resume(args.folder, trackers=[*progress(args), flag], stop_flag=flag), args.folder

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from securefed.undisturbed import undisturbed
+
 NAME = "run"
 SUMMARY = "play a job from its first round"
 EXAMPLE = "securefed run configs/quickstart.toml privacy.epsilon=3 rounds=10"
@@ -35,8 +37,8 @@ def play(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     with stage(args):
-        from securefed.federation import new_folder, run
-
+        with undisturbed():
+            from securefed.federation import new_folder, run
         folder = new_folder(config, args.folder)
         result = interruptible(
             lambda flag: run(config, folder=folder, trackers=[*progress(args), flag], stop_flag=flag), folder

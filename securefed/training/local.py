@@ -34,6 +34,7 @@ from securefed.training.frozen_cache import FrozenCache
 from securefed.training.optimizers import centre_optimizer, make_optimizer, rate_factor
 from securefed.training.self_check import check_gradients, check_step, snapshot
 from securefed.types import Vector
+from securefed.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from securefed.models.task_model import TaskModel
@@ -215,8 +216,8 @@ class _Steps:
 
     def play_private(self, dp: DPWork, entropy: Entropy, check: bool, known: bool) -> None:
         """Exactly `config.steps` Poisson-sampled, clipped, noised steps."""
-        from securefed.training.dp import KeyedDPOptimizer, per_sample_gradients
-
+        with undisturbed():
+            from securefed.training.dp import KeyedDPOptimizer, per_sample_gradients
         self.max_grad_norm = dp.max_grad_norm
         sampling = entropy.stream("sampling", *self.work.labels)
         noise = entropy.stream("noise", *self.work.labels)

@@ -32,6 +32,7 @@ from securefed.training.feed import Feed
 from securefed.training.frozen_cache import FrozenCache
 from securefed.training.self_check import check_gradients
 from securefed.types import Update, Vector
+from securefed.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from securefed.models.task_model import TaskModel
@@ -77,8 +78,8 @@ def step(
         SelfCheckError: `check` found gradients that are not the records' own.
         ModelError: a model whose records cannot be told apart. PrivacyError: a model with dropout.
     """
-    from securefed.training.dp import per_sample_gradients
-
+    with undisturbed():
+        from securefed.training.dp import per_sample_gradients
     began = time.perf_counter()
     model.write(job.start, model.layout)
     model.set_trainable(job.train)

@@ -19,7 +19,7 @@ PACKAGES = {
 }
 
 STEPS = (
-    {"errors", "types", "paths", "hub"},
+    {"errors", "types", "paths", "hub", "undisturbed"},
     {"layout", "crypto"},
     {
         "privacy",
