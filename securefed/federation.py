@@ -38,7 +38,7 @@ from securefed.privacy.ledger import Ledger
 from securefed.privacy.moving_clip import KEY as CLIP_KEY
 from securefed.privacy.step_release import StepRelease
 from securefed.registry import ALGORITHMS, find_class, load
-from securefed.run_folder import id_of
+from securefed.run_folder import id_of, made
 from securefed.run_folder import new_folder as new_folder
 from securefed.tracking.tracker import Tracker
 
@@ -100,13 +100,13 @@ def run(
     """
     job = load_config(config, overrides)
     path = new_folder(job, folder)
-    logger.info("reading data and model")
     run_id = secrets.token_hex(8)
-    with _opened(assembly or assemble(job), path, run_id, entropy) as federation:
+    with (
+        made(path, {"config.toml": to_toml(job)}),
+        _opened(assembly or _read(job), path, run_id, entropy) as federation,
+    ):
         federation.parts.check_budget()
         federation.parts.warn_of_noise()
-        path.mkdir(parents=True)
-        (path / "config.toml").write_text(to_toml(job), encoding="utf-8")
         facts = {"run": run_id, "version": 1, "attack": describe(job, len(federation.assembly.shards))}
         # Last, when the ledger knows the run: a folder with a run.json is one that can be resumed.
         (path / "run.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -145,6 +145,11 @@ def resume(
 def _first_state(assembly: Assembly) -> State:
     vector = assembly.model.read(assembly.model.layout)
     return State(0, vector, Moments.zeros(vector.size))
+
+
+def _read(config: Config) -> Assembly:
+    logger.info("reading data and model")
+    return assemble(config)
 
 
 @contextmanager

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from securefed.config import Config
@@ -43,6 +46,32 @@ def new_folder(config: Config, folder: Path | None) -> Path:
             f"{path} exists; choose another --folder, or go on with it: securefed resume {path}"
         )
     return path
+
+
+@contextmanager
+def made(path: Path, files: Mapping[str, str]) -> Iterator[None]:
+    """The folder, made before anything is charged; gone again where the job fails before there is a run.json.
+
+    Args:
+        files: name -> text of what is in it from the start.
+
+    Raises:
+        CheckpointError: it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True)
+        for name, text in files.items():
+            (path / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"the run's folder {path} cannot be made: {error.strerror or error}; choose another --folder"
+        ) from None
+    try:
+        yield
+    except BaseException:
+        if not (path / "run.json").exists():
+            shutil.rmtree(path)
+        raise
 
 
 def _unused(path: Path) -> Path:

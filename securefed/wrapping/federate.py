@@ -16,6 +16,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +42,7 @@ from securefed.privacy.shared_release import bounded
 from securefed.privacy.step_release import StepRelease
 from securefed.registry import make_aggregator, make_protection
 from securefed.rounds import Rounds
-from securefed.run_folder import new_folder
+from securefed.run_folder import made, new_folder
 from securefed.training.client import ClientOutcome
 from securefed.types import SERVER, Collected, Update, Vector
 from securefed.wrapping.carrier import Carrier
@@ -203,12 +204,18 @@ class _Play:
     def play(self, folder: Path, resume: bool, evaluate: Evaluate | None, every: int) -> Result:
         run, state = self._begin(folder, resume)
         server = self._server(run)
-        self._admit(server)
-        if not resume:
-            folder.mkdir(parents=True)
-            p = self.config.privacy
-            facts = {"run": run, "version": 1, "unit": p.unit, "delta": p.delta, "accountant": p.accountant}
-            (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+        with nullcontext() if resume else made(folder, {}):
+            self._admit(server)
+            if not resume:
+                p = self.config.privacy
+                facts = {
+                    "run": run,
+                    "version": 1,
+                    "unit": p.unit,
+                    "delta": p.delta,
+                    "accountant": p.accountant,
+                }
+                (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
         server.protection = fixed_groups(server.protection, folder)
         stopped = "rounds"
         while state.round < self.config.rounds:

@@ -18,7 +18,14 @@ from securefed.config import load_config
 from securefed.crypto.entropy import SystemEntropy
 from securefed.data import load_dataset
 from securefed.data.records import Dataset
-from securefed.errors import BudgetExceeded, ConfigError, DivergedError, PrivacyError
+from securefed.errors import (
+    BudgetExceeded,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    PrivacyError,
+)
 from securefed.federation import run
 from securefed.training.client import ClientRunner
 from securefed.training.dp import DPWork
@@ -153,6 +160,23 @@ def test_a_run_without_noise_makes_the_sites_epsilon_infinite(
     assert statement.site_epsilon == math.inf
     with pytest.raises(BudgetExceeded, match="infinity"):
         run(job, {"rounds": 1, "privacy.site_epsilon": 50.0}, folder=tmp_path / "capped")
+
+
+def test_a_job_whose_folder_cannot_be_made_charges_nothing(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot be made: Not a directory; choose another --folder"):
+        run(DIGITS, {"rounds": 1}, folder=tmp_path / "file" / "run")
+    result = run(PRIVATE, {"rounds": 1}, folder=tmp_path / "dp")
+    assert result.ledger is not None
+    assert math.isfinite(
+        result.ledger.statement(1e-5).site_epsilon
+    )  # a run without noise would make it infinite
+
+
+def test_a_job_that_is_refused_leaves_no_folder(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no file"):
+        run(DIGITS, {"data.name": str(tmp_path / "no.csv")}, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_resuming_a_run_without_noise_notes_it_once(home: Path, tmp_path: Path) -> None:
