@@ -38,6 +38,7 @@ help:  ## list the targets
 demo: install data  ## fine-tune MiniLM over 12 private clients and say where the report is
 	$(BIN)/securefed run $(CONFIG)
 	@echo "report: $$(ls -td runs/*/report.html | head -n 1)"
+	@echo "next: source $(BIN)/activate, and then: securefed --help"
 
 install: $(VENV)/.installed  ## make .venv with SecureFed and the two small models it ships with
 

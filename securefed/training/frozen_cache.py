@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -52,6 +53,28 @@ class _Entry:
     states: CachedStates | None = field(default=None, repr=False)
 
 
+SAY_EVERY = 15.0
+"""Seconds between two lines about a long pass."""
+
+
+class _Pace:
+    """Says in the log that a long pass goes on, and how fast: a first run is silent for minutes otherwise."""
+
+    def __init__(self) -> None:
+        self.records, self.seconds, self._said = 0, 0.0, 0.0
+
+    def add(self, records: int, seconds: float) -> None:
+        """Counts what one batch was, and tells every now and then."""
+        self.records, self.seconds = self.records + records, self.seconds + seconds
+        if self.seconds - self._said >= SAY_EVERY:
+            self._said = self.seconds
+            logger.info(
+                "frozen layers: %d records so far, %.0f a second (once; then from memory)",
+                self.records,
+                self.records / self.seconds,
+            )
+
+
 class FrozenCache:
     """Hidden states of many shards, float32, ragged, at most `cache_mib` MiB in all.
 
@@ -71,6 +94,7 @@ class FrozenCache:
         self._entries: dict[tuple[int, int], _Entry] = {}
         self._digests: dict[int, tuple[TaskModel, str]] = {}
         self._warned = False
+        self._pace = _Pace()
 
     def __repr__(self) -> str:
         return f"FrozenCache({len(self._entries)} shards, {self.size_bytes} bytes)"
@@ -173,7 +197,7 @@ class FrozenCache:
         if states is None:
             if not self._fits(model, data, cut):
                 return None
-            states = _compute(model, Feed(data, model.device, below), cut, *bounds)
+            states = _compute(model, Feed(data, model.device, below), cut, *bounds, self._pace)
             if self.store is not None and (before is None or before.key == key):
                 self.store.put(text, states)  # else they change with training, and no later run asks for them
         self._entries[place] = _Entry(data, key, states.size_bytes, states)
@@ -223,12 +247,13 @@ def key_of(model: TaskModel, cut: int) -> str:
 
 @torch.no_grad()
 def _compute(
-    model: TaskModel, feed: Feed, cut: int, physical_tokens: int, physical_batch: int
+    model: TaskModel, feed: Feed, cut: int, physical_tokens: int, physical_batch: int, pace: _Pace
 ) -> CachedStates:
     pooled = False
     records: list[torch.Tensor | None] = [None] * len(feed)
     sides: list[torch.Tensor | None] = [None] * len(feed)
     for rows in feed.pieces(np.arange(len(feed)), physical_tokens, physical_batch):
+        began = time.perf_counter()
         batch = feed.batch(rows)
         out, below = model.stage(batch, cut)
         out, pooled = out.cpu(), out.dim() == 2
@@ -238,6 +263,7 @@ def _compute(
                 out[i] if pooled else out[i, :length].clone()
             )  # a view would keep the padding alive
             sides[row] = None if below is None else below[i].cpu()
+        pace.add(len(rows) if feed.states is None else 0, time.perf_counter() - began)
     done = [r for r in records if r is not None]
     if pooled:
         return CachedStates(cut, pooled=torch.stack(done))

@@ -11,6 +11,7 @@ import torch
 
 from securefed.data.batch import Encoded
 from securefed.models import TaskModel
+from securefed.training import frozen_cache
 from securefed.training.dp import DPWork
 from securefed.training.frozen_cache import FrozenCache, usable_cut
 from securefed.training.local import LocalWork, train_locally
@@ -168,3 +169,16 @@ def test_states_of_another_model_or_of_another_reading_of_the_texts_are_never_us
     third = cache.states(one, read_otherwise, head, **BOUNDS)
     assert third is not None
     assert not torch.allclose(first.pooled, third.pooled, atol=1e-4)  # type: ignore[arg-type]  # as above
+
+
+def test_a_long_pass_says_that_it_goes_on_and_a_short_one_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = bert(tmp_path, layers=1)
+    data = texts(model)
+    caplog.set_level("INFO")
+    FrozenCache(64).states(model, data, parts(model, "head"), **BOUNDS)
+    assert "frozen layers" not in caplog.text
+    monkeypatch.setattr(frozen_cache, "SAY_EVERY", 0.0)
+    FrozenCache(64).states(model, data, parts(model, "head"), **BOUNDS)
+    assert f"frozen layers: {len(data)} records so far" in caplog.text
