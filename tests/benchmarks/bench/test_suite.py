@@ -119,6 +119,23 @@ def test_privacy_none_takes_the_jobs_own_privacy_away_and_can_be_said_on_a_comma
         ('"krum"', '"nowhere.at:All"', "cannot import"),
         ('name = "small"', 'name = "small"\nprotection = ["maskin"]', "did you mean masking?"),
         ('name = "small"', 'name = "small"\nheterogeneity = ["idd"]', "did you mean iid?"),
+        ('"sign_flip"', '{ name = "ipm", taw = 2.0 }', "has no option 'taw'; did you mean tau?"),
+        ('"sign_flip"', '{ poison = { name = "label_flip", taget = 1 } }', "did you mean target?"),
+        ('"krum"', '{ name = "krum", ff = 2 }', "has no option 'ff'; did you mean f?"),
+        (
+            '"krum"',
+            '{ name = "pipeline", pre = [{ name = "nnm", g = 1 }], rule = "mean" }',
+            "pre_aggregator nnm has no option 'g'",
+        ),
+        (
+            'name = "small"',
+            'name = "small"\nprotection = [{ name = "plain", keep_update = true }]',
+            "keep_updates?",
+        ),
+        ('name = "small"', 'name = "small"\nheterogeneity = [{ alhpa = 0.1 }]', "did you mean alpha?"),
+        ('name = "small"', 'name = "small"\nprivacy = [{ epsilonn = 3.0 }]', "did you mean epsilon?"),
+        ('"krum"', '"securefed_defenses:Krumm"', "did you mean 'Krum'?"),
+        ('"krum"', '"nowhere.at:All"', "beside the suite"),
     ],
 )
 def test_a_wrong_name_or_value_is_one_line_with_the_nearest(
