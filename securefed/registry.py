@@ -121,12 +121,59 @@ def find_class(kind: str, name: str, table: Mapping[str, str]) -> type[Any]:
 def _import(kind: str, path: str) -> type[Any]:
     module_name, _, attribute = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"cannot import {kind} {path!r}: {error}") from None
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"cannot import {kind} {path!r}: {error}{_looked(module_name, error)}") from None
+    try:
+        found = getattr(module, attribute)
+    except AttributeError:
+        public = [name for name in vars(module) if not name.startswith("_")]
+        near = difflib.get_close_matches(attribute, public, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"cannot import {kind} {path!r}: module {module_name!r} has no attribute {attribute!r}{hint}"
+        ) from None
     if not isinstance(found, type):
         raise ConfigError(f"{kind} {path!r} is not a class")
     return found
+
+
+def _looked(module: str, error: Exception) -> str:
+    """Where a module was looked for that is not there; nothing where it is, and imports one that is not."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if not missing or not f"{module}.".startswith(f"{missing}."):
+        return ""
+    return (
+        "; looked for among what is installed, on PYTHONPATH, beside the suite (securefed bench), beside the script or in the "
+        "current folder (python)"
+    )
+
+
+def check_options(kind: str, component: Component, table: Mapping[str, str]) -> None:
+    """Refuses options that the component, or one named as its part, does not have; values are not looked at.
+
+    Raises:
+        ConfigError: unknown component or option; the nearest is named.
+    """
+    cls = find_class(kind, component.name, table)
+    _check_names(kind, component, cls)
+    for key, part in getattr(cls, "parts", {}).items():
+        value = component.options.get(key, ())
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, Mapping) and isinstance(one.get("name"), str):
+                rest = {k: v for k, v in one.items() if k != "name"}
+                check_options(part, Component(one["name"], rest), TABLES[part])
+
+
+def _check_names(kind: str, component: Component, cls: type[Any]) -> None:
+    if not dataclasses.is_dataclass(cls):
+        return
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key in component.options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}"
+            raise ConfigError(f"{kind} {component.name} has no option {key!r}; {hint}")
 
 
 def make(kind: str, component: Component, table: Mapping[str, str]) -> Any:
@@ -136,13 +183,8 @@ def make(kind: str, component: Component, table: Mapping[str, str]) -> Any:
         ConfigError: unknown component, unknown option (the nearest is named) or a value it refuses.
     """
     cls = find_class(kind, component.name, table)
+    _check_names(kind, component, cls)
     if dataclasses.is_dataclass(cls):
-        known = [f.name for f in dataclasses.fields(cls) if f.init]
-        for key in component.options:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1, 0.5)
-                hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}"
-                raise ConfigError(f"{kind} {component.name} has no option {key!r}; {hint}")
         _check_types(kind, component, cls)
     try:
         return cls(**_with_parts(cls, component.options))

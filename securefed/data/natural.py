@@ -15,6 +15,10 @@ from securefed.errors import DataError
 
 OTHERS = "others"
 """The client that holds all groups too small for one of their own."""
+NO_GROUPS = (
+    "partition 'natural' needs records that name their client; set data.client_column for a file, "
+    "or data.partition to 'iid', 'dirichlet' or 'quantity'"
+)
 
 Piece = tuple[str, Rows, Rows]
 """(name, training rows, test rows) of one client."""
@@ -34,10 +38,7 @@ def natural(train: Examples, test: Examples, clients: int, min_examples: int, se
         DataError: records without groups; more clients than documents.
     """
     if not train.groups:
-        raise DataError(
-            "partition 'natural' needs records that name their client; set data.client_column for a file, "
-            "or data.partition to 'iid', 'dirichlet' or 'quantity'"
-        )
+        raise DataError(NO_GROUPS)
     merged, others = _merge(Counter(train.groups), clients, min_examples)
     train_rows, test_rows = _rows_by_client(train, merged), _rows_by_client(test, merged)
     names = sorted(train_rows, key=lambda name: (name == others, -len(train_rows[name]), name))

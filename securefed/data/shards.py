@@ -9,7 +9,8 @@ import numpy as np
 
 from securefed.config import DataConfig
 from securefed.data.digest import records_digest
-from securefed.data.natural import Piece, natural
+from securefed.data.load import names_clients
+from securefed.data.natural import NO_GROUPS, Piece, natural
 from securefed.data.partition import Rows, apportion, cut, dirichlet, iid, quantity, same_mix
 from securefed.data.records import Dataset, Shard
 from securefed.errors import DataError
@@ -45,6 +46,27 @@ def make_shards(dataset: Dataset, config: DataConfig, minimum: int = 1) -> list[
     ]
 
 
+def check_division(config: DataConfig) -> None:
+    """Refuses, before a record is read, a division of which the job alone says that it cannot be.
+
+    Raises:
+        DataError: natural clients of records that name none, no number of clients for another partition, or an unknown
+            data set. What a class of one's own gives is not known before it is called.
+    """
+    named = names_clients(config)
+    if config.partition != "natural":
+        _refuse_no_number(config)
+    elif named is False:
+        raise DataError(NO_GROUPS)
+
+
+def _refuse_no_number(config: DataConfig) -> None:
+    if not config.clients:
+        raise DataError(
+            f"data.clients = 0 means one client per natural group; partition {config.partition!r} needs a number"
+        )
+
+
 def _pieces(dataset: Dataset, config: DataConfig, floor: int) -> list[Piece]:
     train, test, clients = dataset.train, dataset.test, config.clients
     if clients > len(train):
@@ -53,10 +75,7 @@ def _pieces(dataset: Dataset, config: DataConfig, floor: int) -> list[Piece]:
         )
     if config.partition == "natural":
         return natural(train, test, clients, config.min_examples, config.seed)
-    if not clients:
-        raise DataError(
-            f"data.clients = 0 means one client per natural group; partition {config.partition!r} needs a number"
-        )
+    _refuse_no_number(config)
     generator = np.random.default_rng([config.seed, SHARD_STREAM])
     if config.partition == "dirichlet":
         dealt = _dirichlet(dataset, config, floor, generator)

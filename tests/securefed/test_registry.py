@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +116,18 @@ def test_a_path_that_leads_nowhere_is_refused_by_name(path: str, words: str) -> 
     message = refusal("aggregator", Component(path), AGGREGATORS)
     assert words in message
     assert path in message
+
+
+def test_a_path_that_leads_nowhere_names_the_nearest_or_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_thing.py").write_text("import not_installed_anywhere\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "did you mean 'Mean'?" in refusal("aggregator", Component("securefed.aggregation:Maen"), {})
+    assert "beside the suite" in refusal("aggregator", Component("no_such_package_here.rules:Krum"), {})
+    inside = refusal("aggregator", Component("own_thing:Krum"), {})
+    assert "not_installed_anywhere" in inside
+    assert "beside" not in inside  # the module was found; what it imports was not
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_or_with_all() -> None:

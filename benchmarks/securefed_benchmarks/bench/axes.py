@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from securefed.config import Component, Config
+from securefed.config import Component, Config, DataConfig, PrivacyConfig
 from securefed.config.attack import declared
 from securefed.errors import ConfigError
-from securefed.registry import PROTECTIONS, TABLES, find_class, is_path
+from securefed.registry import PROTECTIONS, TABLES, check_options, find_class, is_path
 
 Tree = dict[str, Any]
 PARTITIONS = ("iid", "natural", "quantity", "dirichlet")
@@ -97,14 +97,14 @@ def _read_attack(value: Any, named: Mapping[str, Any]) -> Tree:
     found: Tree = {k: v for k, v in value.items() if k in ATTACK_KEYS and k != "label"}
     options = {k: v for k, v in value.items() if k not in ATTACK_KEYS}
     if "name" in found:
-        find_class("attack", str(found["name"]), {})
+        check_options("attack", Component(str(found["name"]), options), {})
     elif "poison" not in found or options:
         raise ConfigError(f"an attack has a name or a poison, found {dict(value)!r}")
     if options:
         found["options"] = options
     if "poison" in found:
         found["poison"] = _component(found["poison"], "poison")
-        find_class("poison", found["poison"]["name"], {})
+        check_options("poison", _split(found["poison"]), {})
     return found
 
 
@@ -129,13 +129,13 @@ def _read_defence(value: Any, named: Mapping[str, Any]) -> Tree:
 
         if found["name"] not in AGGREGATORS:
             raise ConfigError(_unknown("defence", found["name"], [*named, *AGGREGATORS]))
-    find_class("aggregator", found["name"], TABLES["aggregator"])
+    check_options("aggregator", _split(found), TABLES["aggregator"])
     return found
 
 
 def _read_protection(value: Any, named: Mapping[str, Any]) -> Tree:
     found = _component(value, "a protection")
-    find_class("protection", found["name"], PROTECTIONS)
+    check_options("protection", _split(found), PROTECTIONS)
     return found
 
 
@@ -147,7 +147,7 @@ def _read_heterogeneity(value: Any, named: Mapping[str, Any]) -> Tree:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return {"partition": "dirichlet", "alpha": float(value)}
     if isinstance(value, Mapping):
-        return dict(value)
+        return _fields_of(value, DataConfig, "data")
     raise ConfigError(f"heterogeneity is iid, a Dirichlet alpha, or fields of [data], found {value!r}")
 
 
@@ -164,8 +164,18 @@ def _read_privacy(value: Any, named: Mapping[str, Any]) -> Tree | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return {"epsilon": float(value)}
     if isinstance(value, Mapping):
-        return dict(value)
+        return _fields_of(value, PrivacyConfig, "privacy")
     raise ConfigError(f'privacy is "none", an epsilon, or fields of [privacy], found {value!r}')
+
+
+def _fields_of(value: Mapping[str, Any], table: type[DataConfig | PrivacyConfig], name: str) -> Tree:
+    known = [one.name for one in dataclasses.fields(table)]
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"[{name}] has no field {key!r}; {hint}")
+    return dict(value)
 
 
 def _unknown(what: str, word: str, known: Any) -> str:

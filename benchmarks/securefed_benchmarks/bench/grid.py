@@ -13,6 +13,7 @@ from typing import Any
 
 from securefed.config import Config, load_config, to_tree
 from securefed.config.toml import COMPONENTS, toml_value
+from securefed.data.shards import check_division
 from securefed.errors import ConfigError, SecureFedError
 from securefed_benchmarks.bench.axes import Choice, apply
 from securefed_benchmarks.bench.measures import check_measure
@@ -181,6 +182,7 @@ def _resolve(grid: Grid, chosen: Mapping[str, Choice]) -> dict[str, Any]:
     tree = apply(grid.job, chosen)
     tree["tracking"] = {**tree.get("tracking", {}), "report": False}
     config = load_config(tree)
+    check_division(config.data)
     for measure in grid.measures:
         check_measure(measure, config)
     return to_tree(config)

@@ -17,6 +17,7 @@ from typing import Any
 from securefed.tracking import html
 from securefed.tracking.files import plain
 from securefed_benchmarks.bench.claims import Judged
+from securefed_benchmarks.bench.current import mixed_codes
 from securefed_benchmarks.bench.grid import SEEDED
 from securefed_benchmarks.bench.heat import heats
 from securefed_benchmarks.bench.pictures import Picture
@@ -254,9 +255,10 @@ def _reading(found: Found) -> str:
     made = list(dict.fromkeys(found.made.values()))
     commits = ", ".join(dict.fromkeys(r.commit or "unknown" for r in found.rows))
     codes = list(dict.fromkeys(r.code for r in found.rows))
+    several = mixed_codes(found.rows)
     mixed = (
-        f"Results of {len(codes)} versions of the code are mixed here: {', '.join(codes)}."
-        if len(codes) > 1
+        f"Results of {len(several)} versions of the code are mixed here: {', '.join(several)}."
+        if several
         else ""
     )
     older = (

@@ -14,6 +14,7 @@ from securefed.config import load_config, to_toml
 from securefed.errors import CheckpointError, ConfigError
 from securefed.tracking.files import write_text
 from securefed_benchmarks.bench.claims import Claim, Judged, choices_of, judge, load_claims
+from securefed_benchmarks.bench.current import of_the_suite
 from securefed_benchmarks.bench.estimates import Estimate
 from securefed_benchmarks.bench.page import Found, render
 from securefed_benchmarks.bench.pictures import Picture, pictures
@@ -49,9 +50,9 @@ def write_bench_report(folders: Sequence[Path]) -> BenchReport:
     stale = 0
     for folder in folders:
         played = read_rows(folder)
-        mine = of_one_job(played)
-        stale += len(played) - len(mine)
-        facts = _suites(folder)
+        facts = _suites(folder, played)
+        mine = of_one_job(of_the_suite(played, facts))
+        stale += _done(played) - _done(mine)
         if not mine or not facts:
             raise CheckpointError(f"{folder} holds no results yet; play its suite first")
         if facts.keys() & suites.keys():
@@ -72,14 +73,34 @@ def write_bench_report(folders: Sequence[Path]) -> BenchReport:
     return BenchReport(target / "bench.html", [_told(j) for j in judged], _summary(rows, judged, stale))
 
 
-def _suites(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Name -> the newest facts of each suite, with all that any of its benches had to skip."""
+def _suites(folder: Path, rows: Sequence[Row]) -> dict[str, Mapping[str, Any]]:
+    """Name -> the newest facts of each suite, with what any of its benches had to skip.
+
+    What an older bench skipped is left out where its grid was another, or a result is there by now.
+    """
     found: dict[str, Mapping[str, Any]] = {}
+    done = {(r.suite, r.grid, _told_apart(r.labels)) for r in rows if r.state == "done"}
     for facts in read_facts(folder, "suites").values():
-        before = found.get(facts["name"], {}).get("skipped", [])
+        name, same = str(facts["name"]), _grids(facts)
+        older = found.get(name, {"grids": [], "skipped": []})
+        kept = {grid for grid, what in _grids(older).items() if same.get(grid) == what}
+        before = [
+            s
+            for s in older["skipped"]
+            if s["grid"] in kept and (name, s["grid"], _told_apart(s["labels"])) not in done
+        ]
         skipped = [*before, *(s for s in facts["skipped"] if s not in before)]
-        found[str(facts["name"])] = {**facts, "skipped": skipped}
+        found[name] = {**facts, "skipped": skipped}
     return found
+
+
+def _grids(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> a grid without its seeds, which are a part of it on one day and all on another."""
+    return {g["name"]: {k: v for k, v in g.items() if k not in ("seeds", "about")} for g in facts["grids"]}
+
+
+def _told_apart(labels: Mapping[str, Any]) -> str:
+    return repr(sorted((axis, str(label)) for axis, label in labels.items()))
 
 
 def in_order(rows: Sequence[Row], suites: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -191,8 +212,12 @@ def _measured(claim: Claim, e: Estimate) -> str:
     return f"{mean} ({low} to {high}, {e.seeds} seeds)"
 
 
+def _done(rows: Sequence[Row]) -> int:
+    return sum(r.state == "done" for r in rows)
+
+
 def _summary(rows: Sequence[Row], judged: Sequence[Judged], stale: int) -> list[str]:
-    failed = sum(r.state != "done" for r in rows)
+    failed = len(rows) - _done(rows)
     out = [f"{len(rows) - failed} results" + (f", {failed} failed" if failed else "")]
     out += [f"{stale} of an older job under the same labels are left out"] if stale else []
     return [*out, *(f"{one.verdict:<15} {one.claim.claim}" for one in judged)]

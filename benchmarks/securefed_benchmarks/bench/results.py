@@ -104,23 +104,23 @@ def of_one_job(rows: Sequence[Row]) -> list[Row]:
         place = (row.suite, row.grid, repr(sorted(row.labels.items())))
         if place not in newest or row.started >= newest[place].started:
             newest[place] = row
-    jobs = {place: dict(_fields(row.job)) for place, row in newest.items()}
+    jobs = {place: dict(fields_of(row.job)) for place, row in newest.items()}
 
     def kept(row: Row) -> bool:
         wanted = jobs[(row.suite, row.grid, repr(sorted(row.labels.items())))]
-        return all(wanted.get(name, value) == value for name, value in _fields(row.job))
+        return all(wanted.get(name, value) == value for name, value in fields_of(row.job))
 
     return [row for row in rows if kept(row)]
 
 
-def _fields(job: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+def fields_of(job: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
     """What of a job decides its numbers, by dotted name; without seeds."""
     for key, value in job.items():
         name = f"{where}{key}"
         if name in SEEDED or (name in NOT_IN_KEY and name != "evaluate"):
             continue
         if isinstance(value, Mapping):
-            yield from _fields(value, f"{name}.")
+            yield from fields_of(value, f"{name}.")
         elif not name.startswith("evaluate.") or name == "evaluate.every":
             yield name, value
 

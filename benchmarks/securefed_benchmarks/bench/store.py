@@ -117,11 +117,23 @@ class Store:
             self._db.execute(f"insert into results values (null,{marks})", values)
 
     def note(self, table: str, id: str, facts: Mapping[str, Any], name: str = "") -> None:
-        """Keeps an environment or a suite once, under its digest."""
+        """Keeps an environment once, under its digest; a suite also where another was noted since."""
+        if table == "suites":
+            id = self._again(id, name)
         values = (id, name, _json(facts)) if table == "suites" else (id, _json(facts))
         marks = ",".join("?" * len(values))
         with _told(self.path), self._db:
             self._db.execute(f"insert or ignore into {table} values ({marks})", values)
+
+    def _again(self, id: str, name: str) -> str:
+        """The id of the suite's newest facts if it is this one, else one that is not taken: the last noted is the newest."""
+        with _told(self.path):
+            query = "select id from suites where name = ? order by rowid"
+            noted = [str(one) for (one,) in self._db.execute(query, (name,))]
+        if noted and noted[-1].partition(".")[0] == id:
+            return noted[-1]
+        before = sum(one.partition(".")[0] == id for one in noted)
+        return f"{id}.{before}" if before else id
 
     def done(self) -> set[tuple[str, str]]:
         """(key, code) of every cell with a result."""

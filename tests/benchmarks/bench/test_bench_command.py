@@ -112,6 +112,13 @@ def test_a_folder_with_results_is_not_written_to_unasked(
     assert (tmp_path / "out" / FILE).read_bytes() == before
 
 
+def test_a_misspelled_option_is_a_mistake_and_no_impossible_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = GRID.replace('"sign_flip"', '{ name = "ipm", taw = 2.0 }')
+    assert "no option 'taw'; did you mean tau?" in refused(capsys, write(tmp_path, grid), "--dry-run")
+
+
 def test_a_second_bench_and_a_broken_store_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,6 +119,23 @@ def test_privacy_none_takes_the_jobs_own_privacy_away_and_can_be_said_on_a_comma
         ('"krum"', '"nowhere.at:All"', "cannot import"),
         ('name = "small"', 'name = "small"\nprotection = ["maskin"]', "did you mean masking?"),
         ('name = "small"', 'name = "small"\nheterogeneity = ["idd"]', "did you mean iid?"),
+        ('"sign_flip"', '{ name = "ipm", taw = 2.0 }', "has no option 'taw'; did you mean tau?"),
+        ('"sign_flip"', '{ poison = { name = "label_flip", taget = 1 } }', "did you mean target?"),
+        ('"krum"', '{ name = "krum", ff = 2 }', "has no option 'ff'; did you mean f?"),
+        (
+            '"krum"',
+            '{ name = "pipeline", pre = [{ name = "nnm", g = 1 }], rule = "mean" }',
+            "pre_aggregator nnm has no option 'g'",
+        ),
+        (
+            'name = "small"',
+            'name = "small"\nprotection = [{ name = "plain", keep_update = true }]',
+            "keep_updates?",
+        ),
+        ('name = "small"', 'name = "small"\nheterogeneity = [{ alhpa = 0.1 }]', "did you mean alpha?"),
+        ('name = "small"', 'name = "small"\nprivacy = [{ epsilonn = 3.0 }]', "did you mean epsilon?"),
+        ('"krum"', '"securefed_defenses:Krumm"', "did you mean 'Krum'?"),
+        ('"krum"', '"nowhere.at:All"', "beside the suite"),
     ],
 )
 def test_a_wrong_name_or_value_is_one_line_with_the_nearest(
@@ -147,6 +164,47 @@ def test_an_unknown_measure_or_one_that_cannot_judge_the_job_is_a_skipped_config
     assert "did you mean lira?" in skipped[0].reason
     _, skipped = expand(load_suite(write(tmp_path, GRID + 'measure = ["lira"]\n')), Only({}))
     assert "set data.limit" in skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (', partition = "iid"', "", "needs records that name their client"),
+        ('"digits", clients = 8', '"digits", clients = 0', "needs a number"),
+        ('"digits", clients = 8, partition = "iid"', '"mine.csv", clients = 8', "set data.client_column"),
+        ('name = "digits"', 'name = "digts"', "did you mean 'digits'"),
+    ],
+)
+def test_data_that_cannot_be_divided_so_are_told_before_a_cell_is_played(
+    tmp_path: Path, old: str, new: str, reason: str
+) -> None:
+    path = write(tmp_path, GRID.replace('["none", "sign_flip"]', '["none"]'), job=JOB.replace(old, new))
+    with pytest.raises(ConfigError, match="no cell that can be played") as refused:
+        plan(load_suite(path), Only({}), None)
+    assert reason in str(refused.value)
+
+
+def test_a_choice_that_cannot_be_divided_is_skipped_and_the_rest_is_played(tmp_path: Path) -> None:
+    cells, skipped = expand(
+        load_suite(write(tmp_path, GRID + 'heterogeneity = ["natural", "iid"]\n')), Only({})
+    )
+    assert {c.labels["heterogeneity"] for c in cells} == {"iid"}
+    assert {s.labels["heterogeneity"] for s in skipped} == {"natural"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        '{ name = "sentiment", clients = 8 }',
+        '{ name = "mine.csv", clients = 8, client_column = "who" }',
+        '{ name = "tests.benchmarks.bench.suites:Unread", clients = 8 }',
+    ],
+)
+def test_data_that_name_their_clients_or_are_not_known_yet_are_not_refused(tmp_path: Path, data: str) -> None:
+    job = JOB.replace('{ name = "digits", clients = 8, partition = "iid" }', data)
+    cells, skipped = expand(load_suite(write(tmp_path, job=job)), Only({}))
+    assert cells
+    assert not skipped
 
 
 def test_a_suite_that_nobody_knows_names_the_nearest() -> None:
