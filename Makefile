@@ -17,7 +17,7 @@ TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES := securefed attacks/securefed_attacks defenses/securefed_defenses benchmarks/securefed_benchmarks
 CONFIG ?= configs/quickstart.toml
-LONG_BENCHES := asynchronous byzantine_claims federation_leaks fedsgd_vs_local guard language language_leaks lora_claims \
+LONG_BENCHES := asynchronous byzantine_claims fedavg_vs_flower federation_leaks fedsgd_vs_local guard language language_leaks lora_claims \
 	membership_claims own_paths_audit personalization privacy_accuracy recipe reconstruction scale secret_exposure skellam_vs_gaussian streaming
 BENCHES ?= $(filter-out $(LONG_BENCHES),$(patsubst benchmarks/securefed_benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/securefed_benchmarks/*.py)))
 API := securefed $(foreach m,types errors config data models privacy protect crypto aggregation algorithms training sessions wrapping \
