@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from securefed.config import Config
@@ -58,6 +58,7 @@ def made(path: Path, files: Mapping[str, str]) -> Iterator[None]:
     Raises:
         CheckpointError: it cannot be made or written.
     """
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True)
         for name, text in files.items():
@@ -71,6 +72,9 @@ def made(path: Path, files: Mapping[str, str]) -> Iterator[None]:
     except BaseException:
         if not (path / "run.json").exists():
             shutil.rmtree(path)
+            for folder in new[1:]:
+                with suppress(OSError):  # another run has put its own folder there
+                    folder.rmdir()
         raise
 
 

@@ -175,8 +175,8 @@ def test_a_job_whose_folder_cannot_be_made_charges_nothing(home: Path, tmp_path:
 
 def test_a_job_that_is_refused_leaves_no_folder(home: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no file"):
-        run(DIGITS, {"data.name": str(tmp_path / "no.csv")}, folder=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        run(DIGITS, {"data.name": str(tmp_path / "no.csv")}, folder=tmp_path / "runs" / "mine")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_resuming_a_run_without_noise_notes_it_once(home: Path, tmp_path: Path) -> None:
