@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import secrets
@@ -38,7 +37,7 @@ from securefed.privacy.ledger import Ledger
 from securefed.privacy.moving_clip import KEY as CLIP_KEY
 from securefed.privacy.step_release import StepRelease
 from securefed.registry import ALGORITHMS, find_class, load
-from securefed.run_folder import id_of, made
+from securefed.run_folder import id_of, made, note_run
 from securefed.run_folder import new_folder as new_folder
 from securefed.tracking.tracker import Tracker
 
@@ -107,9 +106,7 @@ def run(
     ):
         federation.parts.check_budget()
         federation.parts.warn_of_noise()
-        facts = {"run": run_id, "version": 1, "attack": describe(job, len(federation.assembly.shards))}
-        # Last, when the ledger knows the run: a folder with a run.json is one that can be resumed.
-        (path / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+        note_run(path, run_id, {"attack": describe(job, len(federation.assembly.shards))})
         return federation.play(None, trackers, stop_flag)
 
 

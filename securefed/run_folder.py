@@ -48,6 +48,12 @@ def new_folder(config: Config, folder: Path | None) -> Path:
     return path
 
 
+def note_run(folder: Path, run: str, facts: Mapping[str, object]) -> None:
+    """Writes run.json: from then on the folder is one that can be resumed, so the ledger knows the run by then."""
+    text = json.dumps({"run": run, "version": 1, **facts})
+    (folder / "run.json").write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def made(path: Path, files: Mapping[str, str]) -> Iterator[None]:
     """The folder, made before anything is charged; gone again where the job fails before there is a run.json.

@@ -54,14 +54,15 @@ def adopt_orphans(yes: bool) -> None:
 
 def tree_cpu(roots: Iterable[int]) -> float:
     """CPU seconds of these processes and their descendants, those that have ended included where somebody waited."""
-    return sum(_cpu(pid) for root in roots for pid in (root, *_descendants(root)))
+    return sum(sum(cpu_of(pid)) for root in roots for pid in (root, *_descendants(root)))
 
 
 def _children() -> set[int]:
-    return set(_of(os.getpid()))
+    return set(children_of(os.getpid()))
 
 
-def _of(pid: int) -> Iterator[int]:
+def children_of(pid: int) -> Iterator[int]:
+    """Ids of the processes that this one has started, or adopted, and that still live."""
     try:
         for task in list(Path(f"/proc/{pid}/task").iterdir()):
             yield from map(int, (task / "children").read_text().split())
@@ -70,20 +71,20 @@ def _of(pid: int) -> Iterator[int]:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    for child in _of(pid):
+    for child in children_of(pid):
         yield child
         yield from _descendants(child)
 
 
-def _cpu(pid: int) -> float:
+def cpu_of(pid: int) -> tuple[float, float]:
+    """CPU seconds (of the process itself, of its ended children that it waited for); zeros once it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return 0.0
+        return 0.0, 0.0
     fields = stat.rpartition(")")[2].split()  # behind the name, which may hold blanks
-    return sum(map(int, fields[11:15])) / os.sysconf(
-        "SC_CLK_TCK"
-    )  # user, system, and both of waited-for children
+    ticks = os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11:13])) / ticks, sum(map(int, fields[13:15])) / ticks
 
 
 def watched(command: Sequence[str], more: Mapping[str, str] | None = None) -> Marks:

@@ -30,6 +30,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from securefed_benchmarks.process_tree import children_of, cpu_of
 from securefed_benchmarks.timing import ratio, report
 
 if TYPE_CHECKING:
@@ -176,17 +177,7 @@ def memory(field: str) -> float:
 
 def children_cpu() -> list[float]:
     """CPU seconds of each process that this one has started and that still lives, in the order of their ids."""
-    pids = sorted({int(k) for task in Path("/proc/self/task").iterdir() for k in _children(task)})
-    return [_cpu(Path(f"/proc/{pid}/stat").read_text()) for pid in pids]
-
-
-def _children(task: Path) -> list[str]:
-    return (task / "children").read_text().split()
-
-
-def _cpu(stat: str) -> float:
-    fields = stat.rpartition(")")[2].split()  # behind the name, which may hold blanks
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return [cpu_of(pid)[0] for pid in sorted(set(children_of(os.getpid())))]
 
 
 def critical_path(cpu: list[tuple[float, list[float]]]) -> float:

@@ -42,7 +42,7 @@ from securefed.privacy.shared_release import bounded
 from securefed.privacy.step_release import StepRelease
 from securefed.registry import make_aggregator, make_protection
 from securefed.rounds import Rounds
-from securefed.run_folder import made, new_folder
+from securefed.run_folder import made, new_folder, note_run
 from securefed.training.client import ClientOutcome
 from securefed.types import SERVER, Collected, Update, Vector
 from securefed.wrapping.carrier import Carrier
@@ -208,14 +208,7 @@ class _Play:
             self._admit(server)
             if not resume:
                 p = self.config.privacy
-                facts = {
-                    "run": run,
-                    "version": 1,
-                    "unit": p.unit,
-                    "delta": p.delta,
-                    "accountant": p.accountant,
-                }
-                (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+                note_run(folder, run, {"unit": p.unit, "delta": p.delta, "accountant": p.accountant})
         server.protection = fixed_groups(server.protection, folder)
         stopped = "rounds"
         while state.round < self.config.rounds:

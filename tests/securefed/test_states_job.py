@@ -17,11 +17,11 @@ from securefed.config import load_config
 from securefed.errors import PolicyRefusal, PrivacyError
 from securefed.federation import resume, run
 from securefed.privacy.policy import Policy, load_policy
-from securefed.training import frozen_cache
 from securefed.training.kept_states import allowed_form
 from securefed.training.state_folder import is_sealed, stored_files
 from tests.entropy import SeededEntropy
 from tests.securefed.models import tiny
+from tests.securefed.training.setups import counted
 
 ALWAYS = {"train.cache_on_disk": "always"}
 
@@ -63,15 +63,7 @@ def job(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The stage of each pass through frozen layers that is really computed."""
-    compute, found = frozen_cache._compute, []
-
-    def watched(model: Any, feed: Any, stage: int, *rest: Any) -> Any:
-        found.append(stage)
-        return compute(model, feed, stage, *rest)
-
-    monkeypatch.setattr(frozen_cache, "_compute", watched)
-    return found
+    return counted(monkeypatch)
 
 
 def model_of(folder: Path) -> np.ndarray:

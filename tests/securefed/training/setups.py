@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from securefed.config import ModelConfig, TrainConfig
 from securefed.data.batch import Encoded
 from securefed.data.records import Examples
 from securefed.models import TaskModel, load_model
+from securefed.training import frozen_cache
 from tests.securefed.models import tiny
 
 IMAGES = ModelConfig(name="logistic", adapter="full")
@@ -54,3 +56,15 @@ def stirred(model: TaskModel, seed: int = 3) -> np.ndarray:
 
 def sentences(n: int) -> Examples:
     return tiny.examples(n)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The stage of each pass through frozen layers that is really computed, as it goes on."""
+    compute, found = frozen_cache._compute, []
+
+    def watched(model: Any, feed: Any, stage: int, *rest: Any) -> Any:
+        found.append(stage)
+        return compute(model, feed, stage, *rest)
+
+    monkeypatch.setattr(frozen_cache, "_compute", watched)
+    return found

@@ -19,12 +19,12 @@ from securefed.crypto.entropy import SystemEntropy
 from securefed.crypto.site_key import SiteKey
 from securefed.data.batch import Encoded
 from securefed.models import TaskModel
-from securefed.training import frozen_cache, state_file, state_store
+from securefed.training import state_file, state_store
 from securefed.training.feed import CachedStates
 from securefed.training.frozen_cache import FrozenCache
 from securefed.training.state_folder import drop, stored_files
 from securefed.training.state_store import StateStore
-from tests.securefed.training.setups import bert, stirred, texts
+from tests.securefed.training.setups import bert, counted, stirred, texts
 
 BOUNDS = {"physical_tokens": 64, "physical_batch": 4}
 
@@ -351,18 +351,6 @@ def test_two_processes_at_once_read_only_whole_files(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------ under the cache
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The stage of each pass that is really computed."""
-    compute, found = frozen_cache._compute, []
-
-    def watched(model: Any, feed: Any, stage: int, *rest: Any) -> Any:
-        found.append(stage)
-        return compute(model, feed, stage, *rest)
-
-    monkeypatch.setattr(frozen_cache, "_compute", watched)
-    return found
 
 
 def parts(model: TaskModel, *wanted: str) -> tuple[str, ...]:
