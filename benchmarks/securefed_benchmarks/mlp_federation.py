@@ -98,7 +98,7 @@ def main() -> None:
         for repeat in range(REPEATS + 1):
             folder = Path(scratch) / str(repeat)
             folder.mkdir()
-            player = Federation(assembly, folder, "bench", SystemEntropy())
+            player = Federation(assembly, folder, f"bench {repeat} {time.time_ns()}", SystemEntropy())
             player.play(None)
             player.close()
             loop = hand_written(assembly, tensors, ROUNDS)

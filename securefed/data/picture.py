@@ -74,10 +74,23 @@ def _rows(axes: Any, counts: Rows, colours: Sequence[Any], names: Sequence[str])
 
 
 def _columns(axes: Any, counts: Rows, colours: Sequence[Any], names: Sequence[str]) -> None:
-    places = np.arange(len(names))
-    for row, colour, bottom in zip(counts, colours, np.cumsum(counts, 0) - counts, strict=True):
-        axes.bar(places, row, bottom=bottom, color=colour, width=0.9, linewidth=0)
+    from matplotlib.collections import PolyCollection
+
+    places, tops = np.arange(len(names)), np.cumsum(counts, 0)
+    for row, colour, top in zip(counts, colours, tops, strict=True):
+        # one collection a class: a bar a client and class takes seconds for a hundred clients
+        corners = [
+            (places - 0.45, top - row),
+            (places + 0.45, top - row),
+            (places + 0.45, top),
+            (places - 0.45, top),
+        ]
+        axes.add_collection(
+            PolyCollection(list(np.array(corners).transpose(2, 0, 1)), facecolors=colour, linewidth=0),
+            autolim=False,
+        )
     axes.set_xlim(-0.8, len(names) - 0.2)
+    axes.set_ylim(0, 1.05 * max(1, tops.max(initial=0)))
     axes.set_xlabel("client")
     axes.set_ylabel("training records")
 
