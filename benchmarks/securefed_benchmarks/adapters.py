@@ -57,6 +57,12 @@ RANKS: dict[str, dict[str, Any]] = {
     "2, 4, 8: hetlora": {**joined("hetlora"), **UNLIKE},
     "2, 4, 8: hetlora by sparsity": {**joined("hetlora", weighting="sparsity"), **UNLIKE},
     "2, 4, 8: flexlora": {**joined("flexlora"), **UNLIKE},
+    "2, 4, 8: flexlora of products, masked": {
+        **joined("flexlora", products=True),
+        "model.merged": True,
+        "protection": "masking",
+        **UNLIKE,
+    },
     "2, 4, 8: flora": {**joined("flora"), "model.merged": True, **UNLIKE},
     "2, 4, 8: fedex": {**joined("fedex"), "model.merged": True, **UNLIKE},
 }
