@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from securefed.algorithms.fedavg import FedAvg
+from securefed.algorithms.ranks import held, rank_of
 from securefed.algorithms.server_optimizer import Moments
 from securefed.checkpoint import State
 from securefed.errors import DivergedError
@@ -123,24 +124,32 @@ def headline(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def train_alone(parts: Parts, client: int, rounds: Sequence[int], first: Vector) -> Vector:
-    """The client's model after these rounds of the job with nobody else, float32 (d,)."""
+    """The client's model after these rounds of the job with nobody else, float32 (d,), of the rank that it begins with."""
     model, config, runner = parts.model, parts.config, parts.runner
     vector, moments, checked = first, Moments.zeros(first.size), set[tuple[str, ...]]()
+    holds = None
+    if config.model.ranks:
+        holds = held(model.layout, model.part_of, rank_of(config.model, client))
+        vector = (first * holds).astype(first.dtype)
+    # Under fedsgd a client sends its gradient, and the server's rate is the only one.
+    rate = 1 / config.train.learning_rate if config.fedsgd else 1.0
     data = runner.encoded(client)
     dp = runner.dp_work(len(data))
     quiet = None if dp is None else replace(dp, noise_multiplier=0.0)
     for round in rounds:
         plan = parts.algorithm.plan(config, model.part_of, round)
-        phases = Phases(model, data, client, round, config, quiet, parts.entropy, runner.cache, checked)
+        phases = Phases(
+            model, data, client, round, config, quiet, parts.entropy, runner.cache, checked, holds
+        )
         trained = vector
         for steps in parts.algorithm.phases(config):
-            trained = phases(trained, plan.train, steps=steps, mu=0.0)
+            trained = phases(trained, plan.train, steps=steps, mu=0.0, rate=rate)
         names = model.layout.select(set(plan.train).__contains__)
         vector, moments = FedAvg().apply(
             config.server,
             model.layout,
             model.part_of,
-            replace(plan, share=plan.train),
+            replace(plan, share=plan.train, scale=1.0),  # a centre that is trained here is the mean already
             vector,
             model.layout.gather(trained, names) - model.layout.gather(vector, names),
             moments,

@@ -107,6 +107,11 @@ def _check_unused(c: Config) -> None:
         "train.inspect_model looks at a model that the server sends to be trained; distill sends none, leave it out",
     )
     require(
+        not (c.evaluate.alone and c.distill.clients),
+        "evaluate.alone trains the job's model on one client's records, and under distill.clients its own is another one; "
+        "set evaluate.alone = false, or leave distill.clients out",
+    )
+    require(
         c.engine.workers == 0,
         f"algorithm distill keeps models of several architectures in one process, found engine.workers={c.engine.workers}; set 0",
     )

@@ -332,6 +332,7 @@ def test_a_stopped_run_ends_with_the_same_bits(changed: dict[str, Any], tmp_path
         ({"distill.send": "logit"}, "did you mean 'logits'"),
         ({"server.learning_rate": 2.0}, "the server's student learns"),
         ({"engine.workers": 2}, "set 0"),
+        ({"evaluate.alone": True}, "leave distill.clients out"),
         ({"protection": "masking", "distill.clip": 20.0}, "set protection.value_range = 20"),
         ({**CLIENT, "distill.confidence": True}, "private statistic"),
         ({**CLIENT, "weights": "size"}, 'set weights = "equal"'),
