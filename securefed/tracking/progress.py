@@ -161,10 +161,12 @@ def _guarantee(info: RunInfo) -> str:
 
 def _seen(info: RunInfo) -> str:
     from securefed.registry import make_protection
-    from securefed.tracking.guarantee import SEEN
+    from securefed.tracking.files import algorithm_name
+    from securefed.tracking.guarantee import seen
 
     protection = make_protection(info.config.protection)
-    return f"the server sees {SEEN[protection.reveals]} ({protection.name}); simulated: this process holds all data and keys"
+    sent = seen(protection.reveals, algorithm_name(info.config.algorithm.name))
+    return f"the server sees {sent} ({protection.name}); simulated: this process holds all data and keys"
 
 
 def _cost(info: RunInfo) -> Sequence[str]:
