@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from securefed.algorithms.fedavg import FedAvg
+from securefed.algorithms.finetune import FineTune
+from securefed.algorithms.plan import RoundPlan
 from securefed.algorithms.ranks import held, rank_of
 from securefed.algorithms.server_optimizer import Moments
 from securefed.checkpoint import State
@@ -131,8 +133,6 @@ def train_alone(parts: Parts, client: int, rounds: Sequence[int], first: Vector)
     if config.model.ranks:
         holds = held(model.layout, model.part_of, rank_of(config.model, client))
         vector = (first * holds).astype(first.dtype)
-    # Under fedsgd a client sends its gradient, and the server's rate is the only one.
-    rate = 1 / config.train.learning_rate if config.fedsgd else 1.0
     data = runner.encoded(client)
     dp = runner.dp_work(len(data))
     quiet = None if dp is None else replace(dp, noise_multiplier=0.0)
@@ -141,9 +141,12 @@ def train_alone(parts: Parts, client: int, rounds: Sequence[int], first: Vector)
         phases = Phases(
             model, data, client, round, config, quiet, parts.entropy, runner.cache, checked, holds
         )
-        trained = vector
+        trained, rate = vector, _rate(parts, plan)
         for steps in parts.algorithm.phases(config):
             trained = phases(trained, plan.train, steps=steps, mu=0.0, rate=rate)
+        if not plan.share:  # a round at home has no server
+            vector = trained
+            continue
         names = model.layout.select(set(plan.train).__contains__)
         vector, moments = FedAvg().apply(
             config.server,
@@ -155,3 +158,10 @@ def train_alone(parts: Parts, client: int, rounds: Sequence[int], first: Vector)
             moments,
         )
     return vector
+
+
+def _rate(parts: Parts, plan: RoundPlan) -> float:
+    """On the job's learning rates, as the run has it: fedsgd's only one is the server's, rounds at home have their own."""
+    if parts.config.fedsgd:
+        return 1 / parts.config.train.learning_rate
+    return parts.algorithm.tune_rate if isinstance(parts.algorithm, FineTune) and not plan.share else 1.0

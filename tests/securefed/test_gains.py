@@ -82,12 +82,6 @@ def test_alone_is_the_same_work_in_the_same_rounds_without_the_others(home: Path
     assert gains_of(tmp_path / "a")["clients"][client]["alone"] == pytest.approx(wanted)
 
 
-def test_a_federation_of_one_gains_nothing_over_training_alone(home: Path, tmp_path: Path) -> None:
-    run(JOB, {"algorithm": "fedavg", "data.clients": 1, "data.partition": "iid"}, folder=tmp_path / "a")
-    row = gains_of(tmp_path / "a")["clients"][0]
-    assert row["own"] == row["alone"] == row["global"]
-
-
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> dict[int, Vector]:
     """Client -> the model that it is given by itself, once a run has ended."""
@@ -99,6 +93,19 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> dict[int, Vector]:
 
     monkeypatch.setattr(securefed.gains, "train_alone", watched)
     return found
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", {"name": "finetune", "tune_rounds": 2, "tune_rate": 0.01}])
+def test_a_federation_of_one_gains_nothing_over_training_alone(
+    home: Path, tmp_path: Path, alone: dict[int, Vector], algorithm: Any
+) -> None:
+    job = {**JOB, "algorithm": algorithm, "server": {"learning_rate": 0.7}}
+    run(job, {"data.clients": 1, "data.partition": "iid"}, folder=tmp_path / "a")
+    row = gains_of(tmp_path / "a")["clients"][0]
+    assert row["own"] == row["alone"]
+    newest = sorted((tmp_path / "a" / "checkpoint").glob("round-*"))[-1]
+    stored = load_file(newest / "state.safetensors")
+    np.testing.assert_array_equal(alone[0], stored.get("local.0", stored["vector"]))
 
 
 def texts(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
