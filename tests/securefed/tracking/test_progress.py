@@ -236,6 +236,23 @@ def test_wandb_is_sent_nothing_that_was_computed_on_private_data(
         assert private not in text
 
 
+def test_wandb_is_told_no_folder_of_this_machine(tmp_path: Path) -> None:
+    from securefed.tracking.wandb import _shared
+
+    paths = [str(tmp_path / name) for name in ("mine.csv", "base", "public.csv", "small")]
+    tree = _shared(
+        fakes.job(
+            output=str(tmp_path / "runs"),
+            algorithm="distill",
+            data={"name": paths[0]},
+            model={"name": paths[1]},
+            distill={"public": paths[2], "clients": [{"name": paths[3], "adapter": "lora"}, {"name": "bag"}]},
+        )
+    )
+    assert str(tmp_path) not in repr(tree)
+    assert all(Path(path).name in repr(tree) for path in paths)
+
+
 @pytest.mark.parametrize(("algorithm", "told"), [("ditto", {"accuracy"}), ("fedper", set())])
 def test_wandb_is_not_told_of_personal_models_nor_of_training_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, algorithm: str, told: set[str]
