@@ -14,7 +14,7 @@ from securefed.algorithms.fedbuff import Buffer, FedBuff
 from securefed.algorithms.hetlora import HetLoRA
 from securefed.algorithms.plan import RoundPlan
 from securefed.algorithms.pruning import KEY, pruned_rank, tail_of
-from securefed.algorithms.ranks import Joined, held, rank_of
+from securefed.algorithms.ranks import Joined, Ranked, held, rank_of
 from securefed.checkpoint import State
 from securefed.compression.sending import keep, residual_of
 from securefed.errors import BudgetExceeded
@@ -251,6 +251,10 @@ class Cohorts:
         have not begun to tune their own.
         """
         private = 0 if self.algorithm.beside else self.local_layout().size
+        if (
+            isinstance(self.algorithm, Ranked) and not self.algorithm.merges
+        ):  # base weights that stay what they are
+            private += self.model.layout.select(lambda n: self.model.part_of[n] == "merged").size
         asking = [k for k in chosen if plan.share or k not in state.local]
         each = 4 * (self.model.layout.size - private)
         if self.parts.sending is not None:

@@ -7,7 +7,8 @@ FedEx-LoRA: Singhal, Ponkshe and Vepakomma 2025, "FedEx-LoRA: Exact Aggregation 
 Fine-Tuning of Foundation Models" (arXiv 2410.09432): factors are averaged, and the residual, mean of products less
 product of means, is merged into the base.
 
-Both read single updates, and both send the changed base weights down (`model.merged`).
+Both read single updates, and both send the changed base weights down (`model.merged`). FLoRA with `products` reads a sum
+of the products themselves: the same mean, without the stacks.
 """
 
 from __future__ import annotations
@@ -16,24 +17,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from securefed.algorithms.products import BASE, ByProducts, mean_product, products_in
 from securefed.algorithms.ranks import Joined, Matrix, Ranked
 from securefed.types import Vector
 
 
 @dataclass(frozen=True)
-class FLoRA(Ranked):
+class FLoRA(ByProducts):
     """Stacked factors into the base; adapters start anew each round. Any ranks, no approximation."""
 
-    needs_updates = True
     merges = True
     restarts = True
 
     def join(self, model: Vector, joined: Joined) -> Vector:
         assert joined.initial is not None
-        out = model.copy()
-        for stem in joined.stems:
-            b, a = joined.stacked(stem)
-            _merge(out, joined, stem, b @ a)
+        out, sent = model.copy(), products_in(joined.plan.share)
+        for stem in sent or joined.stems:
+            product = mean_product(model, joined, stem) if sent else np.matmul(*joined.stacked(stem))
+            where = joined.layout.slice_of(stem + BASE)
+            out[where] = joined.before[where]
+            _merge(out, joined, stem, product)
             for end in (".lora_A", ".lora_B"):
                 where = joined.layout.slice_of(stem + end)
                 out[where] = joined.initial[where]

@@ -108,7 +108,10 @@ def check_pairings(config: Config) -> None:
 def rows_of(config: Config) -> Iterator[tuple[str, Row]]:
     """The rows that speak about this job: its algorithm's, its adapter's and its compression's, where they have one."""
     compression = "" if config.compression is None else config.compression.name
-    for name in (algorithm_name(config.algorithm), config.model.adapter, compression):
+    algorithm = algorithm_name(config.algorithm)
+    if config.algorithm.options.get("products") and f"{algorithm}, products" in PAIRINGS:
+        algorithm = f"{algorithm}, products"
+    for name in (algorithm, config.model.adapter, compression):
         if name in PAIRINGS:
             yield name, PAIRINGS[name]
 

@@ -12,17 +12,17 @@ from securefed.config.schema import Config
 LORA = ("lora", "rolora", "ffa")
 
 _READS = (
-    'multiplies each client\'s own B and A, which a sum hides; use protection = "plain", or algorithm = "slices" or '
-    '"hetlora", which need a sum only'
+    'multiplies each client\'s own B and A, which a sum hides; use protection = "plain", or algorithm = "slices", '
+    '"hetlora", or "flora" with products = true, which need a sum only'
 )
 _PRODUCT = (
-    "decomposes the mean of products B A, which a sum of factors does not hold; a secure sum of the products themselves would "
-    "carry out x in numbers for each matrix, 24 times those of rank 8 at 384 x 384, and is not built; use protection = "
-    '"plain", or algorithm = "slices" or "hetlora", which need a sum of factors only'
+    'reads the mean of products B A, which a sum of factors does not hold; use algorithm = { name = "%s", products = true } '
+    'and model.merged = true (clients send out x in numbers for each matrix), or protection = "plain", or algorithm = '
+    '"slices" or "hetlora"'
 )
 _NO_BOUND = (
     "multiplies updates that the noise at client level does not cover, and no sensitivity of the product is proved; use "
-    'privacy.unit = "example" (noised before it is sent), or algorithm = "slices"'
+    'privacy.unit = "example" (noised before it is sent), products = true with "flexlora" or "flora", or algorithm = "slices"'
 )
 _FACTORS = 'joins pairs of LoRA factors; set model.adapter = "lora"'
 _LINEAR_FACTORS = 'cuts LoRA factors to a rank; set model.adapter = "lora", "rolora" or "ffa"'
@@ -60,8 +60,20 @@ ROWS: dict[str, Row] = {
         adapters=LORA,
         refusals={"adapter": _LINEAR_FACTORS},
     ),
-    "flexlora": _exact("its slice of A and B", _PRODUCT),
-    "flora": _exact("its slice of A and B"),
+    "flexlora": _exact("its slice of A and B", _PRODUCT % "flexlora"),
+    "flexlora, products": Row(
+        "algorithm",
+        "the change of the product B A of its factors",
+        adapters=("lora",),
+        refusals={"adapter": _FACTORS},
+    ),
+    "flora": _exact("its slice of A and B", _PRODUCT % "flora"),
+    "flora, products": Row(
+        "algorithm",
+        "the change of the product B A of its factors",
+        adapters=("lora",),
+        refusals={"adapter": _FACTORS},
+    ),
     "fedex": _exact("its slice of A and B"),
     "random_k": Row("compression", "k coordinates that a public seed draws"),
     "count_sketch": Row("compression", "a sketch, the same linear map for all"),
@@ -76,7 +88,7 @@ ROWS: dict[str, Row] = {
         "compression", "a few bits a coordinate", protections=("plain",), refusals={"protection": _CODED}
     ),
 }
-"""Name -> its row."""
+"""Name -> its row; an algorithm with `products = true` has one of its own."""
 
 
 def check_ranks(c: Config) -> None:
@@ -88,6 +100,7 @@ def check_ranks(c: Config) -> None:
     m, name = c.model, c.algorithm.name
     ranked = isinstance(algorithm, Ranked)
     reads = ranked and algorithm.needs_updates
+    products = bool(getattr(algorithm, "products", False))
     require(
         not m.ranks or ranked,
         f"model.ranks gives clients unlike adapters, and algorithm {name} averages them as if they were alike; set "
@@ -100,8 +113,12 @@ def check_ranks(c: Config) -> None:
         f"model.ranks holds {high}, above the global adapter's model.rank={m.rank}; raise model.rank or lower it",
     )
     require(
-        not m.merged or (ranked and algorithm.merges),
+        not m.merged or products or (ranked and algorithm.merges),
         f'model.merged sends base weights that algorithm {name} never changes; leave it out, or use algorithm = "flora" or "fedex"',
+    )
+    require(
+        m.merged or not products,
+        f"algorithm {name} with products = true sends B A in the place of base weights; set model.merged = true",
     )
     require(
         m.merged or not (ranked and algorithm.merges),
@@ -127,9 +144,9 @@ def check_ranks(c: Config) -> None:
         'or client-level noise covers; use protection = "plain" without compression at unit "none" or "example", or prune = 1',
     )
     require(
-        make_aggregator(c.aggregator).needs == "sum",
+        products or make_aggregator(c.aggregator).needs == "sum",
         f"aggregator {c.aggregator.name} compares updates that hold unlike coordinates under algorithm {name}; use "
-        'aggregator = "mean"',
+        'aggregator = "mean", or "flexlora" or "flora" with products = true',
     )
     require(
         not reads or c.protection.name == "plain",

@@ -10,11 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from securefed.layout import Layout
 from securefed.types import Vector
 
 
 class Training(Protocol):
     """Trains one client's model on its own shard; each call is one phase of its round."""
+
+    @property
+    def layout(self) -> Layout:
+        """Of the whole model, whose vectors it takes and gives."""
+        ...
 
     def __call__(
         self,

@@ -4,7 +4,9 @@ from securefed.config.attack import check_liars as check_liars
 from securefed.config.check import check as check
 from securefed.config.check import check_against_shards as check_against_shards
 from securefed.config.load import load_config as load_config
+from securefed.config.load import overridden as overridden
 from securefed.config.load import parse_value as parse_value
+from securefed.config.load import shaped as shaped
 from securefed.config.load import typed as typed
 from securefed.config.schema import Adapter as Adapter
 from securefed.config.schema import Architecture as Architecture

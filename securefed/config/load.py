@@ -46,9 +46,30 @@ def load_config(
     pairs = overrides.items() if isinstance(overrides, Mapping) else (_split_override(o) for o in overrides)
     for key, value in pairs:
         _set_dotted(tree, key, value)
-    config: Config = _build(Config, tree, "")
+    config = shaped(tree)
     check(config)
     return config
+
+
+def overridden(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of a job's tree with one dotted field set, as an override sets it.
+
+    Raises:
+        ConfigError: what stands before the last dot is a value.
+    """
+    found = _copy_tree(tree)
+    _set_dotted(found, key, value)
+    return found
+
+
+def shaped(tree: Mapping[str, Any]) -> Config:
+    """The job of a tree whose names and types are right; whether its fields fit together is not looked at.
+
+    Raises:
+        ConfigError: unknown key (names the nearest) or wrong type.
+    """
+    found: Config = _build(Config, tree, "")
+    return found
 
 
 def typed(config: Config) -> Config:
@@ -59,8 +80,7 @@ def typed(config: Config) -> Config:
     Raises:
         ConfigError: a field of another type, or a word that is none of those it takes.
     """
-    found: Config = _build(Config, _unboxed(to_tree(config, keep_none=True)), "")
-    return found
+    return shaped(_unboxed(to_tree(config, keep_none=True)))
 
 
 def _unboxed(value: Any) -> Any:

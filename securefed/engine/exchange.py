@@ -49,13 +49,10 @@ def exchange(
     down: Counter[int] = Counter()
     queue: deque[Message] = deque()
     output = server.start()
-    queue.extend(output.send)
-    for helper in helpers.values():
-        queue.extend(helper.start().send)
-    for k, session in clients.items():
-        queue.extend(session.start().send)
-        queue.extend(session.submit(updates[k]).send)
-    for _ in range(MAX_STEPS):
+
+    def carry() -> None:
+        """Delivers until nothing is under way, or the server has its result or gives up."""
+        nonlocal output
         while queue and output.result is None and output.abort is None:
             message = queue.popleft()
             if message.receiver == SERVER:
@@ -68,6 +65,17 @@ def exchange(
             else:
                 down[message.receiver] += len(message.payload)
                 queue.extend(_deliver(clients, message).send)
+
+    queue.extend(output.send)
+    for helper in helpers.values():
+        queue.extend(helper.start().send)
+    for k, session in clients.items():
+        queue.extend(session.start().send)
+        queue.extend(session.submit(updates[k]).send)
+        if all(message.receiver == SERVER for message in queue):
+            carry()  # an update at a time: a cohort's messages together would leave the processor's cache
+    for _ in range(MAX_STEPS):
+        carry()
         if output.abort is not None:
             raise ProtocolError(f"round {parameters.round} aborted by {protection.name}: {output.abort}")
         if output.result is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import IO, Any
 
@@ -25,6 +27,9 @@ WIDTHS = {
 }
 """Columns and their widths; one that this run does not fill is left out."""
 
+RECENT = 5
+"""Rounds whose median says how long one takes: a first round with a frozen pass in it says little about the others."""
+
 
 class ProgressTracker:
     """Aligned lines to a stream; on a terminal a live bar under them shows the round and the time left.
@@ -35,8 +40,8 @@ class ProgressTracker:
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._stream = stream or sys.stdout
-        self._began = time.monotonic()
-        self._first: int | None = None
+        self._ended = time.monotonic()
+        self._pace: deque[float] = deque(maxlen=RECENT)
         self._head: tuple[str, ...] = ()
         self._names = {"score": "accuracy", "train": "train"}
         self._bar: Any = None
@@ -68,18 +73,18 @@ class ProgressTracker:
             self._say(f"  easy     accuracy of {', '.join(easy)}")
         if info.resumed_at is not None:
             self._say(f"going on from round {info.resumed_at + 1}")
-        self._began = time.monotonic()
+        self._ended = time.monotonic()
         if self._stream.isatty():
             self._start_bar(info)
 
     def round(self, record: RoundRecord) -> None:
-        """One line: losses, score, epsilon, bytes, who was missing, time, time left."""
-        if self._first is None:
-            self._first = record.round
+        """One line: losses, score, epsilon, bytes, who was missing, time, time left at the pace of the last rounds."""
+        if not self._head:
             self._start_table(record)
-        done = record.round - self._first + 1
-        left = (time.monotonic() - self._began) / done * (record.rounds - record.round - 1)
-        cells = _cells(record, left)
+        now = time.monotonic()
+        self._pace.append(now - self._ended)
+        self._ended = now
+        cells = _cells(record, statistics.median_low(self._pace) * (record.rounds - record.round - 1))
         line = "".join(f"{cells[name]:>{WIDTHS[name]}}" for name in self._head)
         self._say(line + "".join(f"  client {k} refused: {why}" for k, why in record.refused.items()))
         if self._bar is not None:

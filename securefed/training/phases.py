@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from securefed.config import Config
 from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
+from securefed.layout import Layout
 from securefed.training.frozen_cache import FrozenCache
 from securefed.training.local import DPWork, LocalWork, train_locally
 from securefed.types import Vector
@@ -41,6 +42,11 @@ class Phases:
     taken: int = 0
     diagnostics: dict[str, float] = field(default_factory=dict)
     _phase: int = 0
+
+    @property
+    def layout(self) -> Layout:
+        """Of the whole model."""
+        return self.model.layout
 
     def __call__(
         self,

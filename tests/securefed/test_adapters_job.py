@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ WAYS = {
     "flexlora": {},
     "flora": {"model.merged": True},
     "fedex": {"model.merged": True},
+    "flexlora by products": {"model.merged": True, "algorithm.products": True},
+    "flora by products": {"model.merged": True, "algorithm.products": True},
 }
 
 
@@ -170,6 +173,70 @@ def test_slices_under_masking_are_those_in_the_clear(job: dict[str, Any], home: 
     for name, protection in (("plain", "plain"), ("masking", masking)):
         run(job, {**RANKS, "algorithm.name": "slices", "protection": protection}, folder=tmp_path / name)
     np.testing.assert_allclose(model_of(tmp_path / "masking"), model_of(tmp_path / "plain"), atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["flexlora", "flora"])
+@pytest.mark.parametrize("protection", ["masking", "ckks"])
+def test_products_in_a_secure_sum_end_where_single_updates_end(
+    way: str, protection: str, job: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    """Three rounds: the second starts from what the first joined, and B of the first is zero."""
+    secure: dict[str, Any] = {
+        "name": protection,
+        **({"below_table": True} if protection == "masking" else {}),
+    }
+    wanted = {**RANKS, "rounds": 3, "algorithm.name": way, "model.merged": True}
+    plain = wanted if way == "flora" else {**wanted, "model.merged": False}
+    run(job, plain, folder=tmp_path / "clear")
+    run(job, {**wanted, "algorithm.products": True, "protection": secure}, folder=tmp_path / "sum")
+    one, other = (load_result(tmp_path / name / "adapter") for name in ("clear", "sum"))
+    names = one.layout.names
+    assert set(names) <= set(other.layout.names)
+    moved = 0.0
+    for name in names:
+        mine, its = one.parameters[name].detach(), other.parameters[name].detach()
+        torch.testing.assert_close(mine, its, atol=3e-3, rtol=0)
+        moved = max(moved, float(mine.abs().max()))
+    assert moved > 0.03
+
+
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_products_are_sent_under_differential_privacy_of_either_unit(
+    unit: str, job: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    noise = EXAMPLE if unit == "example" else {"privacy.unit": "client", "privacy.noise_multiplier": 1.0}
+    way = {"algorithm.name": "flexlora", "algorithm.products": True, "model.merged": True}
+    wanted = {**RANKS, **way, **noise, "privacy.delta": 1e-3}
+    result = run(job, wanted, folder=tmp_path / "a")
+    assert result.ledger is not None
+    assert result.ledger.epsilon(1e-3) > 0
+
+
+def test_a_rule_that_compares_rows_withstands_a_liar_among_unlike_ranks(
+    job: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    """One of three sends its product a thousandfold: the mean follows it, the median does not."""
+    way = {**RANKS, "algorithm.name": "flexlora", "algorithm.products": True, "model.merged": True}
+    lie = {"attack": {"name": "sign_flip", "f": 1, "options": {"scale": 1000.0}}}
+    found = {}
+    for rule in ("mean", "median"):
+        run(job, {**way, **lie, "aggregator": rule}, folder=tmp_path / rule)
+        found[rule] = float(np.abs(model_of(tmp_path / rule)).max())
+    assert found["mean"] > 10 * found["median"]
+
+
+def test_base_weights_that_never_change_are_not_counted_as_sent_down(
+    job: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    way = {**RANKS, "algorithm.name": "flexlora"}
+    run(job, way, folder=tmp_path / "factors")
+    run(job, {**way, "algorithm.products": True, "model.merged": True}, folder=tmp_path / "products")
+    one, two = (
+        json.loads((tmp_path / name / "bytes.json").read_text(encoding="utf-8"))
+        for name in ("factors", "products")
+    )
+    assert two["mib_down"] == one["mib_down"]
+    assert two["mib_up"] > one["mib_up"]
 
 
 @pytest.mark.parametrize("private", [False, True])

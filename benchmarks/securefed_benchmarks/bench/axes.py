@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from securefed.config import Component, Config, DataConfig, PrivacyConfig
+from securefed.config import Component, Config, DataConfig, PrivacyConfig, overridden, shaped
 from securefed.config.attack import declared
 from securefed.errors import ConfigError
 from securefed.registry import PROTECTIONS, TABLES, check_options, find_class, is_path
@@ -33,11 +33,12 @@ def choice(axis: str, value: Any, named: Mapping[str, Any], job: Mapping[str, An
         named: label -> value, the suite's own names. job: the grid's, on which some values build.
 
     Raises:
-        ConfigError: an unknown name (the nearest is given), or a value that the axis does not take.
+        ConfigError: an unknown name or field (the nearest is given), or a value that the axis does not take.
     """
     if isinstance(value, str) and value in named:
         return Choice(value, READ[axis](named[value], named))
     if axis not in READ:
+        shaped(overridden(job, axis, _unlabelled(value)))
         return Choice(_label(value), _unlabelled(value))
     return Choice(_label(value), READ[axis](_unlabelled(value), named))
 
@@ -52,7 +53,7 @@ def apply(tree: Mapping[str, Any], chosen: Mapping[str, Choice]) -> Tree:
             APPLY[axis](found, chosen[axis].value)
     for axis, one in chosen.items():
         if axis not in READ:
-            _set(found, axis, one.value)
+            found = overridden(found, axis, one.value)
     if "attack" in chosen or "f" in chosen:
         _declare(found)
     return found
@@ -245,15 +246,6 @@ def _declare(tree: Tree) -> None:
 
 def _split(rule: Mapping[str, Any]) -> Component:
     return Component(rule["name"], {k: v for k, v in rule.items() if k != "name"})
-
-
-def _set(tree: Tree, dotted: str, value: Any) -> None:
-    *path, last = dotted.split(".")
-    node = tree
-    for name in path:
-        node[name] = dict(node.get(name, {}))
-        node = node[name]
-    node[last] = value
 
 
 READ: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {

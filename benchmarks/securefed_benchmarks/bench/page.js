@@ -215,6 +215,12 @@ window.addEventListener("hashchange", follow);
 
 // ----------------------------------------------------------------------------------------------- page
 
+function fade(box) {  // the right edge of what goes on beyond it
+  box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+}
+const boxes = document.querySelectorAll(".scroll");
+for (const box of boxes) box.addEventListener("scroll", () => fade(box), { passive: true });
+
 const root = document.getElementById("table");
 const search = document.getElementById("search");
 let table = null;
@@ -225,7 +231,8 @@ function show(kind) {
 }
 for (const button of document.querySelectorAll("[data-kind]")) button.addEventListener("click", () => show(button.dataset.kind));
 search.addEventListener("input", () => { table.search = search.value; table.apply(); });
-window.addEventListener("resize", () => table.draw(true));
+window.addEventListener("resize", () => { table.draw(true); boxes.forEach(fade); });
 show("configs");
+boxes.forEach(fade);
 follow();
 document.body.dataset.ready = String(Math.round(performance.now()));

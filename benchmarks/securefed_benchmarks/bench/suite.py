@@ -12,6 +12,7 @@ from typing import Any
 from securefed.config import load_config, to_tree
 from securefed.errors import ConfigError
 from securefed_benchmarks.bench.axes import AXES, Choice, choice
+from securefed_benchmarks.bench.measures import make_measure
 
 HERE = Path(__file__).resolve()
 SHIPPED = next(
@@ -173,7 +174,7 @@ def _grid(top: Mapping[str, Any], tree: Any, number: int, path: Path, seeds: Seq
     }
     for dotted, values in _table(tree, "vary", where).items():
         axes[dotted] = _choices(dotted, values, {}, job, where)
-    measures = tuple(tree.get("measure", ()))
+    measures = _measures(tree.get("measure", []), where)
     own = list(seeds) if seeds is not None else seed_list(tree.get("seeds", top.get("seeds", 5)), where)
     seconds = tree.get("seconds")
     return Grid(name, str(tree.get("about", "")), job, axes, tuple(own), measures, seconds)
@@ -191,6 +192,17 @@ def _job(top: Mapping[str, Any], tree: Mapping[str, Any], where: str, path: Path
     if config.engine.workers:
         raise ConfigError(f"{where}: cells are played side by side; leave engine.workers at 0 and say --jobs")
     return job
+
+
+def _measures(names: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where}: measure is a list of names, found {names!r}")
+    try:
+        for name in names:
+            make_measure(name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}, measure: {error}") from None
+    return tuple(names)
 
 
 def _table(tree: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:

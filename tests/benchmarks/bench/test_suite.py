@@ -136,6 +136,14 @@ def test_privacy_none_takes_the_jobs_own_privacy_away_and_can_be_said_on_a_comma
         ('name = "small"', 'name = "small"\nprivacy = [{ epsilonn = 3.0 }]', "did you mean epsilon?"),
         ('"krum"', '"securefed_defenses:Krumm"', "did you mean 'Krum'?"),
         ('"krum"', '"nowhere.at:All"', "beside the suite"),
+        ('name = "small"', 'name = "small"\nmeasure = ["lirra"]', "did you mean lira?"),
+        ('name = "small"', 'name = "small"\nmeasure = "lira"', "a list of names"),
+        (
+            'name = "small"',
+            'name = "small"\nvary = {"train.learning_rte" = [0.1]}',
+            "did you mean train.learning_rate?",
+        ),
+        ('name = "small"', 'name = "small"\nvary = {"train.steps" = ["two"]}', "a whole number"),
     ],
 )
 def test_a_wrong_name_or_value_is_one_line_with_the_nearest(
@@ -157,11 +165,15 @@ def test_a_pool_inside_the_pool_is_refused(tmp_path: Path) -> None:
         load_suite(write(tmp_path, job=JOB + "engine = { workers = 2 }\n"))
 
 
-def test_an_unknown_measure_or_one_that_cannot_judge_the_job_is_a_skipped_configuration(
-    tmp_path: Path,
-) -> None:
-    _, skipped = expand(load_suite(write(tmp_path, GRID + 'measure = ["lirra"]\n')), Only({}))
-    assert "did you mean lira?" in skipped[0].reason
+def test_an_option_of_a_part_that_the_job_names_by_a_word_alone_can_vary(tmp_path: Path) -> None:
+    grid = '[[grid]]\nname = "g"\nvary = { "algorithm.mu" = [0.1, 1.0] }\n'
+    suite = load_suite(write(tmp_path, grid, job=JOB + 'algorithm = "fedprox"\n'))
+    cells, _ = expand(suite, Only({}))
+    assert {c.job["algorithm"]["mu"] for c in cells} == {0.1, 1.0}
+    assert suite.grids[0].job["algorithm"] == "fedprox"
+
+
+def test_a_measure_that_cannot_judge_the_job_is_a_skipped_configuration(tmp_path: Path) -> None:
     _, skipped = expand(load_suite(write(tmp_path, GRID + 'measure = ["lira"]\n')), Only({}))
     assert "set data.limit" in skipped[0].reason
 

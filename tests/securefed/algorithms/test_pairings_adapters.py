@@ -37,7 +37,10 @@ def job(name: str) -> dict[str, Any]:
         return {"model.adapter": name}
     if kind == "compression":
         return {"compression.name": name, "model.adapter": "lora"}
+    name, _, products = name.partition(", ")
     ranked = {"algorithm.name": name, "model.adapter": "lora", "model.ranks": [2, 8]}
+    if products:
+        return {**ranked, "algorithm.products": True, "model.merged": True}
     return {**ranked, "model.merged": True} if name in ("flora", "fedex") else ranked
 
 
@@ -46,7 +49,7 @@ def test_the_page_shows_the_table_in_code() -> None:
     rows: dict[str, tuple[str, ...]] = {}
     for line in text.splitlines():
         cells = [c.strip() for c in line.strip().strip("|").split("|")]
-        found = re.fullmatch(r"`(\w+)`", cells[0])
+        found = re.fullmatch(r"`([\w, ]+)`", cells[0])
         if found and len(cells) == 6:
             rows[found[1]] = tuple(cells[1:])
     assert set(rows) == set(WHOLE)

@@ -6,6 +6,7 @@ import io
 import logging
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,19 @@ def test_a_resumed_run_says_from_which_round() -> None:
     lines = shown(fakes.info(Path("q"), resumed_at=20))
     assert "going on from round 21" in lines
     assert sum("/30 " in line for line in lines) == 10
+
+
+def test_time_left_follows_the_last_rounds_and_not_a_slow_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("securefed.tracking.progress.time.monotonic", lambda: now[0])
+    stream, told = io.StringIO(), fakes.info(Path("q"))
+    tracker = ProgressTracker(stream)
+    tracker.start(told)
+    for record in islice(fakes.records(told.config), 4):
+        now[0] += 1000.0 if record.round == 0 else 2.0
+        tracker.round(record)
+    left = [line.rstrip()[-12:].strip() for line in stream.getvalue().splitlines() if "/30 " in line]
+    assert left == ["8 h 3 min", "56 s", "54 s", "52 s"]
 
 
 def test_on_a_terminal_the_lines_stay_and_the_bar_goes() -> None:
