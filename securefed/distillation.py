@@ -82,10 +82,11 @@ class Distillation(Federation):
         plan = self.algorithm.plan(self.config, self.model.part_of, state.round)
         chosen = cohort(self.config, len(self.assembly.shards), state.round, self.entropy, self.algorithm)
         mean, collected, outcomes = self._communicate(state, chosen)
+        asked = chosen if outcomes else ()  # as in `Federation._play_round`
         consensus = self.algorithm.consensus(self.config, mean, self.model.classes)
         student = self._learn(state, consensus)
         up = sum(collected.bytes_up.values()) / MIB
-        down = (self._sent_back(state.round) * len(chosen) + sum(collected.bytes_down.values())) / MIB
+        down = (self._sent_back(state.round) * len(asked) + sum(collected.bytes_down.values())) / MIB
         self.taught = self._back(consensus)
         local = dict(state.local) | {o.client: o.local for o in outcomes if o.local is not None}
         taught = {} if self.taught is None else {_TAUGHT: self.taught.reshape(-1)}
@@ -100,7 +101,7 @@ class Distillation(Federation):
             sim_seconds=self.cohorts.sim_seconds(state, chosen),
         )
         return self._ended(
-            new, Played(plan, chosen, collected, outcomes, up, down), tracker, (begin, started, before)
+            new, Played(plan, asked, collected, outcomes, up, down), tracker, (begin, started, before)
         )
 
     def _communicate(

@@ -244,6 +244,7 @@ class Federation:
         )
         clip = None if self.parts.clip is None else self.parts.clip.value
         aggregate_, collected, outcomes = self.cohorts.train_and_collect(state, plan, chosen)
+        asked = chosen if outcomes else ()  # a release from before a crash is applied again: nobody is asked
         algorithm, joined = self.parts.algorithm, None
         if isinstance(algorithm, Ranked) and plan.phase != "head":
             joined = self.cohorts.joined(state, plan, collected)
@@ -263,7 +264,7 @@ class Federation:
         local = dict(state.local) | {o.client: o.local for o in outcomes if o.local is not None}
         up, down = (
             sum(collected.bytes_up.values()) / MIB,
-            self.cohorts.bytes_down(state, plan, chosen, collected) / MIB,
+            self.cohorts.bytes_down(state, plan, asked, collected) / MIB,
         )
         new = replace(
             state,
@@ -289,7 +290,7 @@ class Federation:
         )
         return self._ended(
             new,
-            Played(plan, chosen, collected, outcomes, up, down, clip, self.cohorts.staleness(state.round)),
+            Played(plan, asked, collected, outcomes, up, down, clip, self.cohorts.staleness(state.round)),
             tracker,
             (begin, started, before),
         )

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from securefed.algorithms.fedavg import FedAvg
+from securefed.algorithms.finetune import FineTune
+from securefed.algorithms.plan import RoundPlan
+from securefed.algorithms.ranks import held, rank_of
 from securefed.algorithms.server_optimizer import Moments
 from securefed.checkpoint import State
 from securefed.errors import DivergedError
@@ -123,26 +126,42 @@ def headline(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def train_alone(parts: Parts, client: int, rounds: Sequence[int], first: Vector) -> Vector:
-    """The client's model after these rounds of the job with nobody else, float32 (d,)."""
+    """The client's model after these rounds of the job with nobody else, float32 (d,), of the rank that it begins with."""
     model, config, runner = parts.model, parts.config, parts.runner
     vector, moments, checked = first, Moments.zeros(first.size), set[tuple[str, ...]]()
+    holds = None
+    if config.model.ranks:
+        holds = held(model.layout, model.part_of, rank_of(config.model, client))
+        vector = (first * holds).astype(first.dtype)
     data = runner.encoded(client)
     dp = runner.dp_work(len(data))
     quiet = None if dp is None else replace(dp, noise_multiplier=0.0)
     for round in rounds:
         plan = parts.algorithm.plan(config, model.part_of, round)
-        phases = Phases(model, data, client, round, config, quiet, parts.entropy, runner.cache, checked)
-        trained = vector
+        phases = Phases(
+            model, data, client, round, config, quiet, parts.entropy, runner.cache, checked, holds
+        )
+        trained, rate = vector, _rate(parts, plan)
         for steps in parts.algorithm.phases(config):
-            trained = phases(trained, plan.train, steps=steps, mu=0.0)
+            trained = phases(trained, plan.train, steps=steps, mu=0.0, rate=rate)
+        if not plan.share:  # a round at home has no server
+            vector = trained
+            continue
         names = model.layout.select(set(plan.train).__contains__)
         vector, moments = FedAvg().apply(
             config.server,
             model.layout,
             model.part_of,
-            replace(plan, share=plan.train),
+            replace(plan, share=plan.train, scale=1.0),  # a centre that is trained here is the mean already
             vector,
             model.layout.gather(trained, names) - model.layout.gather(vector, names),
             moments,
         )
     return vector
+
+
+def _rate(parts: Parts, plan: RoundPlan) -> float:
+    """On the job's learning rates, as the run has it: fedsgd's only one is the server's, rounds at home have their own."""
+    if parts.config.fedsgd:
+        return 1 / parts.config.train.learning_rate
+    return parts.algorithm.tune_rate if isinstance(parts.algorithm, FineTune) and not plan.share else 1.0

@@ -10,9 +10,17 @@ from dataclasses import dataclass, replace
 
 from securefed.assembly import public_cohorts
 from securefed.config import Config
+from securefed.config.distill import noised_reach
 from securefed.crypto.entropy import Entropy
 from securefed.errors import ConfigError
-from securefed.noising import distributed_design, make_guarantee, moving_clip, noise_shares, step_noise
+from securefed.noising import (
+    distributed_design,
+    make_guarantee,
+    moving_clip,
+    noise_shares,
+    require_range,
+    step_noise,
+)
 from securefed.privacy.adaptive_clip import ClipCount
 from securefed.privacy.buffer_mechanism import BufferMechanism
 from securefed.privacy.correlated_release import CorrelatedRelease
@@ -109,5 +117,7 @@ def plan_noise(config: Config, sizes: Sizes, records: Sequence[int]) -> NoisePla
         guarantee = replace(guarantee, steps=step_noise(config, records, sigma, mechanisms))
     elif config.privacy.noise == "gaussian":
         guarantee = replace(guarantee, shares=noise_shares(config, clients, sigma, clip))
+    elif config.privacy.noise == "local":
+        require_range(config, noised_reach(config.privacy.max_grad_norm, sigma))
     count = None if design is None else design.count(sigma)
     return NoisePlan(guarantee, clip, known, mechanisms, count)

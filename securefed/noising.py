@@ -214,7 +214,7 @@ def require_range(config: Config, farthest: float) -> None:
 
     A client whose vector is refused for its values would tell about them, and its noise would be missing.
     """
-    if config.privacy.noise == "gaussian":
+    if config.privacy.noise in ("gaussian", "local"):
         bound = getattr(make_protection(config.protection), "value_range", math.inf)
         if bound < farthest:
             raise ConfigError(

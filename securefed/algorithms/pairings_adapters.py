@@ -126,6 +126,17 @@ def check_ranks(c: Config) -> None:
     )
     if not ranked:
         return
+    own, steps = c.server, type(algorithm).join is Ranked.join
+    require(
+        steps or (own.optimizer == "fedavg" and own.learning_rate == 1),
+        f"algorithm {name} computes the next adapters from the clients' own, so server.optimizer and server.learning_rate would "
+        "step the head alone; leave them out, and give the head its own by server.head_optimizer and head_learning_rate",
+    )
+    require(
+        steps or own.schedule == "constant" or own.head_optimizer is not None,
+        f'server.schedule = "{own.schedule}" would lower the head\'s rate alone, algorithm {name} computes the next adapters from '
+        "the clients' own; leave it out, or set server.head_optimizer",
+    )
     require(
         getattr(algorithm, "prune", 1.0) == 1
         or (c.protection.name == "plain" and c.privacy.unit != "client" and c.compression is None),

@@ -107,6 +107,11 @@ def _check_unused(c: Config) -> None:
         "train.inspect_model looks at a model that the server sends to be trained; distill sends none, leave it out",
     )
     require(
+        not (c.evaluate.alone and c.distill.clients),
+        "evaluate.alone trains the job's model on one client's records, and under distill.clients its own is another one; "
+        "set evaluate.alone = false, or leave distill.clients out",
+    )
+    require(
         c.engine.workers == 0,
         f"algorithm distill keeps models of several architectures in one process, found engine.workers={c.engine.workers}; set 0",
     )
@@ -147,7 +152,12 @@ def _reach(c: Config) -> float:
     """Of one sent coordinate; beyond it with probability below 2^-100 where noise is added."""
     if c.privacy.unit != "client":
         return largest_answer(c.distill)
-    unit = c.privacy.max_grad_norm
-    if c.privacy.noise != "local":
-        return unit
-    return unit * (1 + 12 * (c.privacy.noise_multiplier or 0.0))
+    sigma = c.privacy.noise_multiplier if c.privacy.noise == "local" else None
+    return noised_reach(
+        c.privacy.max_grad_norm, sigma or 0.0
+    )  # noise for an epsilon is known with the clients
+
+
+def noised_reach(unit: float, noise_multiplier: float) -> float:
+    """No coordinate of a table of that norm lies beyond it with all its noise, but with probability below 2^-100."""
+    return unit * (1 + 12 * noise_multiplier)

@@ -14,9 +14,9 @@ def check_views(c: Config) -> None:
         return
     from securefed.registry import ALGORITHMS, find_class, load, make_compression
 
-    buffered = issubclass(
-        find_class("algorithm", c.algorithm.name, ALGORITHMS), load("securefed.algorithms.fedbuff:FedBuff")
-    )
+    algorithm = find_class("algorithm", c.algorithm.name, ALGORITHMS)
+    buffered = issubclass(algorithm, load("securefed.algorithms.fedbuff:FedBuff"))
+    by_products = issubclass(algorithm, load("securefed.algorithms.products:ByProducts"))
     asked = f"tracking.keep_views={k} keeps updates of one model for an audit, and"
     require(
         not c.distills,
@@ -31,6 +31,11 @@ def check_views(c: Config) -> None:
     require(
         not c.model.ranks,
         f"{asked} under model.ranks each client starts from a slice of it; set tracking.keep_views = 0, or leave ranks out",
+    )
+    require(
+        not (by_products and c.algorithm.options.get("products")),
+        f"{asked} with products = true a client sends by how much B A changed, which is no change of a tensor that it trained; set "
+        "tracking.keep_views = 0, or leave products out",
     )
     require(
         c.compression is None or not make_compression(c.compression).linear,

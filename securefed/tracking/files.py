@@ -41,6 +41,11 @@ class RunFiles:
         return self.facts["mechanism"] is not None
 
     @property
+    def algorithm(self) -> str:
+        """The short name of the job's algorithm."""
+        return algorithm_name(str(self.config["algorithm"]["name"]))
+
+    @property
     def metrics(self) -> Mapping[str, Any]:
         """The final scores, or the newest on record."""
         newest: Mapping[str, Any] = next((r["metrics"] for r in reversed(self.rounds) if r["metrics"]), {})
@@ -61,6 +66,13 @@ class RunFiles:
     def total(self, key: str) -> float:
         """Sum of a quantity over the rounds on record."""
         return float(sum(r[key] for r in self.rounds))
+
+
+def algorithm_name(given: str) -> str:
+    """The short name of an algorithm, however the job names it; that of a class of somebody's own as it is."""
+    from securefed.registry import ALGORITHMS
+
+    return next((name for name, path in ALGORITHMS.items() if path == given), given)
 
 
 def read_run(folder: Path) -> RunFiles:

@@ -16,18 +16,27 @@ KINDS = {
     "correlated": "Gaussian, correlated over rounds",
     "gaussian": "Gaussian, in shares that the clients encrypt",
 }
-SEEN = {
-    "updates": "each client's update, one by one",
-    "sum": "only the sum of the clients' updates",
-    "group sums": "only the sums of groups of clients",
-}
+
+
+def seen(reveals: str, algorithm: str) -> str:
+    """What the server gets to see, in words. `algorithm`: its short name, which says what clients send."""
+    whole, one = {"distill": ("answers", "answers"), "fedsgd": ("gradients", "sum of clipped gradients")}.get(
+        algorithm, ("updates", "update")
+    )
+    words = {
+        "updates": f"each client's {one}, one by one",
+        "sum": f"only the sum of the clients' {whole}",
+        "group sums": "only the sums of groups of clients",
+    }
+    return words.get(reveals, reveals)
 
 
 def guarantee(run: RunFiles) -> str:
     """The ledger's statement, named fact by named fact and as text; and what the server saw."""
     protection = run.facts["protection"]
-    reveals = SEEN.get(protection["reveals"], protection["reveals"])
-    server = f"The server sees {reveals} (protection: {protection['name']})."
+    server = (
+        f"The server sees {seen(protection['reveals'], run.algorithm)} (protection: {protection['name']})."
+    )
     carried = html.paragraph(server) + html.facts(_protection(run))
     statement = run.summary.get("statement")
     if not run.private:

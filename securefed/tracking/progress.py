@@ -157,22 +157,21 @@ def _guarantee(info: RunInfo) -> str:
     if p["noise_multiplier"] == 0:
         return "NONE: noise multiplier 0 adds no noise, epsilon is infinite; updates are clipped and no more"
     target = f"epsilon {p['epsilon']:g}" if p["epsilon"] is not None else "epsilon follows from the noise"
-    whose = (
-        "each record of each client, against everyone, the server included"
-        if p["unit"] == "example"
-        else "each client, against all but the server"
-        if p["noise"] in ("central", "correlated")
-        else "each client, the server included"
-    )
+    config, example = info.config, p["unit"] == "example"
+    by_server = not config.distributed and (not example or config.fedsgd)  # fedsgd's noise is one, on the sum
+    whose = "each record of each client" if example else "each client"
+    whose += ", against all but the server" if by_server else ", against everyone, the server included"
     return f"{target} at delta {small(p['delta'])} for {whose} (noise multiplier {p['noise_multiplier']:.3g})"
 
 
 def _seen(info: RunInfo) -> str:
     from securefed.registry import make_protection
-    from securefed.tracking.guarantee import SEEN
+    from securefed.tracking.files import algorithm_name
+    from securefed.tracking.guarantee import seen
 
     protection = make_protection(info.config.protection)
-    return f"the server sees {SEEN[protection.reveals]} ({protection.name}); simulated: this process holds all data and keys"
+    sent = seen(protection.reveals, algorithm_name(info.config.algorithm.name))
+    return f"the server sees {sent} ({protection.name}); simulated: this process holds all data and keys"
 
 
 def _cost(info: RunInfo) -> Sequence[str]:

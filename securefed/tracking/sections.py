@@ -65,10 +65,6 @@ def what_ran(run: RunFiles) -> str:
     """Model, data, clients and rule in a sentence each."""
     model, data, job = run.facts["model"], run.facts["dataset"], run.config
     share = model["trainable"] / max(1, model["parameters"])
-    cohort = job["clients_per_round"] or len(run.shards)
-    steps, epochs = job["train"]["steps"], job["train"]["epochs"]
-    work = numbers.count(steps, "step") if steps else numbers.count(epochs, "epoch")
-    algorithm = job["algorithm"]["name"]
     train, test = sum(s["train"] for s in run.shards), data["test"]
     return html.section(
         "What ran",
@@ -85,14 +81,39 @@ def what_ran(run: RunFiles) -> str:
                 ),
                 ("Source", str(data["source"])),
                 ("Licence", str(data["licence"])),
-                (
-                    "A round",
-                    f"{cohort} of {len(run.shards)} clients, {work} each with {job['train']['optimizer']}; "
-                    f"{job['aggregator']['name']} of their updates, applied by {job['server']['optimizer']}",
-                ),
-                ("Algorithm", "" if algorithm == "fedavg" else str(algorithm)),
+                ("A round", _a_round(run)),
+                ("Algorithm", "" if run.algorithm == "fedavg" else run.algorithm),
             ]
         ),
+    )
+
+
+def _a_round(run: RunFiles) -> str:
+    """Who does what in a round, and what becomes of it, as the algorithm has it."""
+    job, n = run.config, len(run.shards)
+    steps, epochs = job["train"]["steps"], job["train"]["epochs"]
+    work = numbers.count(steps, "step") if steps else numbers.count(epochs, "epoch")
+    cohort = f"{job['clients_per_round'] or n} of {n} clients"
+    mechanism = run.facts["mechanism"] or {}
+    if run.algorithm == "fedbuff":
+        cohort = f"the next {cohort} that are ready"
+    elif mechanism.get("unit") == "client" and mechanism["sample_rate"] < 1:
+        cohort = f"about {cohort}, each drawn by itself in secret"
+    rule, server = job["aggregator"]["name"], job["server"]["optimizer"]
+    if run.algorithm == "fedsgd":
+        return (
+            f"{cohort} send the sum of their records' clipped gradients, with which {server} takes one step"
+        )
+    local = f"{cohort}, {work} each with {job['train']['optimizer']}"
+    if run.algorithm == "distill":
+        told = job["distill"]
+        return (
+            f"{local} on models of their own; {rule} of their {told['send']} on {told['records']:,} public records, which the "
+            f"server's student learns in {numbers.count(told['student_steps'], 'step')}"
+        )
+    late = "; in the last rounds everybody trains at home and sends nothing"
+    return f"{local}; {rule} of their updates, applied by {server}" + (
+        late if run.algorithm == "finetune" else ""
     )
 
 
@@ -266,7 +287,8 @@ def _commands(run: RunFiles) -> list[str]:
     if run.private:
         commands.append((f"securefed epsilon {here} --delta 1e-6", "the whole statement, at any delta"))
         asked = run.config["privacy"].get("epsilon")
-        change = f"privacy.epsilon={asked / 2:g}" if asked else "privacy.noise_multiplier=2"
+        more = 2 * run.facts["mechanism"]["noise_multiplier"] or 1.0
+        change = f"privacy.epsilon={asked / 2:g}" if asked else f"privacy.noise_multiplier={more:g}"
         commands.append((f"securefed run {job} {change}", "what more privacy costs"))
-    commands.append((f"securefed run {job} seed=1", "how much is chance"))
+    commands.append((f"securefed run {job} seed={int(run.config.get('seed', 0)) + 1}", "how much is chance"))
     return [f"# {why}\n{command}" for command, why in commands]

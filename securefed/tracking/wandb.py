@@ -70,6 +70,12 @@ class WandbTracker:
 def _shared(config: Config) -> dict[str, Any]:
     """The job without this machine's folders: of a path, only its last part."""
     tree = to_tree(config)
-    for section, key in (("data", "name"), ("model", "name")):
-        tree[section][key] = Path(tree[section][key]).name
+    distill = tree["distill"]
+    for section, key in (
+        (tree["data"], "name"),
+        (tree["model"], "name"),
+        (distill, "public"),
+        *((a, "name") for a in distill["clients"]),
+    ):
+        section[key] = Path(section[key]).name
     return {**tree, "output": Path(config.output).name}

@@ -21,7 +21,7 @@ from securefed.data.catalogue import SOURCES
 from securefed.errors import ProtocolError
 from securefed.paths import states_dir, states_key_path
 from securefed.privacy.policy import Policy, load_policy
-from securefed.training.state_folder import drop
+from securefed.training.state_folder import drop, is_sealed, stored_files
 from securefed.training.state_store import MIB, StateStore
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def open_store(
     policy = policy or load_policy()
     form = allowed_form(config, policy)
     if policy.states_on_disk in ("never", "encrypted"):
-        drop(states_dir(), sealed_too=policy.states_on_disk == "never")
+        _forget(states_dir(), sealed_too=policy.states_on_disk == "never")
     limit = config.train.cache_disk_mib * MIB
     if form is None or limit == 0:
         return None
@@ -85,6 +85,28 @@ def open_store(
         reason = (error.strerror or error) if isinstance(error, OSError) else error
         logger.warning("frozen states are not kept on disk (%s): %s", states_dir(), reason)
         return None
+
+
+def _forget(folder: Path, *, sealed_too: bool) -> None:
+    """Deletes what the policy no longer allows; what cannot be deleted now is told in one line."""
+    try:
+        drop(folder, sealed_too=sealed_too)
+        left = sum(sealed_too or not is_sealed(path) for path in stored_files(folder))
+    except OSError as error:
+        logger.warning(
+            "frozen states that this site's policy no longer allows cannot be deleted (%s): %s",
+            folder,
+            error.strerror or error,
+        )
+        return
+    if left:
+        logger.warning(
+            "%d %s of frozen states that this site's policy no longer allows: in use, or not ours to delete (%s); the next job "
+            "tries again",
+            left,
+            "file" if left == 1 else "files",
+            folder,
+        )
 
 
 def records_digest(data: Encoded) -> str:

@@ -7,6 +7,7 @@ costs as much as loading the model.
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from securefed.training.state_file import Body, cut_by
 if TYPE_CHECKING:
     from securefed.models.task_model import TaskModel
     from securefed.training.state_store import StateStore
+
+_WAYS = ("truncation_side", "split_special_tokens")
+"""What shapes ids and is kept beside a tokenizer's rules."""
 
 
 def encode(model: TaskModel, examples: Examples, max_length: int, store: StateStore | None) -> Encoded:
@@ -54,9 +58,11 @@ def _description(model: TaskModel, examples: Examples, max_length: int) -> str |
     for text in examples.texts:
         data = text.encode("utf-8", "surrogatepass")
         total.update(b"%d:" % len(data) + data)
-    whole = hashlib.sha256(backend.to_str().encode("utf-8", "surrogatepass")).hexdigest()
+    rules = json.loads(backend.to_str())
+    for kept in ("truncation", "padding"):  # of its last call, where each call sets its own
+        rules.pop(kept, None)
+    whole = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
     libraries = (code_digest(), library_version("transformers"), library_version("tokenizers"))
     ids = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id)
-    return (
-        f"tokens:{libraries}:{type(model.tokenizer).__name__}:{whole}:{ids}:{max_length}:{total.hexdigest()}"
-    )
+    ways = (type(model.tokenizer).__name__, *(getattr(model.tokenizer, way, None) for way in _WAYS))
+    return f"tokens:{libraries}:{ways}:{whole}:{ids}:{max_length}:{total.hexdigest()}"

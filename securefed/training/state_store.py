@@ -158,8 +158,9 @@ class StateStore:
                     stat = path.stat()
                     found.append((stat.st_mtime_ns, stat.st_size, path))
         held, free = sum(size for _, size, _ in found), shutil.disk_usage(self.folder).free
+        never = needed > min(self.limit_bytes, free + held)  # with every file gone
         for _, size, path in sorted(found):
-            if needed > self.limit_bytes or max(held + needed - self.limit_bytes, needed - free) <= 0:
+            if never or max(held + needed - self.limit_bytes, needed - free) <= 0:
                 break
             if path.suffix == SUFFIX and dropped(path):
                 held, free = held - size, free + size

@@ -332,6 +332,7 @@ def test_a_stopped_run_ends_with_the_same_bits(changed: dict[str, Any], tmp_path
         ({"distill.send": "logit"}, "did you mean 'logits'"),
         ({"server.learning_rate": 2.0}, "the server's student learns"),
         ({"engine.workers": 2}, "set 0"),
+        ({"evaluate.alone": True}, "leave distill.clients out"),
         ({"protection": "masking", "distill.clip": 20.0}, "set protection.value_range = 20"),
         ({**CLIENT, "distill.confidence": True}, "private statistic"),
         ({**CLIENT, "weights": "size"}, 'set weights = "equal"'),
@@ -345,6 +346,28 @@ def test_a_stopped_run_ends_with_the_same_bits(changed: dict[str, Any], tmp_path
 def test_what_cannot_be_is_refused_when_the_job_is_read(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(JOB, changed)
+
+
+@pytest.mark.parametrize("protection", ["masking", "ckks"])
+def test_a_range_that_cuts_calibrated_local_noise_is_refused_before_anything_is_charged(
+    home: Path, tmp_path: Path, protection: str
+) -> None:
+    """As a given noise multiplier is; masking cut what was sent, and ckks refused it after the round was charged."""
+    local = {
+        "privacy.unit": "client",
+        "privacy.noise": "local",
+        "privacy.delta": 0.01,
+        "privacy.epsilon": 1.0,
+    }
+    wanted = {**local, "protection.name": protection}
+    with pytest.raises(ConfigError, match=r"set protection\.value_range = 33") as told:
+        run(JOB, wanted, folder=tmp_path / "a")
+    assert "which reaches 32.9" in str(told.value)
+    with Ledger.site() as ledger:
+        assert ledger.events(unit="client") == ()
+    if protection == "masking":
+        run(JOB, {**wanted, "protection.value_range": 33.0}, folder=tmp_path / "b")
+        assert [r["clipped_share"] for r in records(tmp_path / "b")] == [0.0, 0.0]
 
 
 def test_local_noise_is_for_tables_only() -> None:

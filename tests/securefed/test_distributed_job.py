@@ -20,6 +20,7 @@ from securefed.privacy.distributed_release import DistributedRelease
 from securefed.privacy.events import Event, NonPrivate, SkellamSum
 from securefed.privacy.words import DISTRIBUTED
 from securefed.protect.masking import Masking
+from securefed.tracking.report import write_report
 from securefed.training.client import ClientOutcome, ClientRunner
 from securefed.types import SERVER
 
@@ -156,6 +157,10 @@ def test_after_a_crash_the_journaled_mean_is_applied_again_at_no_charge(
     assert (len(resent), len(released), result.rounds) == (1, 3, 3)
     assert result.ledger is not None
     assert steps_of(result.ledger.events(client=SERVER)) == 3
+    again, *later = records(tmp_path / "a")
+    assert (again["cohort"], again["survivors"], again["mib_up"], again["mib_down"]) == ([], [], 0, 0)
+    assert all(line["cohort"] == line["survivors"] == list(range(N)) for line in later)
+    assert "Who was missing" not in write_report(tmp_path / "a").read_text(encoding="utf-8")
 
 
 def test_a_sum_lost_before_its_journal_is_drawn_anew_and_charged_twice(

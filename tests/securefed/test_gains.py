@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import securefed.gains
+from securefed.algorithms.ranks import held
 from securefed.assembly import assemble
 from securefed.config import load_config
 from securefed.crypto.entropy import SystemEntropy
 from securefed.evaluation import Evaluator
 from securefed.federation import run
-from securefed.gains import headline
+from securefed.gains import headline, train_alone
 from securefed.tracking.report import write_report
 from securefed.training.client import ClientRunner
 from securefed.training.local import LocalWork, train_locally
+from securefed.types import Vector
 from tests.securefed.models import tiny
 
 JOB: dict[str, Any] = {
@@ -79,10 +82,77 @@ def test_alone_is_the_same_work_in_the_same_rounds_without_the_others(home: Path
     assert gains_of(tmp_path / "a")["clients"][client]["alone"] == pytest.approx(wanted)
 
 
-def test_a_federation_of_one_gains_nothing_over_training_alone(home: Path, tmp_path: Path) -> None:
-    run(JOB, {"algorithm": "fedavg", "data.clients": 1, "data.partition": "iid"}, folder=tmp_path / "a")
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> dict[int, Vector]:
+    """Client -> the model that it is given by itself, once a run has ended."""
+    found: dict[int, Vector] = {}
+
+    def watched(parts: Any, client: int, *more: Any) -> Vector:
+        found[client] = train_alone(parts, client, *more)
+        return found[client]
+
+    monkeypatch.setattr(securefed.gains, "train_alone", watched)
+    return found
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", {"name": "finetune", "tune_rounds": 2, "tune_rate": 0.01}])
+def test_a_federation_of_one_gains_nothing_over_training_alone(
+    home: Path, tmp_path: Path, alone: dict[int, Vector], algorithm: Any
+) -> None:
+    job = {**JOB, "algorithm": algorithm, "server": {"learning_rate": 0.7}}
+    run(job, {"data.clients": 1, "data.partition": "iid"}, folder=tmp_path / "a")
     row = gains_of(tmp_path / "a")["clients"][0]
-    assert row["own"] == row["alone"] == row["global"]
+    assert row["own"] == row["alone"]
+    newest = sorted((tmp_path / "a" / "checkpoint").glob("round-*"))[-1]
+    stored = load_file(newest / "state.safetensors")
+    np.testing.assert_array_equal(alone[0], stored.get("local.0", stored["vector"]))
+
+
+def texts(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
+    """A job on a few sentences and a tiny encoder."""
+    lines = [f"{tiny.TEXTS[i % 6]} number {i},{i % 2}" for i in range(60)]
+    (folder / "table.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    data = {"name": str(folder / "table.csv"), "clients": 2, "partition": "iid", "max_length": 16}
+    name = str(tiny.tiny_bert(folder / "bert"))
+    return {**JOB, "data": data, "model": {"name": name, **model}, "algorithm": "fedavg"}
+
+
+@pytest.mark.parametrize("clip", [0.2, 5.0])
+def test_one_client_of_fedsgd_alone_takes_the_federations_own_steps(
+    home: Path, tmp_path: Path, alone: dict[int, Vector], clip: float
+) -> None:
+    """Its rate is the server's, and its head's centre is measured once."""
+    changes = {
+        "algorithm": "fedsgd",
+        "data.clients": 1,
+        "train": {"steps": 1},
+        "server.learning_rate": 0.7,
+        "privacy.unit": "example",
+        "privacy.noise_multiplier": 0.0,
+        "privacy.sample_rate": 1.0,
+        "privacy.max_grad_norm": clip,
+        "privacy.delta": 1e-4,
+    }
+    run(texts(tmp_path, {"adapter": "head", "head_centre": True}), changes, folder=tmp_path / "a")
+    newest = sorted((tmp_path / "a" / "checkpoint").glob("round-*"))[-1]
+    together = load_file(newest / "state.safetensors")["vector"]
+    assert np.abs(together).max() > 0.01
+    np.testing.assert_allclose(alone[0], together, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["slices", "flora"])
+def test_a_client_alone_has_the_rank_that_it_has_in_the_run(
+    home: Path, tmp_path: Path, alone: dict[int, Vector], way: str
+) -> None:
+    job = texts(tmp_path, {"adapter": "lora", "rank": 4, "ranks": [1, 4], "merged": way == "flora"})
+    run({**job, "algorithm": way}, {"train.learning_rate": 0.5}, folder=tmp_path / "a")
+    model = assemble(load_config({**job, "algorithm": way})).model
+    for client, rank in enumerate((1, 4)):
+        beyond = alone[client][held(model.layout, model.part_of, rank) == 0]
+        assert not beyond.any()
+        factors = model.layout.unflatten(alone[client])
+        moved = [t.any(0) for n, t in factors.items() if n.endswith(".lora_B")]
+        assert all(int(columns.sum()) == rank for columns in moved)
 
 
 def test_domains_are_pooled_over_their_clients(home: Path, tmp_path: Path) -> None:

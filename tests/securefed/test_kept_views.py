@@ -102,6 +102,16 @@ def test_a_number_of_rounds_below_zero_is_refused() -> None:
             },
             "starts from a slice",
         ),
+        *(
+            (
+                {
+                    "model": {"name": "minilm", "adapter": "lora", "merged": True},
+                    "algorithm": {"name": name, "products": True},
+                },
+                "how much B A changed",
+            )
+            for name in ("flexlora", "flora")
+        ),
     ],
 )
 def test_what_would_be_kept_as_something_else_is_refused(changed: dict[str, Any], words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import stat
@@ -17,7 +18,8 @@ from securefed.config import load_config
 from securefed.errors import PolicyRefusal, PrivacyError
 from securefed.federation import resume, run
 from securefed.privacy.policy import Policy, load_policy
-from securefed.training.kept_states import allowed_form
+from securefed.training.file_lock import lock_shared
+from securefed.training.kept_states import allowed_form, open_store
 from securefed.training.state_folder import is_sealed, stored_files
 from tests.entropy import SeededEntropy
 from tests.securefed.models import tiny
@@ -183,6 +185,33 @@ def test_what_a_stricter_policy_no_longer_allows_is_deleted_by_the_next_job(
     (home / "policy.toml").write_text(f'states_on_disk = "{policy}"')
     run(job, folder=tmp_path / "b")
     assert len(before & {p.name for p in stored_files(home / "states")}) == left * len(before)
+
+
+@pytest.mark.parametrize("trouble", ["in use", "somebody else's folder"])
+def test_states_that_a_policy_forbids_and_nobody_can_delete_are_told_and_stop_no_job(
+    job: dict[str, Any],
+    home: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: str,
+) -> None:
+    run(job, ALWAYS, folder=tmp_path / "a")
+    (home / "policy.toml").write_text('states_on_disk = "never"')
+    held = stored_files(home / "states")[0]
+    if trouble == "somebody else's folder":
+
+        def closed(self: Path) -> Any:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+        monkeypatch.setattr(Path, "iterdir", closed)
+    caplog.clear()
+    with held.open("rb") as file, caplog.at_level(logging.WARNING):
+        lock_shared(file.fileno())
+        assert open_store(load_config(job)) is None
+    words = "1 file of" if trouble == "in use" else "cannot be deleted"
+    assert [words in r.getMessage() for r in caplog.records] == [True]
+    assert held.exists()
 
 
 def test_own_records_are_not_written_unless_the_job_says_so(

@@ -218,6 +218,7 @@ def test_a_distillations_student_is_audited_as_a_model_and_not_as_a_sum_of_updat
         ({"train.schedule": "cosine"}, False),
         ({"train.label_smoothing": 0.1}, False),
         ({"algorithm": "fedprox"}, False),
+        ({"algorithm": "securefed.algorithms.fedprox:FedProx"}, False),
     ],
 )
 def test_local_work_that_a_recipe_cannot_say_is_not_replayed_as_something_else(
@@ -240,3 +241,11 @@ def test_ranks_that_may_be_pruned_are_no_plain_local_work() -> None:
         for more in ({}, {"algorithm.prune": 0.5})
     ]
     assert told == [True, False]
+
+
+def test_a_loss_over_a_part_of_the_vocabulary_is_no_plain_local_work() -> None:
+    from securefed.config import load_config
+    from securefed_attacks.audit.folder import _plain
+
+    job = {"train": {"steps": 1}, "model": {"task": "causal-lm", "adapter": "lora"}}
+    assert [_plain(load_config(job, {"model.vocabulary_sample": n})) for n in (0, 64)] == [True, False]

@@ -134,6 +134,15 @@ def test_a_cut_of_factors_needs_factors(name: str) -> None:
             )
             for adapter in ("rolora", "ffa")
         ),
+        *(
+            ({**job(name), **server}, "head_optimizer")
+            for name in ("flexlora", "flora", "fedex")
+            for server in (
+                {"server.learning_rate": 0.5},
+                {"server.optimizer": "fedadam"},
+                {"server.schedule": "linear"},
+            )
+        ),
         ({**job("flexlora"), "compression.name": "random_k"}, 'compression = "top_k" or "quantized"'),
         ({"compression.name": "count_sketch", "aggregator.name": "median"}, 'compression = "random_k"'),
         ({"compression.name": "random_k", "model.head_centre": True}, "leave head_centre out"),
@@ -150,3 +159,16 @@ def test_a_cut_of_factors_needs_factors(name: str) -> None:
 def test_what_does_not_fit_is_refused_with_the_way_out(wanted: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(BASE, wanted)
+
+
+@pytest.mark.parametrize("name", ["slices", "hetlora", "flexlora", "flora", "fedex"])
+def test_a_server_step_goes_with_what_it_moves(name: str) -> None:
+    """Sums are stepped with, joined products are not, and the head always is."""
+    head = {
+        "server.head_optimizer": "fedadam",
+        "server.head_learning_rate": 0.01,
+        "server.schedule": "linear",
+    }
+    load_config(BASE, {**job(name), **head})
+    if name in ("slices", "hetlora"):
+        load_config(BASE, {**job(name), "server.optimizer": "fedadam", "server.learning_rate": 0.01})

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from securefed.config import TrackingConfig
+from securefed.config import TrackingConfig, load_config
 from securefed.errors import SecureFedError
 from securefed.tracking.folder import FolderTracker
 from securefed.tracking.group import TrackerGroup
@@ -45,6 +47,45 @@ def test_plain_lines_say_what_runs_and_how_each_round_went() -> None:
     assert "10/12" in table[7]
     assert "client 4 refused: update is not finite" in table[7]
     assert not any(c in text for c in "\x1b\r")
+
+
+@pytest.mark.parametrize(
+    ("changes", "server_too"),
+    [
+        ({}, True),
+        ({"algorithm": "fedsgd"}, False),  # the server sees the sums before it adds the noise
+        ({"algorithm": "fedsgd", "noise": "skellam", "protection": "masking"}, True),
+        ({"unit": "client"}, False),
+        ({"unit": "client", "noise": "skellam", "protection": "masking"}, True),
+        ({"unit": "client", "noise": "correlated", "clients_per_round": 4, "adapter": "ffa"}, False),
+        ({"unit": "client", "noise": "local", "algorithm": "distill"}, True),
+    ],
+)
+def test_the_first_lines_promise_nothing_against_a_server_that_adds_the_noise(
+    changes: dict[str, Any], server_too: bool
+) -> None:
+    given = {
+        "protection": "plain",
+        "adapter": "head",
+        "clients_per_round": 0,
+        "algorithm": "fedavg",
+        **changes,
+    }
+    privacy = {"unit": "example", "noise": "central", "noise_multiplier": 1.0, "delta": 1e-5}
+    tree = {
+        "train": {"steps": 1},
+        "algorithm": given["algorithm"],
+        "protection": given["protection"],
+        "clients_per_round": given["clients_per_round"],
+        "model": {"adapter": given["adapter"]},
+        "privacy": privacy | {k: given[k] for k in ("unit", "noise") if k in given},
+    }
+    config = load_config(tree)
+    told = fakes.info(Path("q"), config)
+    told = replace(told, privacy={**(told.privacy or {}), "noise": config.privacy.noise})
+    line = next(line for line in shown(told) if line.startswith("  privacy"))
+    assert ("against everyone, the server included" in line) is server_too
+    assert ("against all but the server" in line) is not server_too
 
 
 def test_training_loss_is_marked_as_private_under_dp_and_only_there() -> None:
@@ -207,6 +248,23 @@ def test_wandb_is_sent_nothing_that_was_computed_on_private_data(
     assert "my-data.csv" in text
     for private in ("clipped_share", "tweets/1", "tf_idf", str(tmp_path)):
         assert private not in text
+
+
+def test_wandb_is_told_no_folder_of_this_machine(tmp_path: Path) -> None:
+    from securefed.tracking.wandb import _shared
+
+    paths = [str(tmp_path / name) for name in ("mine.csv", "base", "public.csv", "small")]
+    tree = _shared(
+        fakes.job(
+            output=str(tmp_path / "runs"),
+            algorithm="distill",
+            data={"name": paths[0]},
+            model={"name": paths[1]},
+            distill={"public": paths[2], "clients": [{"name": paths[3], "adapter": "lora"}, {"name": "bag"}]},
+        )
+    )
+    assert str(tmp_path) not in repr(tree)
+    assert all(Path(path).name in repr(tree) for path in paths)
 
 
 @pytest.mark.parametrize(("algorithm", "told"), [("ditto", {"accuracy"}), ("fedper", set())])

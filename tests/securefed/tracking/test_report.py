@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from securefed.config import load_config
 from securefed.errors import CheckpointError
 from securefed.tracking import numbers
 from securefed.tracking.files import read_json, write_json
@@ -182,6 +183,67 @@ def test_a_folder_with_a_space_gives_commands_that_can_be_pasted(tmp_path: Path)
     folder.mkdir()
     _, page = report(folder)
     assert "securefed epsilon 'my run'" in page.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "a_round", "seen"),
+    [
+        (
+            {},
+            "12 of 12 clients, 1 step each with sgd; mean of their updates, applied by fedavg",
+            "update, one by one",
+        ),
+        (
+            {"algorithm": "securefed.algorithms.fedsgd:FedSGD"},
+            "12 of 12 clients send the sum of their records' clipped gradients, with which fedavg takes one step",
+            "sum of clipped gradients, one by one",
+        ),
+        (
+            {"algorithm": "distill", "distill": {"send": "votes", "records": 1200}},
+            "mean of their votes on 1,200 public records, which the server's student learns in 200 steps",
+            "answers, one by one",
+        ),
+        (
+            {
+                "algorithm": {"name": "fedbuff", "concurrency": 6},
+                "clients_per_round": 3,
+                "clock": {"seconds": 9.0},
+            },
+            "the next 3 of 12 clients that are ready, 1 step each",
+            "update, one by one",
+        ),
+        (
+            {"algorithm": "finetune", "rounds": 4},
+            "applied by fedavg; in the last rounds everybody trains at home and sends nothing",
+            "update, one by one",
+        ),
+    ],
+)
+def test_it_says_what_a_round_is_and_what_is_sent_under_every_algorithm(
+    tmp_path: Path, changes: dict[str, Any], a_round: str, seen: str
+) -> None:
+    config = fakes.job(**{"rounds": 3, "model": {"adapter": "head"}, **changes})
+    _, page = report(tmp_path, fakes.info(tmp_path, config))
+    assert a_round in page.text
+    assert f"The server sees each client's {seen} (protection: plain)" in page.text
+    assert ("their updates" in page.text) is (config.algorithm.name in ("fedavg", "fedbuff", "finetune"))
+
+
+def test_clients_that_are_drawn_in_secret_are_about_so_many(tmp_path: Path) -> None:
+    told = fakes.info(tmp_path, fakes.job(rounds=2, clients_per_round=4))
+    drawn = fakes.replace(told, privacy={**(told.privacy or {}), "unit": "client", "sample_rate": 1 / 3})
+    assert "about 4 of 12 clients, each drawn by itself in secret" in report(tmp_path, drawn)[1].text
+
+
+def test_the_next_commands_are_another_seed_and_more_noise_than_this_runs(tmp_path: Path) -> None:
+    tree = {"train": {"steps": 1}, "seed": 1, "rounds": 2}
+    noisy = {"unit": "example", "noise_multiplier": 4.0, "delta": 1e-5}
+    config = load_config({**tree, "privacy": noisy})
+    told = fakes.info(tmp_path, config)
+    told = fakes.replace(told, privacy={**(told.privacy or {}), "noise_multiplier": 4.0})
+    _, page = report(tmp_path, told)
+    assert "seed=2" in page.text
+    assert "privacy.noise_multiplier=8" in page.text
 
 
 def test_the_data_rooms_own_table_is_shown_class_by_class(tmp_path: Path) -> None:

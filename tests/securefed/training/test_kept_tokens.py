@@ -30,19 +30,21 @@ def same(a: Any, b: Any) -> bool:
     )
 
 
-@pytest.fixture
-def tokenised(model: TaskModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many records the tokenizer has really read, each time."""
+def watched(model: TaskModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many records the model's tokenizer really reads from now on, each time."""
     found, read = [], model._encode
 
-    def watched(examples: Any, max_length: int) -> Any:
+    def watching(examples: Any, max_length: int) -> Any:
         found.append(len(examples))
         return read(examples, max_length)
 
-    monkeypatch.setattr(model, "_encode", watched)
-    model.encode(sentences(1), 8)  # a tokenizer keeps the last bound that it was given
-    found.clear()
+    monkeypatch.setattr(model, "_encode", watching)
     return found
+
+
+@pytest.fixture
+def tokenised(model: TaskModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    return watched(model, monkeypatch)
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -53,6 +55,34 @@ def test_the_same_ids_come_back_without_a_tokenizer(
     for _ in range(3):
         assert same(encode(model, sentences(9), 8, store(tmp_path, sealed=sealed)), wanted)
     assert tokenised == [9, 9]
+
+
+def test_a_second_run_finds_all_shards_whatever_its_tokenizer_has_cut_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer remembers how its last text was cut, and a run that reads from the store cuts none."""
+    shards = [sentences(4 + i) for i in range(3)]
+    for run in range(3):
+        fresh = bert(tmp_path / f"bert-{run}")
+        read = watched(fresh, monkeypatch)
+        found = [encode(fresh, shard, 6, store(tmp_path)) for shard in shards]
+        assert read == ([4, 5, 6] if run == 0 else [])
+        monkeypatch.undo()
+        assert all(same(a, fresh.encode(b, 6)) for a, b in zip(found, shards, strict=True))
+
+
+@pytest.mark.parametrize(("way", "value"), [("truncation_side", "left"), ("split_special_tokens", True)])
+def test_a_tokenizer_that_cuts_or_splits_otherwise_gets_its_own_ids(
+    model: TaskModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, value: Any
+) -> None:
+    examples = replace(sentences(6), texts=tuple(f"{t} [SEP] the end" for t in sentences(6).texts or ()))
+    for length in (4, 32):
+        before = encode(model, examples, length, store(tmp_path))
+        with monkeypatch.context() as changed:
+            changed.setattr(model.tokenizer, way, value)
+            found, wanted = encode(model, examples, length, store(tmp_path)), model.encode(examples, length)
+        assert same(found, wanted)
+        assert same(found, before) is (way == "truncation_side" and length == 32)
 
 
 @pytest.mark.parametrize("change", ["text", "order", "length", "labels", "tokenizer", "broken", "no store"])

@@ -275,6 +275,22 @@ def test_what_is_larger_than_the_bound_drops_nothing(tmp_path: Path) -> None:
     assert one.find("b") is None
 
 
+@pytest.mark.parametrize(("free", "left"), [(0, 3), (4000, 2), (10**9, 4)])
+def test_a_disk_that_others_have_filled_costs_no_file_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, left: int
+) -> None:
+    """Files make room where that is enough for the new one, and only as many as that takes."""
+    one = store(tmp_path)
+    for name in "abc":
+        one.put(name, some())
+    small = files(tmp_path)[0].stat().st_size
+    assert 500 < small < 1000
+    monkeypatch.setattr(state_store.shutil, "disk_usage", lambda _: type("U", (), {"free": free}))
+    one.put("large", CachedStates(3, pooled=torch.zeros(3, 400)))  # 5 KiB
+    assert len(files(tmp_path)) == left
+    assert (one.find("large") is not None) is (free > 0)
+
+
 @pytest.mark.parametrize("trouble", ["full disk", "no free space", "folder is gone"])
 def test_a_disk_that_does_not_take_it_costs_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
