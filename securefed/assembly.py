@@ -17,6 +17,7 @@ from securefed.config import Config, check_against_shards, to_toml
 from securefed.config.distill import architectures
 from securefed.crypto.entropy import Entropy, SystemEntropy
 from securefed.data import load_dataset, make_shards
+from securefed.data.load import is_named
 from securefed.data.public import public_records
 from securefed.data.records import Dataset, Examples, Shard
 from securefed.engine.liars import poisoned
@@ -261,6 +262,7 @@ def make_runner(
         entropy=entropy,
         ledger=ledger,
         guarantee=guarantee,
+        own_records=not is_named(assembly.dataset, assembly.config.data.name),
     )
 
 

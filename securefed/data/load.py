@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from securefed.config import DataConfig
 from securefed.data import images, sentiment, spam
+from securefed.data.catalogue import SOURCES
 from securefed.data.digest import records_digest, table_digest
 from securefed.data.files import READERS, read_file
 from securefed.data.hub import read_hub
@@ -116,9 +117,19 @@ def _named(config: DataConfig, source: Source, task: str, offline: bool) -> Data
 
 def _source_digest(source: Source, train: Examples, test: Examples) -> str:
     """One identity for a named set whatever the task: its records are spent by every task that reads them."""
-    if not source.files:
-        return records_digest(train, test)
+    return _files_digest(source) if source.files else records_digest(train, test)
+
+
+def _files_digest(source: Source) -> str:
     return hashlib.sha256("".join(f"{n}:{d};" for n, d in sorted(source.files.items())).encode()).hexdigest()
+
+
+def is_named(dataset: Dataset, name: str) -> bool:
+    """Whether a data set is the public one of this name, and not somebody's own records under a job that names it."""
+    source = SOURCES.get(name)
+    if source is None or dataset.name != name:
+        return False
+    return not source.files or dataset.digest == _files_digest(source)
 
 
 def _from_file(config: DataConfig, task: str) -> Dataset:

@@ -121,6 +121,9 @@ class ClientRunner:
 
     Memory: the base model once, every shard's encoded records, and the cached hidden states of frozen
     layers up to `train.cache_mib`; an adapter is swapped in and out per client.
+
+    Args:
+        own_records: the shards are not of the data set that the job names, so that its being public says nothing of them.
     """
 
     def __init__(
@@ -133,6 +136,7 @@ class ClientRunner:
         entropy: Entropy,
         ledger: Ledger | None = None,
         guarantee: Guarantee | None = None,
+        own_records: bool = False,
     ) -> None:
         self.config, self.model, self.shards, self.run = config, model, shards, run
         self._entropy, self._ledger, self._guarantee = entropy, ledger, guarantee
@@ -147,7 +151,7 @@ class ClientRunner:
         self._checked: set[tuple[str, ...]] = set()
         named = config.compression
         self._sending = None if named is None else Sending(make_compression(named), config.seed)
-        self.cache = open_cache(config, entropy)
+        self.cache = open_cache(config, entropy, own_records=own_records)
 
     def encoded(self, client: int) -> Encoded:
         """The client's training records as the model reads them, encoded once."""

@@ -228,13 +228,18 @@ class FrozenCache:
         return False
 
 
-def open_cache(config: Config, entropy: Entropy | None = None) -> FrozenCache | None:
+def open_cache(
+    config: Config, entropy: Entropy | None = None, *, own_records: bool = False
+) -> FrozenCache | None:
     """The cache that a job asks for, with a store on disk where job and site allow one; None for none.
+
+    Args:
+        own_records: the records are not of the data set that the job names.
 
     Raises:
         PolicyRefusal: the job asks for a store that the site's policy forbids.
     """
-    store = open_store(config, entropy)
+    store = open_store(config, entropy, own_records=own_records)
     return FrozenCache(config.train.cache_mib, store) if config.train.cache_frozen else None
 
 

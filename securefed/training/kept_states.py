@@ -32,11 +32,16 @@ _ROOM = Path(__file__).resolve().parents[1]
 _CODE = ("models/*.py", "training/frozen_cache.py", "training/feed.py", "data/batch.py")
 
 
-def allowed_form(config: Config, policy: Policy) -> Literal["encrypted", "plain"] | None:
+def allowed_form(
+    config: Config, policy: Policy, own_records: bool = False
+) -> Literal["encrypted", "plain"] | None:
     """How the states of this job's records may be kept on disk; None: not at all.
 
     Records of a named data set lie in the download cache in the clear anyway; everybody else's are encrypted unless the
     site's policy says plain.
+
+    Args:
+        own_records: the shards are not of the data set that the job names.
 
     Raises:
         PolicyRefusal: the job asks for it (`always`), and the policy says never.
@@ -44,7 +49,7 @@ def allowed_form(config: Config, policy: Policy) -> Literal["encrypted", "plain"
     asked = config.train.cache_on_disk if config.train.cache_frozen else "never"
     if asked == "always":
         policy.check_states()
-    public = is_public(config)
+    public = is_public(config) and not own_records
     if asked == "never" or policy.states_on_disk == "never" or (asked == "public" and not public):
         return None
     if policy.states_on_disk is None:
@@ -61,7 +66,7 @@ def is_public(config: Config) -> bool:
 
 
 def open_store(
-    config: Config, entropy: Entropy | None = None, policy: Policy | None = None
+    config: Config, entropy: Entropy | None = None, policy: Policy | None = None, *, own_records: bool = False
 ) -> StateStore | None:
     """The site's store, as this job may use it; None where it may not or cannot (told in one line).
 
@@ -71,7 +76,7 @@ def open_store(
         PolicyRefusal: as `allowed_form`.
     """
     policy = policy or load_policy()
-    form = allowed_form(config, policy)
+    form = allowed_form(config, policy, own_records)
     if policy.states_on_disk in ("never", "encrypted"):
         _forget(states_dir(), sealed_too=policy.states_on_disk == "never")
     limit = config.train.cache_disk_mib * MIB

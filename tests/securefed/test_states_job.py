@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from securefed.assembly import Fresh, assemble, make_runner
 from securefed.cli import main
-from securefed.config import load_config
+from securefed.config import Config, DataConfig, load_config
+from securefed.crypto.entropy import SystemEntropy
+from securefed.data import Dataset, load_dataset
+from securefed.data.load import is_named
 from securefed.errors import PolicyRefusal, PrivacyError
 from securefed.federation import resume, run
 from securefed.privacy.policy import Policy, load_policy
@@ -155,6 +160,27 @@ def test_public_records_of_somebody_else_are_not_a_public_data_set() -> None:
     for public, form in (("held-out", "plain"), ("spam", "plain"), ("mine.csv", None)):
         config = load_config({**tree, "distill": {"public": public}})
         assert allowed_form(config, Policy()) == form
+
+
+@pytest.mark.parametrize("name", ["records", "sentiment"])
+def test_own_records_under_the_name_of_a_public_set_are_nobodys_public_set(
+    name: str, job: dict[str, Any], home: Path
+) -> None:
+    """A data set is handed over in Python, and the job still names the default: its states must not lie in the clear."""
+
+    class Mine(Fresh):
+        def dataset(self, config: Config) -> Dataset:
+            return replace(own, name=name)
+
+    own = load_dataset(load_config(job).data)
+    data = {"name": "sentiment", "partition": "iid", "clients": 3, "max_length": 16, "min_examples": 4}
+    config = load_config({**job, "data": data, "privacy": {"unit": "none"}})
+    assert allowed_form(config, Policy()) == "plain"
+    runner = make_runner(assemble(config, Mine()), "run", SystemEntropy(), None, None)
+    assert runner.cache is not None
+    assert runner.cache.store is None
+    assert not is_named(replace(own, name=name), "sentiment")
+    assert is_named(load_dataset(DataConfig(name="digits")), "digits")
 
 
 def test_a_job_that_insists_where_the_policy_says_never_is_refused_with_the_line(
