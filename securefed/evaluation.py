@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from securefed.data.batch import Encoded
 from securefed.engine.liars import triggered
 from securefed.layout import Layout
+from securefed.tracking.tracker import UNTRAINED
 from securefed.types import Vector
 
 if TYPE_CHECKING:
@@ -107,12 +108,15 @@ class Evaluator:
         return found
 
     def baselines(self) -> dict[str, Scores]:
-        """Majority class, TF-IDF or pixels with logistic regression, frozen-feature probe: on pooled data."""
+        """Majority class, TF-IDF or pixels with logistic regression, frozen-feature probe: on pooled data.
+
+        For a language model the model itself, before a step is taken. It is at its initial values when this is called.
+        """
         from securefed.training.baselines import baselines
 
         assembly = self._assembly
         if assembly.model.task != "classification":
-            return {}
+            return {UNTRAINED: self._score(self._predict_global())}
         found = baselines(
             assembly.dataset.train,
             assembly.dataset.test,

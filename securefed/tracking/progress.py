@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from securefed.tracking import plots
 from securefed.tracking.numbers import clock, mib, score, small, spent
-from securefed.tracking.tracker import RoundRecord, RunInfo, RunSummary
+from securefed.tracking.tracker import UNTRAINED, RoundRecord, RunInfo, RunSummary
 
 WIDTHS = {
     "round": 7,
@@ -71,6 +71,9 @@ class ProgressTracker:
         ]
         if easy:
             self._say(f"  easy     accuracy of {', '.join(easy)}")
+        before = info.baselines.get(UNTRAINED, {}).get("perplexity")
+        if before is not None:
+            self._say(f"  before   perplexity {score(before)}, and no step taken")
         if info.resumed_at is not None:
             self._say(f"going on from round {info.resumed_at + 1}")
         self._ended = time.monotonic()

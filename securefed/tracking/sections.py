@@ -11,6 +11,7 @@ from securefed.tracking import html, numbers
 from securefed.tracking.files import RunFiles, number
 from securefed.tracking.html import Bar
 from securefed.tracking.plots import baseline_name, by_class, main_score
+from securefed.tracking.tracker import UNTRAINED
 
 STAMP = (
     "Simulated in one process: this process held all keys and data; no protection between clients was in force. "
@@ -138,9 +139,13 @@ def scores(run: RunFiles, inline: Mapping[str, str]) -> str:
         "The baselines are trained without privacy on all clients' records in one place: a bar that no real "
         "federation can compute" + (", and that no epsilon covers." if run.private else ".")
     )
+    if set(run.baselines) == {UNTRAINED}:
+        note = "Before training: the same model on the same records, before a step was taken."
     pictures = "".join(f"<div>{inline[n]}</div>" for n in ("accuracy", "epsilon") if n in inline)
     return html.section(
-        f"The {name} beside what is easy" if rivals else f"The {name}",
+        f"The {name} beside what {'it was' if UNTRAINED in run.baselines else 'is easy'}"
+        if rivals
+        else f"The {name}",
         html.bars(rows, high),
         html.paragraph(note, "soft small") if rivals else "",
         f'<div class="pictures">{pictures}</div>' if pictures else "",

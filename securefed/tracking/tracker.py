@@ -11,6 +11,9 @@ from securefed.config import Config
 
 Scores = Mapping[str, float]
 
+UNTRAINED = "before_training"
+"""The baseline of a language model: itself, before a step is taken."""
+
 
 @dataclass(frozen=True)
 class RunInfo:

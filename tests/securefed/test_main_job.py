@@ -120,11 +120,19 @@ def test_a_seq2seq_model_trains_under_dp(tmp_path: Path, adapter: str) -> None:
         rows.writerows([[f"{(GOOD + BAD)[i % 6]} {i}", GOOD[i % 3], f"c{i % 3}"] for i in range(60)])
     config = job(path, name=str(tiny.tiny_t5(tmp_path / "t5")), task="seq2seq", rank=2, adapter=adapter)
     config["data"]["max_length"] = 12
+    config["evaluate"]["baselines"] = True
     folder = tmp_path / "out"
     result = run(config, folder=folder)
     check = json.loads((folder / "privacy.json").read_text())["statement"]
     assert check["steps_settled"] == 3 * 2
     assert result.metrics["perplexity"] > 1
+    before = json.loads((folder / "baselines.json").read_text())["before_training"]["perplexity"]
+    assert before > 1
+    moved = result.metrics["perplexity"] != before
+    assert moved == (adapter != "fedsa")  # whose B stays with the clients, so the server's adapter does nothing
+    page = (folder / "report.html").read_text()
+    assert "The perplexity beside what it was" in page
+    assert "before training" in page
     newest = sorted((folder / "checkpoint").glob("round-*"))[-1]
     kept = [n for n in load_file(newest / "state.safetensors") if n.startswith("local.")]
     assert len(kept) == (3 if adapter == "fedsa" else 0)
@@ -168,5 +176,7 @@ def test_the_mails_job_plays_on_any_decoder_with_one_noise_for_all_and_states_co
     assert result.ledger is not None
     assert 4.0 < result.ledger.epsilon(1e-3) <= 8.0
     assert result.metrics["perplexity"] > 1
-    assert seen[0] <= 60 + 4  # each record once, and the first of each shard to see whether all fit
+    assert (
+        seen[0] <= 60 + 5
+    )  # each record once, and the first of each shard to see whether all fit, the tests' twice
     assert seen[2] > seen[0]
