@@ -134,6 +134,11 @@ class TaskModel:
 
     # ------------------------------------------------------------------------------------- forward
 
+    def begin_round(self, round: int) -> None:
+        """Draws anew what is public and of one round only: the tokens that a sampled vocabulary normalizes over."""
+        if isinstance(self.module, CausalLM) and self.module.sampled is not None:
+            self.module.sampled.draw(round)
+
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits (b, k); (b, t, V) for language models. From `batch.hidden` if that is given."""
         logits: torch.Tensor = self.module(batch.to(self.device))

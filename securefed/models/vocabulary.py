@@ -3,8 +3,9 @@
 The output layer of a small decoder is as large as eight of its layers, and every predicted token pays all of
 it. Jean et al. 2015 (arXiv 1412.2007, section 3) estimate the normalizer from a sample of the vocabulary. Here one
 half of the sample is the first tokens of the vocabulary, which tokenizers number by how often they were merged, so
-by how common they are in public text; the other half is drawn once from the rest by the public seed and stands for
-all of it. A record's own next token is always counted exactly. Nothing depends on anybody's records, so a
+by how common they are in public text; the other half is drawn from the rest, anew in each round by the public seed,
+and stands for all of it: one that stayed would be learned by heart, and the estimate would fall while the loss over
+all tokens rose. A record's own next token is always counted exactly. Nothing depends on anybody's records, so a
 record's loss, and its gradient, depend on that record alone.
 """
 
@@ -41,17 +42,26 @@ class SampledVocabulary(nn.Module):
             raise ModelError(
                 f"model.vocabulary_sample={size} must be between 2 and the model's {vocabulary} tokens, or 0 for all of them"
             )
-        common = vocabulary if size == vocabulary else size - size // 2
-        rest = np.random.default_rng([seed, vocabulary]).permutation(vocabulary - common)[: size - common]
-        rows = np.concatenate([np.arange(common), np.sort(rest) + common])
+        self.vocabulary, self.size, self.seed = vocabulary, size, seed
+        self.common = vocabulary if size == vocabulary else size - size // 2
         weights = torch.zeros(size)
-        if len(rest):
-            weights[common:] = math.log((vocabulary - common) / len(rest))
-        place = torch.full((vocabulary,), -1)
-        place[torch.from_numpy(rows)] = torch.arange(size)
-        self.register_buffer("rows", torch.from_numpy(rows), persistent=False)
+        if size > self.common:
+            weights[self.common :] = math.log((vocabulary - self.common) / (size - self.common))
         self.register_buffer("log_weights", weights, persistent=False)
-        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("rows", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.register_buffer("place", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.draw(0)
+
+    def draw(self, round: int) -> None:
+        """Takes the tokens of this round, the same for everybody who draws it."""
+        rest = np.random.default_rng([self.seed, self.vocabulary, round]).permutation(
+            self.vocabulary - self.common
+        )
+        chosen = np.sort(rest[: self.size - self.common]) + self.common
+        rows = torch.from_numpy(np.concatenate([np.arange(self.common), chosen])).to(self.log_weights.device)
+        place = torch.full((self.vocabulary,), -1, device=rows.device)
+        place[rows] = torch.arange(self.size, device=rows.device)
+        self.rows, self.place = rows, place
 
     def losses(self, hidden: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each prediction, float32 (n,).

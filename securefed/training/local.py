@@ -121,6 +121,7 @@ def train_locally(
     began = time.perf_counter()
     model.write(start, model.layout)
     model.set_trainable(work.train)
+    model.begin_round(work.round)
     model.module.train()
     states = None
     if cache is not None:

@@ -83,6 +83,7 @@ def step(
     began = time.perf_counter()
     model.write(job.start, model.layout)
     model.set_trainable(job.train)
+    model.begin_round(job.round)
     model.module.train()
     refuse_dropout(model.module)
     states = None

@@ -129,7 +129,9 @@ def test_a_seq2seq_model_trains_under_dp(tmp_path: Path, adapter: str) -> None:
     before = json.loads((folder / "baselines.json").read_text())["before_training"]["perplexity"]
     assert before > 1
     moved = result.metrics["perplexity"] != before
-    assert moved == (adapter != "fedsa")  # whose B stays with the clients, so the server's adapter does nothing
+    assert moved == (
+        adapter != "fedsa"
+    )  # whose B stays with the clients, so the server's adapter does nothing
     page = (folder / "report.html").read_text()
     assert "The perplexity beside what it was" in page
     assert "before training" in page

@@ -79,6 +79,44 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others() -> None:
     assert len(set(first.tolist())) == 100
 
 
+def test_each_round_has_tokens_of_its_own_and_draws_them_again_alike() -> None:
+    first, again = SampledVocabulary(1000, 100, seed=3), SampledVocabulary(1000, 100, seed=3)
+    seen = []
+    for round in (0, 1, 7):
+        first.draw(round)
+        again.draw(9)
+        again.draw(round)
+        torch.testing.assert_close(first.rows, again.rows)
+        assert first.rows[:50].tolist() == list(range(50))
+        assert len(set(first.rows.tolist())) == 100
+        seen.append(frozenset(first.rows[50:].tolist()))
+        hidden, labels, weight = points(20)
+        found = first.losses(hidden, labels, weight)
+        assert float(found[0]) == pytest.approx(
+            oracle(first, hidden[0], int(labels[0]), weight), rel=1e-4, abs=1e-5
+        )
+    assert len(set(seen)) == 3
+
+
+@pytest.mark.parametrize("redrawn", [True, False])
+def test_a_sample_that_stays_is_learned_by_heart_and_one_that_is_drawn_anew_is_not(redrawn: bool) -> None:
+    """Plain descent on what the output layer reads, towards labels that say nothing: the exact loss cannot fall far."""
+    hidden, labels, weight = points(n=64, width=48, tokens=2000)
+    shift = torch.zeros(48, requires_grad=True)
+    sample = SampledVocabulary(2000, 40, seed=0)
+
+    def exact() -> float:
+        return float(F.cross_entropy((hidden + shift) @ weight.T, labels).detach())
+
+    before = exact()
+    for round in range(150):
+        sample.draw(round if redrawn else 0)
+        (gradient,) = torch.autograd.grad(sample.losses(hidden + shift, labels, weight).mean(), shift)
+        with torch.no_grad():
+            shift -= 0.05 * gradient
+    assert (exact() < before) == redrawn
+
+
 @pytest.mark.parametrize("size", [1, 1001])
 def test_a_sample_larger_than_the_vocabulary_or_of_one_token_is_refused(size: int) -> None:
     with pytest.raises(ModelError, match="between 2 and the model's 1000"):
