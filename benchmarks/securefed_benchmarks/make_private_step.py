@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from securefed_benchmarks.timing import ratio, report
@@ -38,12 +38,14 @@ def classifier() -> Any:
         return AutoModelForSequenceClassification.from_pretrained(find_model("minilm").folder, num_labels=2)
 
 
-def lora() -> Any:
-    """The same with LoRA of rank 8 on q and v of all layers."""
+def lora(layers: Sequence[int] | None = None) -> Any:
+    """The same with LoRA of rank 8 on q and v of these layers, all by default."""
     from peft import LoraConfig, get_peft_model
 
+    where = None if layers is None else list(layers)
     return get_peft_model(
-        classifier(), LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["query", "value"])
+        classifier(),
+        LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["query", "value"], layers_to_transform=where),
     )
 
 

@@ -3,7 +3,8 @@
 Short texts of unequal length, as reviews and messages are (10 to 48 tokens), the same for all; CPU seconds per
 record, in turn in one process. Ours is the client's whole step: secret sampling, batches sorted by length,
 clipping in float64, cryptographic noise. Opacus' is its own loop as its users write it, in float32: batches
-padded to their longest record, attention as the library picks it, all weights or LoRA in all layers.
+padded to their longest record, attention as the library picks it; the same adapters as ours (so the same releases and
+the same accuracy), LoRA in all layers, or all weights.
 
     python -m securefed_benchmarks.step_cost
 """
@@ -39,7 +40,8 @@ def main() -> None:
     plays = {
         f"top {k} {'cached' if c else 'uncached'}": ours(data, k, c) for k in (2, 3) for c in (True, False)
     }
-    plays |= {"opacus lora": opacus(data, full=False), "opacus full": opacus(data, full=True)}
+    plays |= {f"opacus lora top {k}": opacus(data, lora(range(6 - k, 6))) for k in (2, 3)}
+    plays |= {"opacus lora": opacus(data, lora()), "opacus full": opacus(data, whole())}
     cost = measured(plays)
     report(
         "DP step on MiniLM, LoRA in the top layers on cached states",
@@ -47,6 +49,8 @@ def main() -> None:
             "cpu_ms_per_record": {name: round(1e3 * min(found), 2) for name, found in cost.items()},
             "cache_at_2": ratio(cost["top 2 uncached"], cost["top 2 cached"]),
             "cache_at_3": ratio(cost["top 3 uncached"], cost["top 3 cached"]),
+            "opacus_same_adapters_over_top_2": ratio(cost["opacus lora top 2"], cost["top 2 cached"]),
+            "opacus_same_adapters_over_top_3": ratio(cost["opacus lora top 3"], cost["top 3 cached"]),
             "opacus_full_over_top_2": ratio(cost["opacus full"], cost["top 2 cached"]),
             "opacus_full_over_top_3": ratio(cost["opacus full"], cost["top 3 cached"]),
             "opacus_lora_over_top_2": ratio(cost["opacus lora"], cost["top 2 cached"]),
@@ -101,14 +105,14 @@ def ours(data: Encoded, layers: int, cached: bool) -> Play:
     return play
 
 
-def opacus(data: Encoded, *, full: bool) -> Play:
+def opacus(data: Encoded, model: Any) -> Play:
     """The same number of expected records through Opacus' PrivacyEngine."""
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
     from securefed.data.batch import collate
 
-    model = (whole() if full else lora()).train()
+    model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     loader: Any = DataLoader(TensorDataset(torch.arange(RECORDS)), batch_size=BATCH, shuffle=True)
     wrapped, optimizer, batches = engine(model, torch.optim.SGD(trained, lr=0.1), loader)

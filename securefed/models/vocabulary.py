@@ -32,9 +32,7 @@ class SampledVocabulary(nn.Module):
         ModelError: a size out of range.
     """
 
-    rows: torch.Tensor
     log_weights: torch.Tensor
-    place: torch.Tensor
 
     def __init__(self, vocabulary: int, size: int, seed: int) -> None:
         super().__init__()
@@ -48,8 +46,6 @@ class SampledVocabulary(nn.Module):
         if size > self.common:
             weights[self.common :] = math.log((vocabulary - self.common) / (size - self.common))
         self.register_buffer("log_weights", weights, persistent=False)
-        self.register_buffer("rows", torch.empty(0, dtype=torch.int64), persistent=False)
-        self.register_buffer("place", torch.empty(0, dtype=torch.int64), persistent=False)
         self.draw(0)
 
     def draw(self, round: int) -> None:
@@ -58,10 +54,9 @@ class SampledVocabulary(nn.Module):
             self.vocabulary - self.common
         )
         chosen = np.sort(rest[: self.size - self.common]) + self.common
-        rows = torch.from_numpy(np.concatenate([np.arange(self.common), chosen])).to(self.log_weights.device)
-        place = torch.full((self.vocabulary,), -1, device=rows.device)
-        place[rows] = torch.arange(self.size, device=rows.device)
-        self.rows, self.place = rows, place
+        self.rows = torch.from_numpy(np.concatenate([np.arange(self.common), chosen]))
+        self.place = torch.full((self.vocabulary,), -1)
+        self.place[self.rows] = torch.arange(self.size)
 
     def losses(self, hidden: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each prediction, float32 (n,).
@@ -70,8 +65,8 @@ class SampledVocabulary(nn.Module):
             hidden: what the output layer reads (n, h). labels: int64 (n,). weight: of the output layer (V, h), frozen.
         """
         own = (hidden * weight[labels]).sum(-1).float()
-        others = (hidden @ weight[self.rows].T).float() + self.log_weights
-        place = self.place[labels]
+        others = (hidden @ weight[self.rows.to(weight.device)].T).float() + self.log_weights
+        place = self.place.to(labels.device)[labels]
         among = torch.zeros_like(others, dtype=torch.bool)
         among.scatter_(1, place.clamp(min=0).unsqueeze(1), (place >= 0).unsqueeze(1))
         others = others.masked_fill(among, -math.inf)  # it is counted once, by itself
