@@ -251,9 +251,8 @@ class Cohorts:
         have not begun to tune their own.
         """
         private = 0 if self.algorithm.beside else self.local_layout().size
-        if (
-            isinstance(self.algorithm, Ranked) and not self.algorithm.merges
-        ):  # base weights that stay what they are
+        if isinstance(self.algorithm, Ranked) and not self.algorithm.merges:
+            # base weights that stay what they are
             private += self.model.layout.select(lambda n: self.model.part_of[n] == "merged").size
         asking = [k for k in chosen if plan.share or k not in state.local]
         each = 4 * (self.model.layout.size - private)

@@ -91,6 +91,11 @@ def load(path: str) -> Any:
         raise ConfigError(f"{module} is not installed ({error.name}); install the whole wheel") from None
 
 
+def algorithm_name(given: str) -> str:
+    """The short name of an algorithm, however the job names it; that of a class of somebody's own as it is."""
+    return next((name for name, path in ALGORITHMS.items() if path == given), given)
+
+
 def find_class(kind: str, name: str, table: Mapping[str, str]) -> type[Any]:
     """The class behind a name of `table`, of an outer package's dict, or "package.module:Class".
 

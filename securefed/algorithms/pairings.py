@@ -14,8 +14,9 @@ from typing import Any
 
 from securefed.algorithms.pairing import ADAPTERS, NOISES, PROTECTIONS, UNITS, Row
 from securefed.algorithms.pairings_adapters import ROWS, check_ranks
-from securefed.config.schema import Component, Config
+from securefed.config.schema import Config
 from securefed.errors import ConfigError
+from securefed.registry import algorithm_name
 
 _WHOLE = "its update of what the adapter shares"
 _NO_HEAD = (
@@ -108,7 +109,7 @@ def check_pairings(config: Config) -> None:
 def rows_of(config: Config) -> Iterator[tuple[str, Row]]:
     """The rows that speak about this job: its algorithm's, its adapter's and its compression's, where they have one."""
     compression = "" if config.compression is None else config.compression.name
-    algorithm = algorithm_name(config.algorithm)
+    algorithm = algorithm_name(config.algorithm.name)
     if config.algorithm.options.get("products") and f"{algorithm}, products" in PAIRINGS:
         algorithm = f"{algorithm}, products"
     for name in (algorithm, config.model.adapter, compression):
@@ -116,16 +117,9 @@ def rows_of(config: Config) -> Iterator[tuple[str, Row]]:
             yield name, PAIRINGS[name]
 
 
-def algorithm_name(component: Component) -> str:
-    """The short name of an algorithm, however the job names it."""
-    from securefed.registry import ALGORITHMS
-
-    return {path: name for name, path in ALGORITHMS.items()}.get(component.name, component.name)
-
-
 def _asked(config: Config, row: Row) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
     """(field, what the job says, what the row allows); names that are not built in are let through."""
-    algorithm = algorithm_name(config.algorithm)
+    algorithm = algorithm_name(config.algorithm.name)
     known = tuple(name for name, other in PAIRINGS.items() if other.kind == "algorithm")
     asked = (
         ("protection", config.protection.name, PROTECTIONS, row.protections),

@@ -44,6 +44,13 @@ def _exact(sent: str, hidden: str = _READS) -> Row:
     )
 
 
+_PRODUCTS = Row(
+    "algorithm",
+    "the change of the product B A of its factors",
+    adapters=("lora",),
+    refusals={"adapter": _FACTORS},
+)
+
 ROWS: dict[str, Row] = {
     "prompt": Row("adapter", "the virtual tokens' embeddings, and the head"),
     "prefix": Row("adapter", "keys and values of the virtual tokens, and the head"),
@@ -61,19 +68,9 @@ ROWS: dict[str, Row] = {
         refusals={"adapter": _LINEAR_FACTORS},
     ),
     "flexlora": _exact("its slice of A and B", _PRODUCT % "flexlora"),
-    "flexlora, products": Row(
-        "algorithm",
-        "the change of the product B A of its factors",
-        adapters=("lora",),
-        refusals={"adapter": _FACTORS},
-    ),
+    "flexlora, products": _PRODUCTS,
     "flora": _exact("its slice of A and B", _PRODUCT % "flora"),
-    "flora, products": Row(
-        "algorithm",
-        "the change of the product B A of its factors",
-        adapters=("lora",),
-        refusals={"adapter": _FACTORS},
-    ),
+    "flora, products": _PRODUCTS,
     "fedex": _exact("its slice of A and B"),
     "random_k": Row("compression", "k coordinates that a public seed draws"),
     "count_sketch": Row("compression", "a sketch, the same linear map for all"),

@@ -15,7 +15,7 @@ def check_compression(c: Config) -> None:
         return
     from securefed.registry import (
         ALGORITHMS,
-        load,
+        algorithm_name,
         make_aggregator,
         make_attack,
         make_compression,
@@ -24,7 +24,7 @@ def check_compression(c: Config) -> None:
 
     name, found = c.compression.name, make_compression(c.compression)
     protection, rule = make_protection(c.protection), make_aggregator(c.aggregator)
-    algorithm = load("securefed.algorithms.pairings:algorithm_name")(c.algorithm)
+    algorithm = algorithm_name(c.algorithm.name)
     require(
         found.linear or c.protection.name == "plain",  # also where the class is somebody's own
         f"compression {name} is each client's own coding, and protection {c.protection.name} adds messages that nobody "

@@ -153,9 +153,8 @@ def _reach(c: Config) -> float:
     if c.privacy.unit != "client":
         return largest_answer(c.distill)
     sigma = c.privacy.noise_multiplier if c.privacy.noise == "local" else None
-    return noised_reach(
-        c.privacy.max_grad_norm, sigma or 0.0
-    )  # noise for an epsilon is known with the clients
+    # noise that an epsilon asks for is known with the clients, and held against the range then
+    return noised_reach(c.privacy.max_grad_norm, sigma or 0.0)
 
 
 def noised_reach(unit: float, noise_multiplier: float) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from securefed.errors import CheckpointError
+from securefed.registry import algorithm_name
 
 METRICS = "metrics.jsonl"
 
@@ -66,13 +67,6 @@ class RunFiles:
     def total(self, key: str) -> float:
         """Sum of a quantity over the rounds on record."""
         return float(sum(r[key] for r in self.rounds))
-
-
-def algorithm_name(given: str) -> str:
-    """The short name of an algorithm, however the job names it; that of a class of somebody's own as it is."""
-    from securefed.registry import ALGORITHMS
-
-    return next((name for name, path in ALGORITHMS.items() if path == given), given)
 
 
 def read_run(folder: Path) -> RunFiles:

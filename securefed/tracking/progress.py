@@ -168,8 +168,7 @@ def _guarantee(info: RunInfo) -> str:
 
 
 def _seen(info: RunInfo) -> str:
-    from securefed.registry import make_protection
-    from securefed.tracking.files import algorithm_name
+    from securefed.registry import algorithm_name, make_protection
     from securefed.tracking.guarantee import seen
 
     protection = make_protection(info.config.protection)

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from securefed.algorithms.pairings import algorithm_name
 from securefed.config import Config, TrainConfig
 from securefed.errors import AuditError
 from securefed.kept_views import KeptView, kept_views
+from securefed.registry import algorithm_name
 from securefed_attacks.audit.candidates import Candidates
 from securefed_attacks.audit.captured import Captured, capture
 from securefed_attacks.audit.columns import Column, columns
@@ -203,7 +203,7 @@ def _plain(config: Config) -> bool:
     )
     one_rate = train.head_learning_rate in (None, train.learning_rate)
     # these pull towards a model, or train in two turns; ranks that may be pruned are shrunk after their steps
-    turns = algorithm_name(config.algorithm) in ("fedprox", "fedrep")
+    turns = algorithm_name(config.algorithm.name) in ("fedprox", "fedrep")
     alike = not turns and "prune" not in config.algorithm.options and config.model.vocabulary_sample == 0
     return alike and one_rate and all(getattr(train, name) == getattr(usual, name) for name in beside)
 
