@@ -123,7 +123,8 @@ def assemble(config: Config, parts: Parts | None = None) -> Assembly:
         dataset.train.take([0]), config.data.max_length
     )  # records and model must fit, before a folder is made
     algorithm: Algorithm = make("algorithm", config.algorithm, ALGORITHMS)
-    algorithm.plan(config, model.part_of, 0)  # refuses head rounds that cannot be
+    for round in (0, config.rounds - 1):
+        algorithm.plan(config, model.part_of, round)  # refuses head rounds that cannot be
     algorithm.local_names(config, model.part_of)  # ... and a private head that is all there is
     if not isinstance(config.train.class_weights, str) and len(config.train.class_weights) != len(
         dataset.classes

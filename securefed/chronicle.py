@@ -46,7 +46,7 @@ def run_info(
         model={
             "name": config.model.name,
             "parameters": sum(p.numel() for p in model.module.parameters()),
-            "trainable": model.layout.size,
+            "trainable": model.trained,
             "layout": model.layout.digest,
             "parts": sizes,
         },

@@ -260,6 +260,8 @@ class Federation:
         )
         if isinstance(algorithm, Ranked) and joined is not None:
             vector = algorithm.join(vector, joined)
+        if plan.anchors:
+            self.server.begin_again()
         self.views.keep(state.round, self.cohorts.shared(plan), collected, state.vector, vector)
         local = dict(state.local) | {o.client: o.local for o in outcomes if o.local is not None}
         up, down = (
@@ -281,13 +283,15 @@ class Federation:
                 **self.cohorts.packed_clip(),
                 **self.cohorts.packed_ranks(state, plan, outcomes),
             },
-            residual=self.cohorts.residuals(state, plan, outcomes),
+            residual={} if plan.anchors else self.cohorts.residuals(state, plan, outcomes),
             memory=self.server.memory,
             mib_up=state.mib_up + up,
             mib_down=state.mib_down + down,
             versions=self.cohorts.versions(state),
             sim_seconds=self.cohorts.sim_seconds(state, chosen),
         )
+        if plan.anchors or plan.phase == "centre":  # what began anew is not behind what was before
+            new = replace(new, best=None, stale=0)
         return self._ended(
             new,
             Played(plan, asked, collected, outcomes, up, down, clip, self.cohorts.staleness(state.round)),

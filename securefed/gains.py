@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from securefed.algorithms.anchoring import anchored
 from securefed.algorithms.fedavg import FedAvg
 from securefed.algorithms.finetune import FineTune
 from securefed.algorithms.plan import RoundPlan
@@ -75,7 +76,7 @@ def gains(parts: Parts, state: State, kept: Layout, took: Mapping[int, Sequence[
         whole = parts.model.layout
         for k in own:
             try:
-                mine = train_alone(parts, k, took.get(k, ()), first)
+                mine = train_alone(parts, k, took.get(k, ()), first, state.round)
             except DivergedError:
                 continue
             alone[k] = predict(first, {k: mine}, whole, only=(k,))[k]
@@ -125,8 +126,14 @@ def headline(found: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def train_alone(parts: Parts, client: int, rounds: Sequence[int], first: Vector) -> Vector:
-    """The client's model after these rounds of the job with nobody else, float32 (d,), of the rank that it begins with."""
+def train_alone(
+    parts: Parts, client: int, rounds: Sequence[int], first: Vector, played: int | None = None
+) -> Vector:
+    """The client's model after these rounds of the job with nobody else, float32 (d,), of the rank that it begins with.
+
+    Args:
+        played: how many rounds there were, in which all changed over to tangents or none did; all of the job's by default.
+    """
     model, config, runner = parts.model, parts.config, parts.runner
     vector, moments, checked = first, Moments.zeros(first.size), set[tuple[str, ...]]()
     holds = None
@@ -136,8 +143,13 @@ def train_alone(parts: Parts, client: int, rounds: Sequence[int], first: Vector)
     data = runner.encoded(client)
     dp = runner.dp_work(len(data))
     quiet = None if dp is None else replace(dp, noise_multiplier=0.0)
-    for round in rounds:
+    mine = set(rounds)
+    for round in range(config.rounds if played is None else played):
         plan = parts.algorithm.plan(config, model.part_of, round)
+        if round not in mine:
+            if plan.anchors:  # the second head begins in this round for everybody
+                vector, moments = anchored(model.layout, vector), Moments.zeros(vector.size)
+            continue
         phases = Phases(
             model, data, client, round, config, quiet, parts.entropy, runner.cache, checked, holds
         )

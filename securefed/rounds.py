@@ -66,6 +66,10 @@ class Rounds:
     memory: Memory = field(default_factory=dict, repr=False)
     _seen: Head | None = field(default=None, repr=False)
 
+    def begin_again(self) -> None:
+        """Forgets what rule and compression remember of updates of tensors that have a new meaning from now on."""
+        self.rule_state, self.memory = None, {}
+
     def play(
         self,
         round: int,

@@ -121,7 +121,12 @@ def main() -> None:
     )
     arguments.add_argument("overrides", nargs="*", help="fields of the job: key=value")
     asked = arguments.parse_args()
-    bench = build(load_config(asked.config, asked.overrides))
+    config = load_config(asked.config, asked.overrides)
+    if config.model.adapter == "tangent" and not asked.whole:
+        arguments.error(
+            "the first head of adapter tangent ends as the anchor of the second; play both with --whole"
+        )
+    bench = build(config)
     phases = [
         make("algorithm", bench.config.algorithm, ALGORITHMS).plan(bench.config, bench.model.part_of, r).phase
         for r in range(bench.config.rounds)

@@ -25,6 +25,6 @@ def averaged(average: Vector | None, vector: Vector, plan: RoundPlan, decay: flo
     """
     if decay == 0:
         return None
-    if average is None or plan.progress == 0:
+    if average is None or plan.progress == 0 or plan.anchors:
         return vector
     return (np.float32(decay) * average + np.float32(1 - decay) * vector).astype(np.float32)

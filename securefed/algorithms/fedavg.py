@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from securefed.algorithms.algorithm import Algorithm
+from securefed.algorithms.anchoring import anchored
 from securefed.algorithms.plan import RoundPlan, plan_round
 from securefed.algorithms.server_optimizer import Moments, rate_at, server_step
 from securefed.config import Config, ServerConfig
@@ -87,4 +88,6 @@ class FedAvg(Algorithm):
                     layout.scatter(changed.first, part, moments.first),
                     layout.scatter(changed.second, part, moments.second),
                 )
+        if plan.anchors:
+            return anchored(layout, model), Moments.zeros(model.size)
         return model, moments

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from securefed.algorithms.pairing import ADAPTERS, NOISES, PROTECTIONS, UNITS, Row
-from securefed.algorithms.pairings_adapters import ROWS, check_ranks
+from securefed.algorithms.pairings_adapters import ROWS, TANGENT_ALGORITHMS, check_ranks
 from securefed.config.schema import Config
 from securefed.errors import ConfigError
 from securefed.registry import algorithm_name
@@ -33,6 +33,7 @@ _TWO_HOMES = (
     'adapter "fedsa" keeps B at home, and {0} keeps a part of its own choice; use model.adapter = "lora" or "ffa" with '
     '{0}, or "fedsa" with algorithm = "fedavg"'
 )
+_NO_TANGENT = {"adapter=tangent": TANGENT_ALGORITHMS}
 _FIXED_GROUPS = (
     'protection "grouped" needs everybody in every round, and a buffer of fedbuff holds the next few that are ready; '
     'use protection = "masking"'
@@ -47,35 +48,39 @@ PAIRINGS: dict[str, Row] = {
         _WHOLE + ", scaled by its staleness",
         protections=("plain", "masking", "ckks"),
         adapters=("ffa", "lora", "fedsa", "full", "head", *_SOFT),
-        refusals={"protection=grouped": _FIXED_GROUPS, "adapter=rolora": _MIXED},
+        refusals={"protection=grouped": _FIXED_GROUPS, "adapter=rolora": _MIXED, **_NO_TANGENT},
     ),
     "ditto": Row(
         "algorithm",
         _WHOLE,
         kept="a whole model of its own",
         adapters=_NOT_FEDSA,
-        refusals={"adapter=fedsa": _TWO_HOMES.format("ditto")},
+        refusals={"adapter=fedsa": _TWO_HOMES.format("ditto"), **_NO_TANGENT},
     ),
     "fedper": Row(
         "algorithm",
         "its update without the head",
         kept="the head",
         adapters=("rolora", "ffa", "lora", "fedsa", "full", *_SOFT),
-        refusals={"adapter=head": _NO_HEAD.format("fedper")},
+        refusals={"adapter=head": _NO_HEAD.format("fedper"), **_NO_TANGENT},
     ),
     "fedrep": Row(
         "algorithm",
         "its update without the head, which is trained first",
         kept="the head",
         adapters=("rolora", "ffa", "lora", "full", *_SOFT),
-        refusals={"adapter=head": _NO_HEAD.format("fedrep"), "adapter=fedsa": _TWO_HOMES.format("fedrep")},
+        refusals={
+            "adapter=head": _NO_HEAD.format("fedrep"),
+            "adapter=fedsa": _TWO_HOMES.format("fedrep"),
+            **_NO_TANGENT,
+        },
     ),
     "finetune": Row(
         "algorithm",
         _WHOLE + ", and nothing in the last rounds",
         kept="its tuned model",
         adapters=_NOT_FEDSA,
-        refusals={"adapter=fedsa": _TWO_HOMES.format("finetune")},
+        refusals={"adapter=fedsa": _TWO_HOMES.format("finetune"), **_NO_TANGENT},
     ),
     "distill": Row("algorithm", "its answers on public records"),  # `config.distill` has its checks
     "fedsa": Row(

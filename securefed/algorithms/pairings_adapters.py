@@ -30,6 +30,10 @@ _CODED = (
     "is each client's own coding, and a sum adds messages that nobody has read; use a linear one (random_k, "
     'count_sketch, low_rank), or protection = "plain"'
 )
+TANGENT_ALGORITHMS = (
+    "adapter tangent begins a second head where the first ended, for all clients in the same round; use algorithm = "
+    '"fedavg", "fedprox" or "fedsgd", or model.adapter = "head"'
+)
 _EXACT = {"unit": _NO_BOUND, "adapter": _FACTORS}
 
 
@@ -55,6 +59,12 @@ ROWS: dict[str, Row] = {
     "prompt": Row("adapter", "the virtual tokens' embeddings, and the head"),
     "prefix": Row("adapter", "keys and values of the virtual tokens, and the head"),
     "ia3": Row("adapter", "the scales, and the head"),
+    "tangent": Row(
+        "adapter",
+        "its update of the head, which reads tangents too",
+        algorithms=("fedavg", "fedprox", "fedsgd"),
+        refusals={"algorithm": TANGENT_ALGORITHMS},
+    ),
     "hetlora": Row(
         "algorithm",
         "its slice of the factors, padded with zeros",

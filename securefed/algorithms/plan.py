@@ -19,11 +19,12 @@ class RoundPlan:
     """One round's work, the same for every client.
 
     Attributes:
-        phase: "centre", "head", "A", "B", "AB", "adapter" or "full", for people.
+        phase: "centre", "head", "A", "B", "AB", "adapter", "tangent" or "full", for people.
         train: names trained, inside the one clipped vector under DP.
         share: names sent to the server, a subset of `train`.
         progress: in [0, 1), how far the phase has come; drives the server's learning-rate schedule.
         scale: on the aggregate of a centre, where it is a mean of clipped features and not yet of features.
+        anchors: after this round the head becomes the point at which tangents are taken (`anchoring`).
     """
 
     phase: str
@@ -31,6 +32,7 @@ class RoundPlan:
     share: tuple[str, ...]
     progress: float
     scale: float = 1.0
+    anchors: bool = False
 
 
 def plan_round(
@@ -52,21 +54,26 @@ def plan_round(
     - `fedsa` (Guo et al. 2024, "Selective Aggregation for Low-Rank Adaptation in Federated Learning",
       arXiv 2410.01463): A and B are trained, A is sent, B stays.
     - `prompt`, `prefix`, `ia3`: the adapter and the head; plain averages, no factors.
+    - `tangent`: the head alone, twice: on the model's features, then beside them on tangents at the head that the first
+      `head_rounds` gave; each time after a round for the features' mean, where there is one.
     - `full`: everything. `head`: the head only.
 
     Raises:
         ConfigError: head rounds without a head, or as many as there are rounds.
     """
-    part_of = {n: part for n, part in part_of.items() if part != "merged"}  # the server's alone
+    servers = ("merged", "anchor")  # which no client trains
+    part_of = {n: part for n, part in part_of.items() if part not in servers}
     names = sorted(n for n in part_of if part_of[n] != "centre")
-    if len(names) < len(part_of):
+    centre = tuple(n for n in part_of if part_of[n] == "centre")
+    if centre:
         if rounds < 2:
             raise ConfigError("model.head_centre takes the first round and leaves none; raise rounds")
         if round == 0:
-            centre = tuple(n for n in part_of if part_of[n] == "centre")
             return RoundPlan("centre", centre, centre, 0.0)
         round, rounds = round - 1, rounds - 1
     head = tuple(n for n in names if part_of[n] == "head")
+    if adapter == "tangent":
+        return _tangent(head, centre, round, rounds, head_rounds)
     if head_rounds and not head:
         raise ConfigError("algorithm.head_rounds needs a model with a head; set it to 0 for language models")
     if adapter != "head" and head_rounds >= rounds:
@@ -94,6 +101,28 @@ def plan_round(
     if adapter in ("prompt", "prefix", "ia3"):
         return RoundPlan("adapter", tuple(names), tuple(names), progress)
     return RoundPlan("full", tuple(names), tuple(names), progress)
+
+
+def _tangent(
+    head: tuple[str, ...], centre: tuple[str, ...], round: int, rounds: int, head_rounds: int
+) -> RoundPlan:
+    """A round of the adapter `tangent`, counted after the first centre's."""
+    if head_rounds < 1:
+        raise ConfigError(
+            "adapter tangent takes gradients at a head that is trained first; set algorithm.head_rounds to at least 1"
+        )
+    left = rounds - head_rounds - bool(centre)
+    if left < 1:
+        means = " beside two rounds for means" if centre else ""
+        raise ConfigError(
+            f"algorithm.head_rounds={head_rounds}{means} leaves none of rounds={rounds + bool(centre)} for the tangents; lower it"
+        )
+    if round < head_rounds:
+        return RoundPlan("head", head, head, round / head_rounds, anchors=round == head_rounds - 1)
+    step = round - head_rounds - bool(centre)
+    if step < 0:
+        return RoundPlan("centre", centre, centre, 0.0)
+    return RoundPlan("tangent", head, head, step / left)
 
 
 def local_names(adapter: Adapter, part_of: Mapping[str, str]) -> tuple[str, ...]:

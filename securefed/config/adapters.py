@@ -33,6 +33,31 @@ def check_soft(m: ModelConfig) -> None:
     )
 
 
+def check_tangent(m: ModelConfig, t: TrainConfig) -> None:
+    """Tangents: which options their frozen model does not have."""
+    if m.adapter != "tangent":
+        return
+    require(
+        m.task == "classification",
+        f'adapter tangent takes gradients of a classifier\'s logits; with task = "{m.task}" use a LoRA adapter',
+    )
+    require(
+        m.targets == "auto",
+        "adapter tangent reads the feed-forward biases of model.layers; leave model.targets out, or use a LoRA adapter",
+    )
+    require(
+        m.dropout == 0, "adapter tangent reads a frozen model, which has no dropout; set model.dropout = 0"
+    )
+    require(
+        not m.gradient_checkpointing,
+        "adapter tangent takes its gradients once, before training; set model.gradient_checkpointing = false",
+    )
+    require(
+        not t.inspect_model,
+        "train.inspect_model refuses heads with zeroed parts, and one on tangents begins with them; leave inspect_model out",
+    )
+
+
 def check_language(m: ModelConfig, t: TrainConfig) -> None:
     """What a sampled vocabulary goes with; how many tokens there are is known when the model is loaded."""
     if m.vocabulary_sample == 0:

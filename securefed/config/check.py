@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from securefed.config.adapters import check_language, check_soft
+from securefed.config.adapters import check_language, check_soft, check_tangent
 from securefed.config.attack import check_attack, declared
 from securefed.config.compression import check_compression
 from securefed.config.distill import check_distill
@@ -218,6 +218,7 @@ def _check_adapter(c: Config) -> None:
         'model.adapter = "head" trains a classification head; choose task = "classification" or a LoRA adapter',
     )
     check_soft(m)
+    check_tangent(m, c.train)
     check_language(m, c.train)
 
 

@@ -84,6 +84,10 @@ def _check_clients(c: Config) -> None:
         require(
             a.adapter != "fedsa", f"{where}: fedsa shares factors and distill shares none; use lora or head"
         )
+        require(
+            a.adapter != "tangent",
+            f"{where}: tangents are taken at a head that rounds of updates gave; use lora or head",
+        )
     if c.distill.clients and c.data.clients:
         require(
             len(c.distill.clients) <= c.data.clients,

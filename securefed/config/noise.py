@@ -90,6 +90,11 @@ def _check_correlated(c: Config) -> None:
         '"fixed", or noise = "central"',
     )
     require(
+        c.model.adapter != "tangent",
+        'privacy.noise = "correlated" takes back noise of earlier rounds on the same tensors, and a head on tangents begins anew '
+        'in mid-run; use model.adapter = "head", or noise = "central"',
+    )
+    require(
         c.algorithm.name in ("fedavg", "fedprox") and not c.algorithm.options.get("head_rounds"),
         f'privacy.noise = "correlated" needs rounds that all share the same tensors of dealt cohorts, found algorithm '
         f'{c.algorithm.name}; use algorithm = "fedavg" without head_rounds, or noise = "central"',

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Adapter = Literal["rolora", "ffa", "lora", "fedsa", "full", "head", "prompt", "prefix", "ia3"]
+Adapter = Literal["rolora", "ffa", "lora", "fedsa", "full", "head", "prompt", "prefix", "ia3", "tangent"]
 Task = Literal["classification", "causal-lm", "seq2seq"]
 PartitionName = Literal["natural", "iid", "dirichlet", "quantity"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -53,7 +53,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The base model and what of it is trained. `layers`: "all", the top k as a number, or a list.
+    """The base model and what of it is trained. `layers`: "all", the top k as a number, or a list; for `tangent` whose biases.
 
     `head_layers`: the layers whose outputs a classification head reads, the last k as a number or a list
     of 0 (embeddings) to the number of layers; what lies above the highest is left out of the model, and

@@ -75,7 +75,7 @@ def adapt(base: Any, config: ModelConfig, *, unit: str, name: str) -> Adapted:
         ModelError: no module matches, a target LoRA cannot follow, layers that do not exist.
     """
     base.requires_grad_(False)
-    if config.adapter == "head":
+    if config.adapter in ("head", "tangent"):
         return Adapted({}, {})
     if config.adapter == "full":
         return _full(base, config, unit)

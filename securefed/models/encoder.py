@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from securefed.data.batch import Batch
 from securefed.errors import ModelError
 from securefed.models.depth import is_causal
+from securefed.models.tangents import Tangents, probed
 
 STAGED = ("bert", "roberta", "xlm-roberta", "camembert")
 """Model types whose layers can be run one by one: `embeddings`, then each of `encoder.layer`."""
@@ -40,6 +41,8 @@ class TextClassifier(nn.Module):
         centred: whether the head reads features less `centre`, scaled to length one again. Sentence
             features share a large common part: it is most of their length, tells nothing, and makes the
             head's problem ill-conditioned.
+        tangents: the layers whose tangents the head reads too, ascending, each below the last that it reads; needs layers that
+            can be run one by one.
 
     Attributes:
         staged: whether the layers can be run one by one.
@@ -48,11 +51,22 @@ class TextClassifier(nn.Module):
         cut: layers above those that the head reads were left out at loading.
     """
 
-    def __init__(self, backbone: Any, classes: int, reads: Sequence[int] = (), centred: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        classes: int,
+        reads: Sequence[int] = (),
+        centred: bool = False,
+        tangents: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.reads = tuple(reads) or (backbone.config.num_hidden_layers,)
-        self.head = nn.Linear(len(self.reads) * backbone.config.hidden_size, classes)
+        width = len(self.reads) * backbone.config.hidden_size
+        self.anchor = (
+            Tangents(tangents, classes, width, backbone.config.intermediate_size) if tangents else None
+        )
+        self.head = nn.Linear(width + (self.anchor.numbers if self.anchor is not None else 0), classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.centre = nn.Linear(1, self.head.in_features, bias=False) if centred else None
@@ -83,7 +97,10 @@ class TextClassifier(nn.Module):
         """Features less the centre, scaled to length one; the head's loss never moves the centre."""
         if self.centre is None:
             return features
-        return F.normalize(features - self.centre.weight.detach().squeeze(1), dim=-1)
+        centre = self.centre.weight.detach().squeeze(1)
+        if self.anchor is not None and not self.anchor.is_set:  # of zeros it holds noise and nothing else
+            centre = F.pad(centre[: self.anchor.weight.shape[1]], (0, self.anchor.numbers))
+        return F.normalize(features - centre, dim=-1)
 
     def distances(self, features: torch.Tensor) -> torch.Tensor:
         """Half the squared distance of each record's features to the centre (b,).
@@ -96,9 +113,19 @@ class TextClassifier(nn.Module):
         return 0.5 * (centre - features.detach()).square().sum(1)
 
     def features(self, batch: Batch) -> torch.Tensor:
-        """What the head reads, float32 (b, len(reads) x h) of norm one."""
+        """What the head reads, float32 of norm one: (b, len(reads) x h), and tangents behind them."""
         if batch.hidden is not None and batch.depth == self.layers + 1:
             return batch.hidden
+        if self.anchor is None:
+            return self._pooled(batch)
+        if not self.anchor.is_set:
+            return self.anchor.beside(self._pooled(batch), ())
+        inner = [self.backbone.encoder.layer[i].intermediate.dense for i in self.anchor.layers]
+        with torch.enable_grad(), probed(inner) as probes:  # also where nothing else is differentiated
+            return self.anchor.beside(self._pooled(batch), probes)
+
+    def _pooled(self, batch: Batch) -> torch.Tensor:
+        """The pooled outputs of the layers that the head reads, (b, len(reads) x h) of norm one."""
         if not self.staged:
             return _joined(self._unstaged(batch))
         top = max(self.reads[-1], batch.depth)
@@ -143,6 +170,8 @@ class TextClassifier(nn.Module):
     def _stage_of(self, name: str) -> int:
         if name.startswith(("head.", "centre.")):
             return self.layers + 1
+        if self.anchor is not None and name.startswith("anchor."):
+            return self.anchor.layers[0]
         if self.staged and name.startswith("encoder.layer."):
             return int(name.split(".")[2])
         return 0

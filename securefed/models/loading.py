@@ -80,9 +80,12 @@ def _pretrained(
     adapted = adapt(base, config, unit=unit, name=source.name)
     if config.gradient_checkpointing:
         enable_checkpointing(base)
-    module = _wrap(adapted.peft if adapted.virtual else base, config, classes, adapted.virtual, reads, cut)
+    tangents = _tangents(config, reads[-1]) if config.adapter == "tangent" else ()
+    module = _wrap(
+        adapted.peft if adapted.virtual else base, config, classes, adapted.virtual, reads, cut, tangents
+    )
     module.to(device).train()
-    head = {n: p for n, p in module.named_parameters() if n.startswith(("head.", "centre."))}
+    head = {n: p for n, p in module.named_parameters() if n.startswith(("head.", "centre.", "anchor."))}
     return TaskModel(
         module,
         config=config,
@@ -120,9 +123,15 @@ def _room(config: ModelConfig, longest: int | None, max_length: int) -> int | No
 
 
 def _wrap(
-    base: Any, config: ModelConfig, classes: int, virtual: int, reads: tuple[int, ...], cut: bool
+    base: Any,
+    config: ModelConfig,
+    classes: int,
+    virtual: int,
+    reads: tuple[int, ...],
+    cut: bool,
+    tangents: tuple[int, ...],
 ) -> torch.nn.Module:
-    from securefed.models.encoder import TextClassifier
+    from securefed.models.encoder import STAGED, TextClassifier
     from securefed.models.language import CausalLM, Seq2SeqLM
 
     if config.task == "causal-lm":
@@ -135,7 +144,12 @@ def _wrap(
         return decoder
     if config.task == "seq2seq":
         return Seq2SeqLM(base)
-    module = TextClassifier(base, classes, reads, config.head_centre)
+    if tangents and (base.config.model_type not in STAGED or getattr(base.config, "is_decoder", False)):
+        raise ModelError(
+            f"adapter tangent knows the feed-forward layers of {', '.join(STAGED)}, and this model is of type "
+            f'{base.config.model_type}; use model.adapter = "head" or a LoRA adapter'
+        )
+    module = TextClassifier(base, classes, reads, config.head_centre, tangents)
     module.staged = module.staged and not virtual
     module.cut = cut
     module.checkpointing = config.gradient_checkpointing
@@ -164,6 +178,31 @@ def _reads(config: ModelConfig, layers: int) -> tuple[int, ...]:
     return found
 
 
+def _tangents(config: ModelConfig, top: int) -> tuple[int, ...]:
+    """The layers that `config.layers` means, of those below the last output that the head reads.
+
+    Raises:
+        ModelError: none, or layers that nothing the head reads lies above.
+    """
+    wanted = config.layers
+    if top == 0:
+        raise ModelError(
+            f"model.head_layers={config.head_layers} reads the embeddings alone, which no layer's biases move; add a layer"
+        )
+    if wanted == "all":
+        found = tuple(range(top))
+    elif isinstance(wanted, int):
+        found = tuple(range(top - wanted, top)) if wanted > 0 else ()
+    else:
+        found = tuple(sorted(set(wanted)))
+    if not found or found[0] < 0 or found[-1] >= top:
+        asked = list(wanted) if isinstance(wanted, tuple) else wanted
+        raise ModelError(
+            f"model.layers={asked} must be layers 0 to {top - 1} for adapter tangent: the head reads nothing above layer {top}"
+        )
+    return found
+
+
 def first_digest(model: TaskModel) -> str:
     """The base's digest as results named it that were written before it covered every tokenizer.
 
@@ -184,12 +223,14 @@ def _files(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
 
 def _settings(config: ModelConfig, classes: int, module: Any) -> dict[str, Any]:
     """What else decides which function a vector of weights stands for."""
-    lora = config.adapter not in ("head", "full", *SOFT)
+    lora = config.adapter not in ("head", "full", "tangent", *SOFT)
     shape: tuple[Any, ...] = (
         (config.rank, config.alpha, config.targets, config.layers, config.rslora) if lora else ()
     )
     if config.adapter in SOFT:
         shape = (config.adapter, config.targets if config.adapter == "ia3" else config.virtual_tokens)
+    if config.adapter == "tangent":
+        shape = (config.adapter, module.anchor.layers)
     seed = config.seed if config.adapter == "ffa" else None
     reads: tuple[int, ...] = getattr(module, "reads", ())
     whole = not getattr(module, "cut", False)

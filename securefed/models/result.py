@@ -137,7 +137,7 @@ def _load_tensors(model: TaskModel, folder: Path) -> None:
 
 
 def _head(model: TaskModel) -> dict[str, torch.nn.Parameter]:
-    return {n: p for n, p in model.parameters.items() if model.part_of[n] in ("head", "centre")}
+    return {n: p for n, p in model.parameters.items() if model.part_of[n] in ("head", "centre", "anchor")}
 
 
 def _merged(model: TaskModel) -> dict[str, torch.nn.Parameter]:
@@ -215,7 +215,7 @@ def _readme(model: TaskModel) -> str:
     lines = [
         f"# {model.config.adapter} result on {model.name}",
         "",
-        f"Task: {model.task}. Trained numbers: {model.layout.size}.",
+        f"Task: {model.task}. Trained numbers: {model.trained}.",
     ]
     kept = _layers_of_a_prefix(model)
     if kept:
@@ -244,11 +244,18 @@ def _readme(model: TaskModel) -> str:
             "The adapter is a part of the result: merged.safetensors holds base weights that belong to it "
             "(`load_result` takes both).",
         ]
-    if model.task == "classification" and not is_small(model.config.name):
+    if isinstance(model.module, TextClassifier):
         lines += [
             "",
             f"Logits: mean over the attention mask {_sink(model)}of {_read_by_head(model)}, {_centred(model)}times `head.weight` plus `head.bias` (head.safetensors).",
         ]
+        if model.module.anchor is not None:
+            lines += [
+                "",
+                f"Beside these features, before the centre: for layers {list(model.module.anchor.layers)} the gradient of the anchor's "
+                "answer (`anchor.weight` times the features less `anchor.centre`, of length one) by the bias of the "
+                "feed-forward's first half, each of length one, all together scaled to length one.",
+            ]
     lines += [
         "",
         "```python",

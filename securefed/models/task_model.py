@@ -32,7 +32,7 @@ class TaskModel:
         device: where it is. task: "classification", "causal-lm" or "seq2seq". config: as given.
         parameters: clean name -> every trainable tensor. layout: the same names and their shapes.
         part_of: clean name -> "A", "B" (LoRA's factors), "adapter" (of another kind), "head", "centre" (of its
-            features), "base", or "merged" (base weights that only the server changes).
+            features), "anchor" (where tangents are taken), "base", or "merged" (base weights that only the server changes).
         base_digest: identity of what does not train; equal digests and vectors mean equal functions.
         depth: number of stages whose output can be cached: encoder layers, then the pooled features; a
             decoder's layers in causal language modelling; 0 for none. Dropout would make a cached output one draw for all, so with dropout it is 0.
@@ -79,6 +79,11 @@ class TaskModel:
         return (
             f"TaskModel({self.name}, {self.task}, {self.config.adapter}, d={self.layout.size}, {self.device})"
         )
+
+    @property
+    def trained(self) -> int:
+        """How many numbers train; an anchor's are in `layout` and only the server sets them."""
+        return self.layout.select(lambda name: self.part_of[name] != "anchor").size
 
     # ------------------------------------------------------------------------------------- tensors
 

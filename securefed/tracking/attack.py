@@ -21,7 +21,7 @@ def attack(run: RunFiles) -> str:
     facts = [
         (
             "Liars",
-            f"{found['f']} of {len(run.shards)} clients: "
+            f"{found['f']} of {numbers.count(len(run.shards), 'client')}: "
             + ", ".join(map(run.client_name, map(str, found["liars"]))),
         ),
         ("They send", sent),

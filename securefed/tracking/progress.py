@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from securefed.tracking import plots
-from securefed.tracking.numbers import clock, mib, score, small, spent
+from securefed.tracking.numbers import clock, count, mib, score, small, spent
 from securefed.tracking.tracker import UNTRAINED, RoundRecord, RunInfo, RunSummary
 
 WIDTHS = {
@@ -58,7 +58,7 @@ class ProgressTracker:
             f"  model    {model['name']}: {model['trainable']:,} of {model['parameters']:,} parameters trained, {info.config.model.adapter}"
         )
         self._say(
-            f"  data     {data['name']}: {data['train']:,} records at {len(info.shards)} clients, {data['test']:,} for testing ({data['licence']})"
+            f"  data     {data['name']}: {data['train']:,} records at {count(len(info.shards), 'client')}, {data['test']:,} for testing ({data['licence']})"
         )
         self._say(f"  privacy  {_guarantee(info)}")
         self._say(f"  seen     {_seen(info)}")
@@ -87,7 +87,10 @@ class ProgressTracker:
         now = time.monotonic()
         self._pace.append(now - self._ended)
         self._ended = now
-        cells = _cells(record, statistics.median_low(self._pace) * (record.rounds - record.round - 1))
+        left = record.rounds - record.round - 1
+        # a first round often holds a frozen pass, which no other does
+        known = len(self._pace) > 1 or left == 0
+        cells = _cells(record, statistics.median_low(self._pace) * left if known else None)
         line = "".join(f"{cells[name]:>{WIDTHS[name]}}" for name in self._head)
         self._say(line + "".join(f"  client {k} refused: {why}" for k, why in record.refused.items()))
         if self._bar is not None:
@@ -136,7 +139,7 @@ class ProgressTracker:
         self._bar.start()
 
 
-def _cells(record: RoundRecord, left: float) -> dict[str, str]:
+def _cells(record: RoundRecord, left: float | None) -> dict[str, str]:
     metrics = record.metrics or {}
     value = next((metrics[n] for n in ("accuracy", "perplexity") if n in metrics), None)
     return {
@@ -149,7 +152,7 @@ def _cells(record: RoundRecord, left: float) -> dict[str, str]:
         "up": mib(record.mib_up),
         "clients": f"{len(record.survivors)}/{len(record.cohort)}",
         "time": clock(record.seconds),
-        "left": clock(left),
+        "left": "–" if left is None else clock(left),
     }
 
 

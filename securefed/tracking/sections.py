@@ -38,7 +38,7 @@ def head(run: RunFiles) -> str:
         run.summary.get("stopped", ""), "it has not ended; these are the rounds on record so far"
     )
     intro = (
-        f"{model['name']} tuned on {data['name']} by {len(run.shards)} clients, "
+        f"{model['name']} tuned on {data['name']} by {numbers.count(len(run.shards), 'client')}, "
         f"{len(run.rounds)} of {planned} rounds: {ended}."
     )
     title = f"<h1>{html.escape(str(run.facts['name']))}</h1>"
@@ -94,7 +94,7 @@ def _a_round(run: RunFiles) -> str:
     job, n = run.config, len(run.shards)
     steps, epochs = job["train"]["steps"], job["train"]["epochs"]
     work = numbers.count(steps, "step") if steps else numbers.count(epochs, "epoch")
-    cohort = f"{job['clients_per_round'] or n} of {n} clients"
+    cohort = f"{job['clients_per_round'] or n} of {numbers.count(n, 'client')}"
     mechanism = run.facts["mechanism"] or {}
     if run.algorithm == "fedbuff":
         cohort = f"the next {cohort} that are ready"
@@ -163,7 +163,7 @@ def clients(run: RunFiles) -> str:
     values = [number(per[k][name]) for k in ordered]
     mean, spread = statistics.fmean(values), statistics.pstdev(values)
     found = [
-        (numbers.score(mean), f"mean {name} over {len(values)} clients"),
+        (numbers.score(mean), f"mean {name} over {numbers.count(len(values), 'client')}"),
         (numbers.score(values[0]), f"worst: {run.client_name(ordered[0])}"),
         (numbers.score(values[-1]), f"best: {run.client_name(ordered[-1])}"),
         (numbers.score(spread), "standard deviation over clients"),

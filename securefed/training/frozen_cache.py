@@ -60,8 +60,8 @@ SAY_EVERY = 15.0
 class _Pace:
     """Says in the log that a long pass goes on, and how fast: a first run is silent for minutes otherwise."""
 
-    def __init__(self) -> None:
-        self.records, self.seconds, self._said = 0, 0.0, 0.0
+    def __init__(self, what: str) -> None:
+        self.what, self.records, self.seconds, self._said = what, 0, 0.0, 0.0
 
     def add(self, records: int, seconds: float) -> None:
         """Counts what one batch was, and tells every now and then."""
@@ -69,7 +69,8 @@ class _Pace:
         if self.seconds - self._said >= SAY_EVERY:
             self._said = self.seconds
             logger.info(
-                "frozen layers: %d records so far, %.0f a second (once; then from memory)",
+                "%s: %d records so far, %.0f a second (once; then from memory)",
+                self.what,
                 self.records,
                 self.records / self.seconds,
             )
@@ -94,7 +95,8 @@ class FrozenCache:
         self._entries: dict[tuple[int, int], _Entry] = {}
         self._digests: dict[int, tuple[TaskModel, str]] = {}
         self._warned = False
-        self._pace = _Pace()
+        self._pace = _Pace("frozen layers")
+        self._above = _Pace("features above frozen layers")
 
     def __repr__(self) -> str:
         return f"FrozenCache({len(self._entries)} shards, {self.size_bytes} bytes)"
@@ -124,8 +126,8 @@ class FrozenCache:
         cut = usable_cut(model, trainable)
         if cut == 0 or len(data) == 0:
             return None
-        adapters = {name for name, part in model.part_of.items() if part in ("A", "B")}
-        low = model.cut(adapters.union(trainable))
+        moves = {name for name, part in model.part_of.items() if part in ("A", "B", "anchor")}
+        low = model.cut(moves.union(trainable))
         bounds = (physical_tokens, physical_batch)
         if not 0 < low < cut:
             return self._stage(model, data, cut, None, *bounds)
@@ -197,8 +199,9 @@ class FrozenCache:
         if states is None:
             if not self._fits(model, data, cut):
                 return None
-            states = _compute(model, Feed(data, model.device, below), cut, *bounds, self._pace)
-            if self.store is not None and (before is None or before.key == key):
+            pace = self._pace if below is None else self._above
+            states = _compute(model, Feed(data, model.device, below), cut, *bounds, pace)
+            if self.store is not None and (before is None or before.key == key) and not _anchored(model, cut):
                 self.store.put(text, states)  # else they change with training, and no later run asks for them
         self._entries[place] = _Entry(data, key, states.size_bytes, states)
         return states
@@ -226,6 +229,14 @@ class FrozenCache:
             )
             self._warned = True
         return False
+
+
+def _anchored(model: TaskModel, cut: int) -> bool:
+    """Whether the states are taken at an anchor that this run has trained, so that no other run asks for them."""
+    return any(
+        part == "anchor" and model.cut((name,)) < cut and bool(model.parameters[name].detach().any())
+        for name, part in model.part_of.items()
+    )
 
 
 def open_cache(
@@ -268,7 +279,7 @@ def _compute(
                 out[i] if pooled else out[i, :length].clone()
             )  # a view would keep the padding alive
             sides[row] = None if below is None else below[i].cpu()
-        pace.add(len(rows) if feed.states is None else 0, time.perf_counter() - began)
+        pace.add(len(rows), time.perf_counter() - began)
     done = [r for r in records if r is not None]
     if pooled:
         return CachedStates(cut, pooled=torch.stack(done))

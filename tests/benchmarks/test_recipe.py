@@ -104,3 +104,12 @@ def test_no_document_is_on_both_sides(job: dict[str, Any]) -> None:
 def test_what_one_client_cannot_stand_for_is_refused(job: dict[str, Any], change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"train\.steps = 1"):
         recipe.build(load_config({**job, **change}))
+
+
+def test_the_first_head_of_tangents_is_not_judged_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["recipe", "--config", "configs/sentiment-central.toml"])
+    with pytest.raises(SystemExit):
+        recipe.main()
+    assert "play both with --whole" in capsys.readouterr().err

@@ -20,7 +20,9 @@ from securefed.models import load_result
 from securefed.parts import Parts
 from securefed.training.client import ClientJob
 from tests.entropy import SeededEntropy
+from tests.results import model_of
 from tests.securefed.models import tiny
+from tests.stopping import StopAfter
 
 EXAMPLE = {
     "privacy.unit": "example",
@@ -45,29 +47,16 @@ WAYS = {
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("adapters")
-    rows = [f"{tiny.TEXTS[i % 6]} {'good' * (i % 5)},{i % 2},c{i % 3}" for i in range(90)]
-    data = folder / "records.csv"
-    data.write_text("text,label,client\n" + "\n".join(rows) + "\n", encoding="utf-8")
     return {
         "rounds": 2,
         "weights": "equal",
-        "data": {
-            "name": str(data),
-            "client_column": "client",
-            "clients": 3,
-            "max_length": 16,
-            "min_examples": 4,
-        },
+        "data": tiny.three_clients(folder, 90),
         "model": {"name": str(tiny.tiny_bert(folder / "bert")), "virtual_tokens": 3},
         "train": {"steps": 2, "learning_rate": 0.5, "batch_size": 8},
         "evaluate": {"baselines": False, "every": 0, "clients": False},
         "tracking": {"report": False},
         "engine": {"threads": 1, "checkpoint_every": 1},
     }
-
-
-def model_of(folder: Path) -> np.ndarray:
-    return load_file(sorted((folder / "checkpoint").glob("round-*"))[-1] / "state.safetensors")["vector"]
 
 
 @pytest.mark.parametrize("adapter", ["prompt", "prefix", "ia3"])
@@ -131,13 +120,9 @@ def test_the_step_one_check_notices_a_prompt_that_is_shared_or_not_used(
 def test_unlike_ranks_train_resume_and_load(
     way: str, job: dict[str, Any], home: Path, tmp_path: Path
 ) -> None:
-    class Once:
-        def is_set(self) -> bool:
-            return True
-
     wanted = {**RANKS, **WAYS[way], "algorithm.name": way.split()[0]}
     run(job, wanted, folder=tmp_path / "whole")
-    run(job, wanted, folder=tmp_path / "cut", stop_flag=Once())
+    run(job, wanted, folder=tmp_path / "cut", stop_flag=StopAfter(1))
     resume(tmp_path / "cut")
     np.testing.assert_array_equal(model_of(tmp_path / "whole"), model_of(tmp_path / "cut"))
     model = load_result(tmp_path / "whole" / "adapter")

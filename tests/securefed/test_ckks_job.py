@@ -15,7 +15,8 @@ from securefed.errors import ConfigError, ProtocolError
 from securefed.federation import resume, run
 from securefed.sums import secure_sum
 from securefed.tracking.progress import ProgressTracker
-from tests.securefed.test_masking_job import JOB, PRIVATE, model_of, records
+from tests.results import model_of, rounds_of
+from tests.securefed.test_masking_job import JOB, PRIVATE
 
 pytest.importorskip("tenseal", reason="the extra ckks is not installed")
 
@@ -57,13 +58,13 @@ def test_no_key_is_left_in_the_folder_and_a_resumed_run_makes_new_ones(home: Pat
     files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert not any(b"secret" in p.read_bytes().lower() and p.suffix != ".html" for p in files)
     assert resume(tmp_path / "a").rounds == 2
-    assert records(tmp_path / "a")[1]["survivors"] == [0, 1, 2, 3, 4]
+    assert rounds_of(tmp_path / "a")[1]["survivors"] == [0, 1, 2, 3, 4]
 
 
 def test_under_dp_updates_carry_their_noise_into_the_ciphertext(home: Path, tmp_path: Path) -> None:
     result = run(PRIVATE, {"protection": "ckks"}, folder=tmp_path / "a")
     assert result.ledger is not None
-    assert records(tmp_path / "a")[0]["survivors"] == [0, 1, 2, 3, 4]
+    assert rounds_of(tmp_path / "a")[0]["survivors"] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from securefed.protect.plain import CHECK, HEADER
 from securefed.registry import ALGORITHMS, make_compression
 from securefed.training.client import ClientJob
 from tests.entropy import SeededEntropy
+from tests.stopping import StopAfter
 
 JOB: dict[str, Any] = {
     "name": "small",
@@ -55,11 +56,6 @@ def state_of(folder: Path) -> dict[str, np.ndarray]:
 def sent(folder: Path) -> float:
     found: float = json.loads((folder / "bytes.json").read_text())["mib_up"] * 2**20
     return found
-
-
-class Once:
-    def is_set(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize("name", CODED)
@@ -102,7 +98,7 @@ def test_a_resumed_run_ends_with_the_same_bits_memory_included(name: str, home: 
     chosen = ALL.get(name, {**LINEAR["random_k"], "error_feedback": True})
     job = {**JOB, "compression": chosen}
     run(job, folder=tmp_path / "whole")
-    run(job, folder=tmp_path / "cut", stop_flag=Once())
+    run(job, folder=tmp_path / "cut", stop_flag=StopAfter(1))
     resume(tmp_path / "cut")
     whole, cut = state_of(tmp_path / "whole"), state_of(tmp_path / "cut")
     assert whole.keys() == cut.keys()

@@ -31,6 +31,7 @@ from securefed.privacy.words import CENTRAL, DISTRIBUTED, SHARED
 from securefed.protect.masking import Masking
 from securefed.training.client import ClientOutcome
 from securefed.types import Collected
+from tests.results import model_of
 from tests.securefed.models import tiny
 from tests.stopping import StopAfter
 
@@ -79,14 +80,6 @@ def released(monkeypatch: pytest.MonkeyPatch) -> list[tuple[StepNoise, Collected
 
     monkeypatch.setattr(StepRelease, "release", watched)
     return found
-
-
-def model_of(folder: Path) -> np.ndarray:
-    from safetensors.numpy import load
-
-    newest = sorted((folder / "checkpoint").glob("round-*"))[-1]
-    vector: np.ndarray = load((newest / "state.safetensors").read_bytes())["vector"]
-    return vector
 
 
 # ----------------------------------------------------------------------------------------- end to end

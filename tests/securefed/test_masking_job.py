@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from securefed.config import load_config
 from securefed.config.check import check_against_shards
 from securefed.errors import ConfigError, ProtocolError
 from securefed.federation import run
+from tests.results import model_of, rounds_of
 
 JOB: dict[str, Any] = {
     "name": "masked",
@@ -29,15 +29,6 @@ PRIVATE: dict[str, Any] = {
     "train": {"steps": 2, "learning_rate": 0.5},
     "privacy": {"unit": "example", "noise_multiplier": 1.0, "delta": 1e-4, "sample_rate": 0.1},
 }
-
-
-def model_of(folder: Path) -> np.ndarray:
-    newest = sorted((folder / "checkpoint").glob("round-*"))[-1]
-    return load_file(newest / "state.safetensors")["vector"]
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_masked_job_ends_with_the_model_of_the_plain_one(home: Path, tmp_path: Path) -> None:
@@ -56,7 +47,7 @@ def test_the_folder_says_what_was_seen_by_whom_and_what_it_cost(home: Path, tmp_
     assert (facts["name"], facts["reveals"]) == ("masking", "sum")
     assert facts["simulated"] == "simulated: no protection between clients"
     assert {"Adversary", "Not hidden", "Fixed point"} <= facts["facts"].keys()
-    for line in records(tmp_path / "a"):
+    for line in rounds_of(tmp_path / "a"):
         assert (line["dropped"], line["clipped_share"], line["survivors"]) == ({}, 0.0, [0, 1, 2, 3, 4])
         assert line["mib_up"] > 5 * 4 * 650 / 2**20
         assert line["mib_down"] > 5 * 4 * 650 / 2**20
@@ -69,7 +60,7 @@ def test_the_folder_says_what_was_seen_by_whom_and_what_it_cost(home: Path, tmp_
 def test_under_dp_weights_are_public_and_updates_masked(home: Path, tmp_path: Path) -> None:
     result = run(PRIVATE, {"protection": "masking", "protection.bits": 24}, folder=tmp_path / "a")
     assert result.ledger is not None
-    assert records(tmp_path / "a")[0]["survivors"] == [0, 1, 2, 3, 4]
+    assert rounds_of(tmp_path / "a")[0]["survivors"] == [0, 1, 2, 3, 4]
 
 
 def test_a_round_that_clips_too_much_ends_with_the_reason(home: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from securefed.assembly import Fresh, assemble, make_runner
 from securefed.cli import main
@@ -27,28 +26,21 @@ from securefed.training.file_lock import lock_shared
 from securefed.training.kept_states import allowed_form, open_store
 from securefed.training.state_folder import is_sealed, stored_files
 from tests.entropy import SeededEntropy
+from tests.results import model_of
 from tests.securefed.models import tiny
 from tests.securefed.training.setups import counted
+from tests.stopping import StopAfter
 
 ALWAYS = {"train.cache_on_disk": "always"}
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> dict[str, Any]:
-    rows = [f"{tiny.TEXTS[i % 6]} {'good' * (i % 5)},{i % 2},c{i % 3}" for i in range(60)]
-    data = tmp_path / "records.csv"
-    data.write_text("text,label,client\n" + "\n".join(rows) + "\n", encoding="utf-8")
     return {
         "rounds": 3,
         "weights": "equal",
         "algorithm": {"name": "fedavg", "head_rounds": 1},
-        "data": {
-            "name": str(data),
-            "client_column": "client",
-            "clients": 3,
-            "max_length": 16,
-            "min_examples": 4,
-        },
+        "data": tiny.three_clients(tmp_path, 60),
         "model": {
             "name": str(tiny.tiny_bert(tmp_path / "bert")),
             "adapter": "lora",
@@ -73,10 +65,6 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted(monkeypatch)
 
 
-def model_of(folder: Path) -> np.ndarray:
-    return load_file(sorted((folder / "checkpoint").glob("round-*"))[-1] / "state.safetensors")["vector"]
-
-
 @pytest.mark.parametrize("policy", ["", 'states_on_disk = "plain"'])
 def test_a_second_run_computes_nothing_and_ends_with_the_same_bits_as_one_without_a_store(
     job: dict[str, Any], home: Path, tmp_path: Path, passes: list[int], policy: str
@@ -98,17 +86,12 @@ def test_a_second_run_computes_nothing_and_ends_with_the_same_bits_as_one_withou
     assert modes == {0o600}
 
 
-class Stop:
-    def is_set(self) -> bool:
-        return True
-
-
 def test_a_resumed_run_starts_from_the_stored_states(
     job: dict[str, Any], home: Path, tmp_path: Path, passes: list[int]
 ) -> None:
     run(job, ALWAYS, folder=tmp_path / "whole", entropy=SeededEntropy(1))
     done = len(passes)
-    run(job, ALWAYS, folder=tmp_path / "a", entropy=SeededEntropy(1), stop_flag=Stop())
+    run(job, ALWAYS, folder=tmp_path / "a", entropy=SeededEntropy(1), stop_flag=StopAfter(1))
     resume(tmp_path / "a", entropy=SeededEntropy(1))
     assert len(passes) == done
     np.testing.assert_array_equal(model_of(tmp_path / "a"), model_of(tmp_path / "whole"))

@@ -127,7 +127,13 @@ def _from_sidecar(
     """Our own classifier: frozen backbone and head as a task model builds them, factors put in by the target."""
     from securefed.models import load_model
 
-    config = dataclasses.replace(_config(sidecar), name=name, adapter="head", dropout=0.0, device="cpu")
+    stored = _config(sidecar)
+    if stored.adapter == "tangent":
+        raise AuditError(
+            "a head on tangents reads gradients that change with each state's anchor, which no attack here follows; audit "
+            'the same job with model.adapter = "head" or a LoRA adapter'
+        )
+    config = dataclasses.replace(stored, name=name, adapter="head", dropout=0.0, device="cpu")
     length = min(recipe.max_length, int(sidecar["max_length"]))
     model = load_model(config, classes=int(sidecar["classes"]), max_length=length)
     pooled = getattr(model.module, "pooled", "")

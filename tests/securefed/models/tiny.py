@@ -30,6 +30,20 @@ def examples(n: int = 6, *, classes: int = 2, targets: bool = False) -> Examples
     return Examples(texts=texts, labels=np.arange(n, dtype=np.int64) % classes, targets=answers)
 
 
+def three_clients(folder: Path, records: int) -> dict[str, Any]:
+    """A job's `data`: a table in `folder` of so many short records, dealt to three named clients in turn."""
+    rows = [f"{TEXTS[i % 6]} {'good' * (i % 5)},{i % 2},c{i % 3}" for i in range(records)]
+    table = folder / "records.csv"
+    table.write_text("text,label,client\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return {
+        "name": str(table),
+        "client_column": "client",
+        "clients": 3,
+        "max_length": 16,
+        "min_examples": 4,
+    }
+
+
 def tiny_bert(folder: Path, *, layers: int = 2) -> Path:
     """BERT: 2 layers, hidden 16, 2 heads, 32 positions, dropout 0.1 in its config."""
     from transformers import BertConfig, BertModel
