@@ -79,7 +79,7 @@ def span_check(update: Sequence[torch.Tensor], candidates: torch.Tensor) -> Span
         if gap >= CLEAR_GAP and not _by_chance(residuals[i], count, d, ranks[i], len(ranks))
     ]
     if clear:
-        best = max(clear, key=lambda i: gaps[i][0])
+        best = _smallest(clear, ranks, gaps)
         gap, count = gaps[best]
     else:  # the widest span: what is left of the inputs is in it
         best, gap, count = len(ranks) - 1, 1.0, 0
@@ -123,6 +123,15 @@ def span_distance(basis: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor
     if not len(basis):
         return torch.ones(len(candidates), dtype=torch.float64)
     return _residuals(candidates, basis, [len(basis)])[0]
+
+
+def _smallest(clear: list[int], ranks: list[int], gaps: dict[int, tuple[float, int]]) -> int:
+    """Which of the clear separations: the widest, or a smaller span that finds as many and is half as wide at least.
+
+    Beyond the inputs' own rank further directions are rounding, which now and then widens a gap of 1e7 a little.
+    """
+    gap, count = max(gaps[i] for i in clear)
+    return min((i for i in clear if gaps[i][1] == count and 2 * gaps[i][0] >= gap), key=ranks.__getitem__)
 
 
 def _by_chance(residual: torch.Tensor, count: int, d: int, rank: int, tries: int) -> bool:

@@ -115,7 +115,7 @@ def test_fedmia_tells_whose_records_they_are() -> None:
 def test_fedmia_is_chance_under_a_secure_sum() -> None:
     aligned, members = rounds(summed=True)
     found = auc_interval(fedmia(aligned, 0), members)
-    assert found.low < 0.5 < found.high, "all clients look the same; what is left is rounding"
+    assert found.low <= 0.5 <= found.high, "all clients look the same; what is left is rounding, or nothing"
 
 
 def test_alignment_is_the_cosine_with_descent() -> None:

@@ -221,3 +221,14 @@ def test_the_budget_counts() -> None:
         lora_budget(rank=8, modules=3, tokens=5, observed="delta", optimizer="lion")
     with pytest.raises(ValueError, match="at least 1"):
         lora_budget(rank=0, modules=3, tokens=5, observed="delta", optimizer="sgd")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_directions_of_rounding_are_not_counted_as_inputs(seed: int) -> None:
+    """In float32 a larger span than the inputs' own now and then separates by a hair more."""
+    generator = torch.Generator().manual_seed(seed)
+    candidates = torch.randn(500, 64, generator=generator, dtype=torch.float64)
+    gradient = torch.randn(32, 4, generator=generator, dtype=torch.float64) @ candidates[:4]
+    found = span_check([gradient.float()], candidates.float())
+    assert set(found.found.tolist()) == set(range(4))
+    assert found.rank == 4
