@@ -24,6 +24,9 @@ from securefed.errors import PrivacyError
 KEY_BYTES = 32
 _TO_UNIT = 2.0**-53
 _SUMMANDS = 4  # 2n with n = 2: guessing costs 2^(53 (2n - 1)) (Holohan and Braghin 2021, section 5.1)
+_AT_ONCE = (
+    16384  # pairs at a time: their logarithms and cosines stay in the cache, a third off a million draws
+)
 
 
 class Stream:
@@ -90,12 +93,14 @@ class Stream:
         # Two halves of one pair (cosine, sine) go to different outputs: rows are summed, columns are not.
         words = self.words(2 * _SUMMANDS * pairs).reshape(2, _SUMMANDS, pairs)
         total = np.zeros(2 * pairs)
-        for row in range(_SUMMANDS):
-            # 1 - u lies in (0, 1]: the logarithm never meets zero.
-            radius = np.sqrt(-2.0 * np.log(1.0 - (words[0, row] >> np.uint64(11)) * _TO_UNIT))
-            angle = (words[1, row] >> np.uint64(11)) * (2 * math.pi * _TO_UNIT)
-            total[:pairs] += radius * np.cos(angle)
-            total[pairs:] += radius * np.sin(angle)
+        for i in range(0, pairs, _AT_ONCE):
+            part = slice(i, i + _AT_ONCE)
+            for row in range(_SUMMANDS):
+                # 1 - u lies in (0, 1]: the logarithm never meets zero.
+                radius = np.sqrt(-2.0 * np.log(1.0 - (words[0, row, part] >> np.uint64(11)) * _TO_UNIT))
+                angle = (words[1, row, part] >> np.uint64(11)) * (2 * math.pi * _TO_UNIT)
+                total[:pairs][part] += radius * np.cos(angle)
+                total[pairs:][part] += radius * np.sin(angle)
         return total[:n] * (1 / math.sqrt(_SUMMANDS))
 
     def integers(self, n: int, high: int) -> NDArray[np.int64]:
