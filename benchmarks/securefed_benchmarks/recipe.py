@@ -12,7 +12,10 @@ is by a hash of each record's document, as the test split is.
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import sys
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -78,8 +81,13 @@ def build(config: Config) -> Bench:
     return Bench(config, model, train, held, len(dataset.classes), open_cache(config) or FrozenCache(0))
 
 
-def play(bench: Bench, start: Vector, rounds: int) -> Vector:
-    """The global model (d,) after the first `rounds` rounds of the job's schedule, from fresh randomness."""
+def play(bench: Bench, start: Vector, rounds: int, every: int = 0) -> Vector:
+    """The global model (d,) after the first `rounds` rounds of the job's schedule, from fresh randomness.
+
+    Args:
+        every: after so many rounds each time, a line of JSON on standard error says how good the model is (0: never).
+    """
+    began = time.process_time()
     c, model, p = bench.config, bench.model, bench.config.privacy
     algorithm: FedAvg = make("algorithm", c.algorithm, ALGORITHMS)
     sigma = p.noise_multiplier
@@ -89,9 +97,9 @@ def play(bench: Bench, start: Vector, rounds: int) -> Vector:
     noise = sigma * math.sqrt(max(1, c.data.clients))
     dp = DPWork(noise, p.max_grad_norm, p.sample_rate, p.sample_rate * len(bench.train), p.grad_sample_mode)
     vector, moments, entropy = start, Moments.zeros(start.size), SystemEntropy()
-    for round in range(rounds):
-        plan = algorithm.plan(c, model.part_of, round)
-        work = LocalWork(0, round, plan.train)
+    for done in range(rounds):
+        plan = algorithm.plan(c, model.part_of, done)
+        work = LocalWork(0, done, plan.train)
         after = train_locally(
             model, bench.train, vector, work, c.train, dp=dp, entropy=entropy, seed=0, cache=bench.cache
         )
@@ -100,6 +108,11 @@ def play(bench: Bench, start: Vector, rounds: int) -> Vector:
         vector, moments = algorithm.apply(
             c.server, model.layout, model.part_of, plan, vector, update, moments
         )
+        if every and (done + 1) % every == 0:
+            found = judge(bench, vector)
+            told = {"round": done + 1, "accuracy": found.accuracy, "loss": found.loss}
+            told["cpu_seconds"] = round(time.process_time() - began, 1)
+            print(json.dumps(told), file=sys.stderr, flush=True)
     return vector
 
 
@@ -119,6 +132,7 @@ def main() -> None:
     arguments.add_argument(
         "--whole", action="store_true", help="the adapter's rounds too, not the head's alone"
     )
+    arguments.add_argument("--every", type=int, default=0, help="judge after so many rounds each time, too")
     arguments.add_argument("overrides", nargs="*", help="fields of the job: key=value")
     asked = arguments.parse_args()
     config = load_config(asked.config, asked.overrides)
@@ -133,7 +147,7 @@ def main() -> None:
     ]
     rounds = len(phases) if asked.whole else sum(phase in ("centre", "head") for phase in phases)
     start = bench.model.read(bench.model.layout)
-    found = [judge(bench, play(bench, start, rounds)) for _ in range(asked.seeds)]
+    found = [judge(bench, play(bench, start, rounds, asked.every)) for _ in range(asked.seeds)]
     report(
         "recipe",
         {

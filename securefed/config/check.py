@@ -210,6 +210,10 @@ def _check_adapter(c: Config) -> None:
     small = m.name in ("mlp", "cnn", "logistic", "bag", "transformer") or is_path(m.name)
     require(not small or m.adapter == "full", f'model {m.name} has no adapters; set model.adapter = "full"')
     require(
+        not small or m.layers == "all",
+        f'model {m.name} is trained whole, found model.layers={m.layers}; leave model.layers at "all"',
+    )
+    require(
         not small or m.task == "classification",
         f'model {m.name} classifies; set model.task = "classification"',
     )

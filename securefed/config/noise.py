@@ -30,6 +30,27 @@ def check_noise(c: Config) -> None:
         _check_steps(c)
     if c.privacy.clip == "adaptive":
         _check_adaptive(c)
+    if c.privacy.grad_sample_mode == "ghost" and c.privacy.unit == "example":
+        _check_ghost(c)
+
+
+def _check_ghost(c: Config) -> None:
+    """Ghost clipping writes no record's row, so nothing may ask for one."""
+    require(
+        not (c.fedsgd and c.privacy.noise in ("skellam", "discrete-gaussian")),
+        f'privacy.noise = "{c.privacy.noise}" rounds each record\'s own row to integers, which ghost clipping never writes; set '
+        'privacy.grad_sample_mode = "hooks"',
+    )
+    require(
+        not c.model.ranks,
+        "under model.ranks what a client does not hold is taken out of each record's row, which ghost clipping never writes; "
+        'set privacy.grad_sample_mode = "hooks"',
+    )
+    require(
+        not c.model.gradient_checkpointing,
+        "ghost clipping needs each layer's output once and gradient checkpointing computes it twice; set "
+        'model.gradient_checkpointing = false, or privacy.grad_sample_mode = "hooks"',
+    )
 
 
 def _check_shared(c: Config) -> None:

@@ -155,7 +155,12 @@ def _full(base: Any, config: ModelConfig, unit: str) -> Adapted:
             "they have no per-sample gradient)",
             ", ".join(sorted(frozen)),
         )
-    trained = {n: p.requires_grad_() for n, p in base.named_parameters() if n not in frozen}
+    wanted, _ = _layers(base, config, dict(base.named_modules()))
+    trained = {
+        n: p.requires_grad_()
+        for n, p in base.named_parameters()
+        if n not in frozen and (wanted is None or layer_index(n) in wanted)
+    }
     return Adapted(trained, dict.fromkeys(trained, "base"))
 
 
@@ -376,7 +381,7 @@ def _layers(
     numbered = [n for n in found if layer_index(n) is not None]
     count = 1 + max((layer_index(n) or 0 for n in numbered), default=-1)
     if count == 0:
-        raise ModelError('these targets are in no numbered layer; set model.layers = "all"')
+        raise ModelError('what is trained lies in no numbered layer; set model.layers = "all"')
     if isinstance(config.layers, int):
         if config.layers > count:
             raise ModelError(f"model.layers={config.layers} asks for more than the {count} layers there are")

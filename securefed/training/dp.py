@@ -30,9 +30,14 @@ from securefed.training.dp_work import clipped_rows as clipped_rows
 from securefed.training.dp_work import clipped_sum as clipped_sum
 from securefed.training.dp_work import draw as draw
 from securefed.training.dp_work import empty_step as empty_step
+from securefed.training.dp_work import factors_of as factors_of
 from securefed.training.dp_work import has_dropout as has_dropout
 from securefed.training.dp_work import refuse_dropout as refuse_dropout
 from securefed.training.dp_work import whole
+from securefed.training.ghost import GhostGradients
+
+GHOST = "_ghost_gradients"
+"""Marks a module on which ghost clipping's hooks lie."""
 
 
 class KeyedDPOptimizer(DPOptimizer):
@@ -50,6 +55,8 @@ class KeyedDPOptimizer(DPOptimizer):
         self.record_scale = 1.0
         """What a record's row is multiplied by before it is clipped: 1 for a sum of losses, the number of
         rows for their mean."""
+        self.ghost: GhostGradients | None = None
+        """Where gradients are products in place of rows."""
 
     def clip_and_accumulate(self) -> None:
         """Adds each record's gradient, scaled to norm <= max_grad_norm, to the running sum.
@@ -57,6 +64,9 @@ class KeyedDPOptimizer(DPOptimizer):
         A record whose gradient is not finite adds nothing (NaN x 0 would poison the sum, and stopping
         because of one record would tell that it is there); it is counted for the simulation's eyes.
         """
+        if self.ghost is not None and self.ghost.ready:
+            self._accumulate_products(self.ghost)
+            return
         rows = self.grad_samples
         factor, finite = clip_factors(rows, self.max_grad_norm, self._seen, self.record_scale)
         for p, g in zip(self.params, rows, strict=True):
@@ -66,6 +76,14 @@ class KeyedDPOptimizer(DPOptimizer):
                 else torch.zeros_like(p, dtype=torch.float64)
             )
             p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
+
+    def _accumulate_products(self, ghost: GhostGradients) -> None:
+        factor, _ = factors_of(ghost.squares(self.params), self.max_grad_norm, self._seen, self.record_scale)
+        for p in self.params:
+            if p.summed_grad is None:
+                p.summed_grad = torch.zeros_like(p, dtype=torch.float64)
+            ghost.add(factor, p, p.summed_grad)
+        ghost.clear()
 
     def add_noise(self) -> None:
         """Gaussian noise of standard deviation noise_multiplier x max_grad_norm on every coordinate."""
@@ -120,9 +138,12 @@ def trained_root(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def per_sample_gradients(module: nn.Module, mode: str = "hooks", *, known: bool = False) -> Iterator[None]:
+def per_sample_gradients(
+    module: nn.Module, mode: str = "hooks", *, known: bool = False
+) -> Iterator[GhostGradients | None]:
     """Within it, a backward pass through a sum of losses leaves `grad_sample` on every trainable tensor.
 
+    In mode "ghost" it leaves nothing there: the pass is made by what the context gives, which then holds the products.
     Hooks are taken off again whatever happens, so the next round can put them on.
 
     Args:
@@ -133,11 +154,20 @@ def per_sample_gradients(module: nn.Module, mode: str = "hooks", *, known: bool 
     """
     if not known:
         refuse_unsupported(module)
-    if any("autograd_grad_sample_hooks" in vars(part) for part in module.modules()):
+    if any(not {"autograd_grad_sample_hooks", GHOST}.isdisjoint(vars(part)) for part in module.modules()):
         raise ModelError(
             "this model already has per-sample gradient hooks; end the other private training first"
         )
     module.train()
+    if mode == "ghost":
+        ghost = GhostGradients(trained_root(module), RowHooks.GRAD_SAMPLERS)
+        vars(module)[GHOST] = True
+        try:
+            yield ghost
+        finally:
+            ghost.remove()
+            del vars(module)[GHOST]
+        return
     try:
         hooks = RowHooks(trained_root(module), loss_reduction="sum", force_functorch=mode == "functorch")
     except RuntimeError as error:  # how Opacus says that it cannot follow a layer
@@ -147,7 +177,7 @@ def per_sample_gradients(module: nn.Module, mode: str = "hooks", *, known: bool 
             warnings.filterwarnings(
                 "ignore", message="Full backward hook is firing"
             )  # cached inputs need no gradient
-            yield
+            yield None
     finally:
         hooks.remove_hooks()
         hooks.cleanup()

@@ -36,7 +36,7 @@ class DPWork:
         max_grad_norm: L2 bound on one record's gradient over all trained tensors together.
         sample_rate: each record is in a step's batch independently with this probability.
         expected_batch: sample_rate x records, the denominator; never the number that was drawn.
-        mode: "hooks" (Opacus' own rule for each layer) or "functorch".
+        mode: "hooks" (Opacus' own rule for each layer), "functorch", or "ghost" (`training.ghost`).
     """
 
     noise_multiplier: float
@@ -67,7 +67,15 @@ def clip_factors(
     """
     if not len(rows[0]):
         return torch.zeros(0, dtype=torch.float64), torch.ones(0, dtype=torch.bool)
-    norms = torch.stack([g.flatten(1).double().square().sum(1) for g in rows]).sum(0).sqrt() * scale
+    squares = torch.stack([g.flatten(1).double().square().sum(1) for g in rows]).sum(0)
+    return factors_of(squares, max_grad_norm, seen, scale)
+
+
+def factors_of(
+    squares: torch.Tensor, max_grad_norm: float, seen: Seen, scale: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `clip_factors`, from the squared norms, float64 (b,)."""
+    norms = squares.sqrt() * scale
     finite = torch.isfinite(norms)
     factor = (max_grad_norm * MARGIN / norms.clamp(min=1e-30)).clamp(max=1.0)
     factor = torch.where(finite, factor * scale, torch.zeros_like(factor))

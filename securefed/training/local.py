@@ -17,7 +17,7 @@ from torch import nn
 from securefed.config import TrainConfig
 from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
-from securefed.errors import DivergedError, PrivacyError
+from securefed.errors import DivergedError, ModelError, PrivacyError
 from securefed.training.class_weights import WeightedLosses
 from securefed.training.dp_work import (
     GRAD_SAMPLE,
@@ -223,9 +223,15 @@ class _Steps:
         sampling = entropy.stream("sampling", *self.work.labels)
         noise = entropy.stream("noise", *self.work.labels)
         private = KeyedDPOptimizer(self.optimizer, dp, noise, self.seen)
-        with per_sample_gradients(self.model.module, dp.mode, known=known):
+        if dp.mode == "ghost" and self.held:
+            raise ModelError(
+                'ghost clipping cannot leave out the coordinates that a client does not hold; set privacy.grad_sample_mode = "hooks"'
+            )
+        with per_sample_gradients(self.model.module, dp.mode, known=known) as private.ghost:
             if check:
-                check_gradients(self.model, self.feed, self.parameters, self.config.label_smoothing)
+                check_gradients(
+                    self.model, self.feed, self.parameters, self.config.label_smoothing, private.ghost
+                )
             for step in range(self.config.steps):
                 self._set_rates(step, self.config.steps)
                 rows = draw(sampling, len(self.feed), dp.sample_rate)
@@ -251,7 +257,10 @@ class _Steps:
                 setattr(p, GRAD_SAMPLE, None)
             losses, plain = self.losses(self.feed.batch(piece))
             self._note(plain)
-            losses.sum().backward()
+            if private.ghost is None:
+                losses.sum().backward()
+            else:
+                private.ghost.backward(losses)
             self._hold(GRAD_SAMPLE)  # what a client does not hold is no part of its records' norms
             private.clip_and_accumulate()
         if not pieces:

@@ -22,15 +22,23 @@ from securefed.training.feed import Feed
 
 if TYPE_CHECKING:
     from securefed.models.task_model import TaskModel
+    from securefed.training.ghost import GhostGradients
 
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2, torch.float64: 1e-6}
 """Largest |difference| over the larger norm, by the dtype of the forward pass."""
 
 
 def check_gradients(
-    model: TaskModel, feed: Feed, parameters: Mapping[str, nn.Parameter], label_smoothing: float = 0.0
+    model: TaskModel,
+    feed: Feed,
+    parameters: Mapping[str, nn.Parameter],
+    label_smoothing: float = 0.0,
+    ghost: GhostGradients | None = None,
 ) -> None:
-    """Compares two records' per-sample gradients with autograd on each alone. Hooks must be on.
+    """Compares two records' per-sample gradients, and their norms, with autograd on each alone. Hooks must be on.
+
+    Args:
+        ghost: what holds the gradients where no row is written.
 
     Raises:
         SelfCheckError: a trained tensor without per-sample gradients, with another batch size than the
@@ -39,7 +47,11 @@ def check_gradients(
     rows = np.arange(min(2, len(feed)))
     _clear(parameters)
     try:
-        model.losses(feed.batch(rows), label_smoothing).sum().backward()
+        losses = model.losses(feed.batch(rows), label_smoothing)
+        if ghost is None:
+            losses.sum().backward()
+        else:
+            ghost.backward(losses)
     except (
         AttributeError,
         IndexError,
@@ -49,28 +61,84 @@ def check_gradients(
         raise SelfCheckError(
             f"per-sample gradients cannot be computed: {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
-    found: dict[str, torch.Tensor] = {}
-    for name, p in parameters.items():
-        sample = getattr(p, GRAD_SAMPLE, None)
-        if not isinstance(sample, torch.Tensor):
-            raise SelfCheckError(
-                f"{name} has no per-sample gradients, so it would be trained without a bound or not at all; "
-                "check that its module runs exactly once in the forward pass"
-            )
-        if sample.shape != (len(rows), *p.shape):
-            raise SelfCheckError(
-                f"{name}: per-sample gradients of shape {tuple(sample.shape)}, expected {(len(rows), *p.shape)}"
-            )
-        found[name] = sample.detach().clone()
+    found = _written(parameters, len(rows)) if ghost is None else _unwritten(parameters, len(rows), ghost)
+    norms = {} if ghost is None else {n: ghost.squares([p]).sqrt() for n, p in parameters.items()}
+    together = {} if ghost is None else _weighed(parameters, len(rows), ghost)
+    all_finite = True
     for i, row in enumerate(rows):
         _clear(parameters)
         model.losses(feed.batch(np.array([row])), label_smoothing).sum().backward()
         expected = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in parameters.items()}
+        if ghost is not None:
+            ghost.clear()
         if not all(bool(torch.isfinite(e).all()) for e in expected.values()):
+            all_finite = False
             continue  # such a record adds nothing in training; to stop for it would tell that it is there
         for name in parameters:
             compare(name, found[name][i], expected[name])
+            if name in norms:
+                _check_norm(name, norms[name][i], expected[name])
+    for name, total in together.items() if all_finite else ():
+        weights = _weights(len(rows)).to(total.device)
+        compare(name, total, torch.tensordot(weights, found[name].double(), 1).to(total.dtype))
     _clear(parameters)
+
+
+def _unwritten(
+    parameters: Mapping[str, nn.Parameter], rows: int, ghost: GhostGradients
+) -> dict[str, torch.Tensor]:
+    """Each record's gradients of every tensor, (rows, *shape), written down from the products."""
+    for name, p in parameters.items():
+        if not ghost.holds(p):
+            raise _without(name)
+    return {n: ghost.rows(p, rows).to(p.dtype) for n, p in parameters.items()}
+
+
+def _weighed(
+    parameters: Mapping[str, nn.Parameter], rows: int, ghost: GhostGradients
+) -> dict[str, torch.Tensor]:
+    """The sums of the records' gradients at unequal weights, as clipping makes them."""
+    found = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in parameters.items()}
+    for name, p in parameters.items():
+        ghost.add(_weights(rows).to(p.device), p, found[name])
+    ghost.clear()
+    return {n: total.to(parameters[n].dtype) for n, total in found.items()}
+
+
+def _weights(rows: int) -> torch.Tensor:
+    return 1.0 / torch.arange(1, rows + 1, dtype=torch.float64)
+
+
+def _check_norm(name: str, norm: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raises SelfCheckError where a norm is below its gradient's; what rounding puts on top is no fault."""
+    true = float(expected.double().norm())
+    if not float(norm) >= true * (1 - tolerance(expected.dtype)) - 1e-6:  # also true for NaN
+        raise SelfCheckError(
+            f"{name}: a record's norm is taken for {float(norm):.3g} where autograd has {true:.3g}; "
+            "records would be clipped too little, so epsilon would not hold"
+        )
+
+
+def _without(name: str) -> SelfCheckError:
+    return SelfCheckError(
+        f"{name} has no per-sample gradients, so it would be trained without a bound or not at all; "
+        "check that its module runs exactly once in the forward pass"
+    )
+
+
+def _written(parameters: Mapping[str, nn.Parameter], rows: int) -> dict[str, torch.Tensor]:
+    """Each record's gradients of every tensor, (rows, *shape), as Opacus' hooks left them."""
+    found: dict[str, torch.Tensor] = {}
+    for name, p in parameters.items():
+        sample = getattr(p, GRAD_SAMPLE, None)
+        if not isinstance(sample, torch.Tensor):
+            raise _without(name)
+        if sample.shape != (rows, *p.shape):
+            raise SelfCheckError(
+                f"{name}: per-sample gradients of shape {tuple(sample.shape)}, expected {(rows, *p.shape)}"
+            )
+        found[name] = sample.detach().clone()
+    return found
 
 
 def tolerance(*dtypes: torch.dtype) -> float:

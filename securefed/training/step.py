@@ -18,6 +18,7 @@ from torch import nn
 from securefed.config import TrainConfig
 from securefed.crypto.entropy import Entropy
 from securefed.data.batch import Encoded
+from securefed.errors import ModelError
 from securefed.privacy.step_noise import StepNoise
 from securefed.training.class_weights import WeightedLosses
 from securefed.training.dp_work import (
@@ -26,6 +27,7 @@ from securefed.training.dp_work import (
     clipped_rows,
     clipped_sum,
     draw,
+    factors_of,
     refuse_dropout,
 )
 from securefed.training.feed import Feed
@@ -37,6 +39,7 @@ from securefed.undisturbed import undisturbed
 if TYPE_CHECKING:
     from securefed.models.task_model import TaskModel
     from securefed.training.client import ClientJob
+    from securefed.training.ghost import GhostGradients
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,9 +96,13 @@ def step(
     feed = Feed(data, model.device, states)
     layout = model.layout.select(set(job.share).__contains__)
     work = _Step(model, feed, {n: model.parameters[n] for n in layout.names}, config, noise)
-    with per_sample_gradients(model.module, mode, known=known):
+    if mode == "ghost" and noise.mechanisms:
+        raise ModelError(
+            'noise in integers needs each record\'s own row, which ghost clipping never writes; set privacy.grad_sample_mode = "hooks"'
+        )
+    with per_sample_gradients(model.module, mode, known=known) as work.ghost:
         if check:
-            check_gradients(model, feed, work.parameters, config.label_smoothing)
+            check_gradients(model, feed, work.parameters, config.label_smoothing, work.ghost)
         drawn = draw(entropy.stream("sampling", job.client, job.round), len(feed), noise.sample_rate)
         stream = entropy.stream("noise share", job.client, job.round)
         if noise.mechanisms:
@@ -124,12 +131,17 @@ class _Step:
         self.size = sum(p.numel() for p in parameters.values())
         self.seen, self.losses = Seen(), [torch.zeros(0)]
         self.weighted = WeightedLosses.of(model, feed.data, config)
+        self.ghost: GhostGradients | None = None
 
     def total(self, drawn: NDArray[np.int64]) -> NDArray[np.float64]:
         """Sum of the clipped gradients, float64 (d,); zero for an empty batch."""
         found = np.zeros(self.size)
         for piece in self._pieces(drawn):
-            found += clipped_sum(self._gradients(piece), self.noise.record_norm, self.seen)
+            if self.ghost is None:
+                found += clipped_sum(self._gradients(piece), self.noise.record_norm, self.seen)
+            else:
+                self.ghost.backward(self._losses(piece))
+                found += self._products(self.ghost)
         return found
 
     def rows(self, drawn: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -146,10 +158,22 @@ class _Step:
     def _gradients(self, piece: NDArray[np.int64]) -> list[torch.Tensor]:
         for p in self.parameters.values():
             setattr(p, GRAD_SAMPLE, None)
+        self._losses(piece).sum().backward()
+        return [getattr(p, GRAD_SAMPLE) for p in self.parameters.values()]
+
+    def _losses(self, piece: NDArray[np.int64]) -> torch.Tensor:
         losses, plain = self.weighted(self.feed.batch(piece))
         self.losses.append(plain.detach())
-        losses.sum().backward()
-        return [getattr(p, GRAD_SAMPLE) for p in self.parameters.values()]
+        return losses
+
+    def _products(self, ghost: GhostGradients) -> NDArray[np.float64]:
+        parameters = list(self.parameters.values())
+        factor, _ = factors_of(ghost.squares(parameters), self.noise.record_norm, self.seen)
+        sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+        for p, total in zip(parameters, sums, strict=True):
+            ghost.add(factor, p, total)
+        ghost.clear()
+        return torch.cat([s.flatten().cpu() for s in sums]).numpy()
 
     def diagnostics(self) -> dict[str, float]:
         losses = torch.cat(self.losses).double()

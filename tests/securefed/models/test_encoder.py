@@ -120,6 +120,16 @@ def test_full_fine_tuning_caches_nothing(bert: str) -> None:
         model.prefix(batch_of(model), 0)
 
 
+def test_all_weights_of_the_top_layer_leave_what_lies_below_to_the_cache(bert: str) -> None:
+    model = load_model(ModelConfig(name=bert, adapter="full", layers=1), classes=2, max_length=16)
+    trained = {n for n, part in model.part_of.items() if part == "base"}
+    assert trained
+    assert all(".layer.1." in n for n in trained), trained
+    assert model.cut(model.layout.names) == 1
+    with pytest.raises(ModelError, match="more than the 2 layers"):
+        load_model(ModelConfig(name=bert, adapter="full", layers=3), classes=2, max_length=16)
+
+
 def test_a_decoder_caches_its_pooled_features_alone(llama: str) -> None:
     model = load_model(ModelConfig(name=llama), classes=2, max_length=16)
     batch = batch_of(model)

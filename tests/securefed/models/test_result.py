@@ -73,6 +73,13 @@ def test_a_head_over_several_layers_loads_back(asked: Any, bert: str, tmp_path: 
     torch.testing.assert_close(again.logits(batch), model.logits(batch))
 
 
+@pytest.mark.parametrize("layers", ["all", 1])
+def test_all_weights_load_back_and_those_of_some_layers_too(layers: Any, bert: str, tmp_path: Path) -> None:
+    model, batch = trained(ModelConfig(name=bert, adapter="full", layers=layers))
+    model.save_adapter(tmp_path)
+    torch.testing.assert_close(load_result(tmp_path).logits(batch), model.logits(batch))
+
+
 @pytest.mark.parametrize("name", ["mlp", "cnn", "logistic"])
 def test_a_small_net_loads_back(name: str, tmp_path: Path) -> None:
     model, batch = trained(ModelConfig(name=name, adapter="full", hidden=8))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from securefed.data.batch import Encoded
-from securefed.errors import PrivacyError
+from securefed.errors import ModelError, PrivacyError
 from securefed.privacy.design import Cohort, design
 from securefed.privacy.distributed import DistributedSkellam
 from securefed.privacy.step_noise import StepNoise
@@ -131,3 +131,16 @@ def test_numbers_that_promise_nothing_are_refused() -> None:
         integers(51).event(50)
     with pytest.raises(PrivacyError, match="abort the round"):
         replace(NOISE, min_survivors=3).check_survivors(2)
+
+
+def test_ghost_clipping_takes_the_same_step_and_refuses_to_write_rows() -> None:
+    """The same records, the same clip and the same noise, without a row."""
+    drawn = replace(NOISE, sample_rate=0.3)
+    hooked = played(images(), drawn).update.vector
+    np.testing.assert_allclose(
+        played(images(), drawn, mode="ghost", check=True).update.vector, hooked, atol=1e-6
+    )
+    empty = played(images(), replace(NOISE, sample_rate=1e-12), mode="ghost").update.vector
+    np.testing.assert_array_equal(empty, played(images(), replace(NOISE, sample_rate=1e-12)).update.vector)
+    with pytest.raises(ModelError, match="each record's own row"):
+        played(images(), integers(logistic().layout.size), mode="ghost")

@@ -1,0 +1,493 @@
+"""Ghost clipping: the sums and norms of hooks without their rows, on every kind of model, and bounded after rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from securefed.data.batch import Encoded
+from securefed.errors import ModelError, SelfCheckError
+from securefed.training import ghost as ghost_module
+from securefed.training.dp import DPWork, per_sample_gradients
+from securefed.training.dp_work import MARGIN, Seen, factors_of
+from securefed.training.ghost import GhostGradients, Lookups, Products, Rows
+from securefed.training.local import LocalWork, train_locally
+from tests.entropy import SeededEntropy
+from tests.securefed.models import tiny
+from tests.securefed.models.test_per_sample_gradients import CASES, load, one_by_one
+from tests.securefed.training.setups import bert, images, logistic, stirred, texts, train
+
+REFUSED = {
+    "bert-checkpointing",
+    "llama-checkpointing",
+    "llama-tied-full",
+    "gpt2-full",
+}  # two passes, tied tensors
+
+
+@pytest.mark.parametrize("case", sorted(set(CASES) - REFUSED))
+def test_norms_and_weighted_sums_are_those_of_one_record_at_a_time(tmp_path: Path, case: str) -> None:
+    kind, config = CASES[case]
+    model, batch = load(str(getattr(tiny, f"tiny_{kind}")(tmp_path / "model")), config)
+    expected = one_by_one(model, batch)
+    parameters = {n: p for n, p in model.parameters.items() if p.requires_grad}
+    weights = torch.rand(len(batch), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tolerance = 3e-2 if config.dtype == "bfloat16" else 1e-4
+    with per_sample_gradients(model.module, "ghost") as found:
+        assert found is not None
+        found.backward(model.losses(batch))
+        assert all(p.grad is None or not p.grad.any() for p in parameters.values())
+        norms = found.squares(list(parameters.values())).sqrt()
+        rows = torch.cat([expected[n].flatten(1) for n in expected], 1).double()
+        torch.testing.assert_close(norms, rows.norm(dim=1), rtol=tolerance, atol=1e-7)
+        for name, p in parameters.items():
+            total = torch.zeros_like(p, dtype=torch.float64)
+            found.add(weights, p, total)
+            wanted = torch.tensordot(weights, expected[name].double(), 1)
+            assert float((total - wanted).norm()) <= tolerance * float(wanted.norm()) + 1e-7, name
+
+
+@pytest.mark.parametrize("positions", [1, 2, 40])
+def test_products_are_never_below_the_true_norm_even_where_pairs_cancel(positions: int) -> None:
+    """Rows of a thousand that cancel to almost nothing: a float64 sum of pairs alone would fall below zero at times."""
+    generator = torch.Generator().manual_seed(positions)
+    a = torch.randn(50, positions, 30, generator=generator)
+    b = 1e3 * torch.randn(50, positions, 20, generator=generator)
+    if positions > 1:
+        a[:, 1:] = a[:, :1]
+        b[:, -1] = -b[:, :-1].sum(1) * (1 + 1e-7)
+    exact = torch.einsum("nto,nti->noi", b.double(), a.double())
+    found = Products(b, a).squares()
+    assert bool((found >= exact.flatten(1).square().sum(1) * (1 - 1e-12)).all())
+    total = torch.zeros(20, 30, dtype=torch.float64)
+    weights = torch.rand(50, generator=generator, dtype=torch.float64)
+    Products(b, a).add(weights, total)
+    torch.testing.assert_close(total, torch.tensordot(weights, exact, 1), rtol=1e-9, atol=1e-9)
+
+
+def test_a_clipped_record_stays_inside_the_bound_whatever_its_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-6, 1.0, 1e6, 1e15):
+        a, b = scale * torch.randn(8, 5, 12, generator=generator), torch.randn(8, 5, 7, generator=generator)
+        products = Products(b, a)
+        factor, _ = factors_of(products.squares(), 0.5, Seen())
+        for i in range(8):
+            alone = torch.zeros(8, dtype=torch.float64)
+            alone[i] = factor[i]
+            total = torch.zeros(7, 12, dtype=torch.float64)
+            products.add(alone, total)
+            assert float(total.norm()) <= 0.5 * (1 + MARGIN) / 2
+
+
+def test_small_matrices_beside_long_texts_are_written_and_large_ones_are_not() -> None:
+    made: dict[str, Any] = {}
+    for name, inner, outer, positions in (
+        ("B of rank 8", 8, 384, 25),
+        ("A of rank 8", 384, 8, 25),
+        ("whole", 384, 384, 25),
+        ("a head", 1536, 2, 1),
+    ):
+        layer = nn.Linear(inner, outer, bias=False)
+        found = GhostGradients(layer)
+        found.backward(layer(torch.randn(4, positions, inner)).square().sum((1, 2)))
+        made[name] = type(found._kept[id(layer.weight)])
+    assert made == {"B of rank 8": Rows, "A of rank 8": Rows, "whole": Products, "a head": Products}
+
+
+def test_a_word_twice_in_a_record_is_added_up_before_it_is_squared_and_padding_is_nothing() -> None:
+    table = nn.Embedding(6, 3, padding_idx=0)
+    words = torch.tensor([[1, 1, 2], [3, 0, 0]])
+    found = GhostGradients(table)
+    found.backward((table(words) * torch.tensor([1.0, 2.0, 5.0])).sum((1, 2)))
+    assert isinstance(found._kept[id(table.weight)], Lookups)
+    direction = 1 + 4 + 25
+    torch.testing.assert_close(
+        found.squares([table.weight]), torch.tensor([5.0 * direction, 1.0 * direction], dtype=torch.float64)
+    )
+    total = torch.zeros(6, 3, dtype=torch.float64)
+    found.add(torch.tensor([1.0, 10.0], dtype=torch.float64), table.weight, total)
+    assert total[:, 0].tolist() == [0.0, 2.0, 1.0, 10.0, 0.0, 0.0]
+
+
+def test_positions_that_cancel_in_one_record_do_not_round_the_others_away() -> None:
+    """One record with gradients of 2^60 on one word whose sum is small, beside fifty calm ones."""
+    big, clip = 2.0**60, 0.1
+    first = torch.tensor([big * 1.2345678, big * 0.7654321])
+    rest = -first.double().sum()
+    evil = torch.stack([*first, rest.float(), (rest - rest.float().double()).float(), torch.tensor(1.0)])[
+        None, :, None
+    ]
+    calm = torch.ones(50, 5, 1)
+
+    def total(factors: torch.Tensor) -> torch.Tensor:
+        table = nn.Embedding(4, 1)
+        found = GhostGradients(table)
+        words = torch.ones(len(factors), 5, dtype=torch.long)
+        found.backward((table(words) * factors).sum((1, 2)))
+        weights, _ = factors_of(found.squares([table.weight]), clip, Seen())
+        summed = torch.zeros(4, 1, dtype=torch.float64)
+        found.add(weights, table.weight, summed)
+        return summed
+
+    assert float((total(torch.cat([calm, evil])) - total(calm)).norm()) <= clip
+
+
+# ------------------------------------------------------------------------------------------- training with it
+
+
+@pytest.mark.parametrize("adapter", ["lora", "rolora", "head", "full"])
+def test_a_step_is_the_step_of_hooks(tmp_path: Path, adapter: str) -> None:
+    model = bert(tmp_path, adapter=adapter)
+    data, start = texts(model), stirred(model)
+    moved = []
+    for mode in ("hooks", "ghost"):
+        dp = DPWork(1.0, 0.3, 0.5, 6.0, mode)
+        work = LocalWork(0, 0, tuple(model.layout.names))
+        found = train_locally(
+            model,
+            data,
+            start,
+            work,
+            train(steps=3),
+            dp=dp,
+            entropy=SeededEntropy(1),
+            seed=0,
+            check=mode == "ghost",
+        )
+        moved.append(found.vector)
+    np.testing.assert_allclose(moved[0], moved[1], rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_batch_is_a_step_of_noise() -> None:
+    model = logistic()
+    work = LocalWork(0, 0, tuple(model.layout.names))
+    found = train_locally(
+        model,
+        images(12),
+        stirred(model),
+        work,
+        train(steps=3),
+        dp=DPWork(1.0, 1.0, 1e-9, 1.0, "ghost"),
+        entropy=SeededEntropy(1),
+        seed=0,
+        check=True,
+    )
+    assert found.diagnostics["empty_batches"] == 3
+    assert not np.array_equal(found.vector, stirred(model))
+
+
+def test_a_record_whose_gradient_is_not_finite_adds_nothing() -> None:
+    model = logistic()
+    work = LocalWork(0, 0, tuple(model.layout.names))
+    dp = DPWork(0.0, 1.0, 1.0, 12.0, "ghost")
+    moved = []
+    for spoilt in (np.inf, np.nan):
+        data = images(12)
+        assert data.images is not None
+        data.images[3] = spoilt
+        found = train_locally(
+            model, data, stirred(model), work, train(), dp=dp, entropy=SeededEntropy(1), seed=0, check=True
+        )
+        assert found.diagnostics["non_finite_gradients"] == 1
+        moved.append(found.vector)
+    assert np.isfinite(moved[0]).all()
+    np.testing.assert_array_equal(moved[0], moved[1])
+
+
+def test_one_record_moves_the_sum_by_at_most_the_clip() -> None:
+    model = logistic()
+    start, clip = stirred(model), 0.1
+    work = LocalWork(0, 0, tuple(model.layout.names))
+    for seed in range(5):
+        moved, data = [], images(13, seed=seed)
+        assert data.images is not None
+        assert data.labels is not None
+        for records in (12, 13):
+            dp = DPWork(0.0, clip, 1.0, 1.0, "ghost")
+            found = train_locally(
+                model,
+                Encoded(images=data.images[:records], labels=data.labels[:records]),
+                start,
+                work,
+                train(learning_rate=1.0),
+                dp=dp,
+                entropy=SeededEntropy(1),
+                seed=0,
+            )
+            moved.append(found.vector.astype(np.float64))
+        assert 0 < np.linalg.norm(moved[1] - moved[0]) <= clip * (1 + 1e-5)
+
+
+# ------------------------------------------------------------------------------------- broken on purpose
+
+
+def test_norms_that_leave_out_pairs_of_positions_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The known mistake: each position's norm by itself, so that what adds up over a text is clipped too late."""
+    model = bert(tmp_path, adapter="full")
+
+    def alone(self: Products) -> torch.Tensor:
+        return (self.a.double().square().sum(2) * self.b.double().square().sum(2)).sum(1)
+
+    monkeypatch.setattr(Products, "squares", alone)
+    monkeypatch.setattr(ghost_module, "_linear", lambda a, b: Products(b, a))
+    with pytest.raises(SelfCheckError, match="records would be clipped too little"):
+        _checked(model)
+
+
+def test_sums_that_autograd_does_not_give_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bert(tmp_path, adapter="full")
+    original = Products.add
+    monkeypatch.setattr(ghost_module, "_linear", lambda a, b: Products(b, a))
+    monkeypatch.setattr(Products, "add", lambda self, weights, total: original(self, 2 * weights, total))
+    with pytest.raises(SelfCheckError, match="differs from autograd"):
+        _checked(model)
+
+
+def test_a_layer_whose_hook_was_lost_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bert(tmp_path)
+    original = model.losses
+
+    def losing(batch: Any, label_smoothing: float = 0.0) -> torch.Tensor:
+        head: Any = model.module.head
+        head._forward_hooks.clear()
+        return original(batch, label_smoothing)
+
+    monkeypatch.setattr(model, "losses", losing)
+    with pytest.raises(SelfCheckError, match=r"head did not run in this forward pass"):
+        _checked(model)
+
+
+def _no_norm(self: Lookups) -> torch.Tensor:
+    return torch.zeros(self.records, dtype=torch.float64)
+
+
+def _positions_apart(b: torch.Tensor, words: torch.Tensor, padding: int | None) -> Lookups:
+    record = torch.arange(len(b))[:, None].expand_as(words)
+    return Lookups(b.double().flatten(0, 1), record.flatten(), words.flatten(), len(b))
+
+
+def _weights_of_others(self: Products, weights: torch.Tensor, total: torch.Tensor) -> None:
+    total.add_(torch.einsum("n,nto,nti->oi", weights.roll(1), self.b.double(), self.a.double()))
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "broken"),
+    [
+        (Lookups, "squares", _no_norm),
+        (Lookups, "of", staticmethod(_positions_apart)),
+        (Products, "add", _weights_of_others),
+    ],
+    ids=["an embedding's norm left out", "a word's positions squared apart", "another record's factor"],
+)
+def test_each_tensors_norm_and_the_sum_of_several_records_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, broken: Any
+) -> None:
+    """Faults that hide in a total over all tensors, or where records are weighed one at a time."""
+    model = bert(tmp_path, adapter="full")
+    texts_of = tiny.TEXTS
+    monkeypatch.setattr(tiny, "TEXTS", tuple(f"{t} {t}" for t in texts_of))  # words that come twice
+    monkeypatch.setattr(owner, method, broken)
+    with pytest.raises(SelfCheckError, match=r"clipped too little|differs from autograd"):
+        _checked(model)
+
+
+def _checked(model: Any) -> None:
+    work = LocalWork(0, 0, tuple(model.layout.names))
+    dp = DPWork(1.0, 1.0, 0.5, 6.0, "ghost")
+    train_locally(
+        model,
+        texts(model),
+        stirred(model),
+        work,
+        train(),
+        dp=dp,
+        entropy=SeededEntropy(1),
+        seed=0,
+        check=True,
+    )
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(self.layer(x))
+        return out
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.second(self.first(x))
+        return out
+
+
+class Unused(nn.Module):
+    """One of its layers runs and reaches no loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.idle = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.idle(x)
+        out: torch.Tensor = self.layer(x)
+        return out
+
+
+class InPlace(nn.Module):
+    """Its layer's input is written to after it was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        out: torch.Tensor = self.layer(x)
+        x.mul_(2.0)
+        return out
+
+
+class Pairs(nn.Module):
+    """A recurrent layer gives two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(3, 3, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x[:, None])[0][:, 0]
+        return out
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (Twice, "ran twice"),
+        (Tied, "serves two layers"),
+        (Unused, "do not depend on the output of idle"),
+        (InPlace, "input was changed after layer"),
+        (Pairs, "more than one tensor"),
+    ],
+)
+def test_a_tensor_that_serves_twice_is_refused(made: Any, said: str) -> None:
+    module = made()
+    with pytest.raises(SelfCheckError, match=said):
+        GhostGradients(module).backward(module(torch.randn(4, 3)).sum(1))
+
+
+def test_records_that_cannot_be_told_apart_are_refused() -> None:
+    layer = nn.Linear(3, 2)
+    found = GhostGradients(layer)
+    with pytest.raises(SelfCheckError, match="cannot be told apart"):
+        found.backward(layer(torch.randn(8, 3)).reshape(4, 2, 2).sum((1, 2)))
+    with pytest.raises(SelfCheckError, match="did not run in this forward pass"):
+        found.backward(torch.zeros(4))
+
+
+@pytest.mark.parametrize("case", sorted(REFUSED))
+def test_models_that_run_or_hold_a_layer_twice_are_refused(tmp_path: Path, case: str) -> None:
+    kind, config = CASES[case]
+    model, _ = load(str(getattr(tiny, f"tiny_{kind}")(tmp_path / "model")), config)
+    with (
+        pytest.raises(ModelError, match=r"computes it twice|one trained tensor"),
+        per_sample_gradients(model.module, "ghost"),
+    ):
+        pass
+
+
+class Weighed(nn.Module):
+    """Trained numbers of its own beside a trained layer: followed as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([2.0, 3.0, 4.0]))
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x) * self.scale
+        return out
+
+
+def test_a_part_with_numbers_of_its_own_is_followed_whole_and_ids_need_no_positions() -> None:
+    part, x = Weighed(), torch.randn(4, 3)
+    found = GhostGradients(part)
+    found.backward(part(x).square().sum(1))
+    for p in part.parameters():
+        rows = []
+        for i in range(4):
+            part.zero_grad()
+            part(x[i : i + 1]).square().sum().backward()
+            assert p.grad is not None
+            rows.append(p.grad.double().clone())
+            found._ran.clear()
+        torch.testing.assert_close(found.rows(p, 4), torch.stack(rows), rtol=1e-5, atol=1e-6)
+    found.remove()
+    assert not hasattr(part, "ft_compute_sample_grad")
+    table, ids = nn.Embedding(6, 3), torch.tensor([1, 1, 5])
+    single = GhostGradients(table)
+    single.backward(table(ids).sum(1))
+    assert single.rows(table.weight, 3)[:, :, 0].tolist() == [
+        [0, 1, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_gpt2s_transposed_weights_are_products_too() -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    layer: Any = Conv1D(40, 30)
+    x = torch.randn(4, 5, 30)
+    found = GhostGradients(layer)
+    found.backward(layer(x).square().sum((1, 2)))
+    layer(x[2:3]).square().sum().backward()
+    torch.testing.assert_close(
+        found.rows(layer.weight, 4)[2], layer.weight.grad.double(), rtol=1e-4, atol=1e-4
+    )
+    assert isinstance(ghost_module._linear(torch.zeros(1, 5, 400), torch.zeros(1, 5, 300)), Products)
+
+
+def test_nothing_stays_behind_where_a_model_is_refused_and_two_at_once_are(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Embedding(4, 2, max_norm=1.0))
+    with pytest.raises(ModelError, match="max_norm"):
+        GhostGradients(net)
+    assert not any(m._forward_hooks for m in net.modules())
+    model = bert(tmp_path)
+    with per_sample_gradients(model.module, "ghost"):
+        for mode in ("ghost", "hooks"):
+            with pytest.raises(ModelError, match="already"), per_sample_gradients(model.module, mode):
+                pass
+    with per_sample_gradients(model.module, "ghost"):
+        pass
+
+
+def test_checkpointing_and_tables_that_change_as_they_are_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="max_norm"):
+        GhostGradients(nn.Embedding(4, 2, max_norm=1.0))
+    model = bert(tmp_path, gradient_checkpointing=True)
+    with pytest.raises(ModelError, match="computes it twice"), per_sample_gradients(model.module, "ghost"):
+        pass
+
+
+def test_hooks_are_gone_afterwards_and_after_a_failure(tmp_path: Path) -> None:
+    model = bert(tmp_path, adapter="full")
+    with pytest.raises(RuntimeError, match="boom"), per_sample_gradients(model.module, "ghost"):
+        raise RuntimeError("boom")
+    assert not any(m._forward_hooks for m in model.module.modules())
