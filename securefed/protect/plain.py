@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _MAGIC, _VERSION = b"SFPL", 2
 HEADER = struct.Struct("<4sB16sIi32s32sdQ")  # magic, version, run, round, client, layout, model, weight, d
 CHECK = struct.Struct("<Q")
+_AT_ONCE = 16_384  # coordinates of a message that are widened and added at a time
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,13 @@ class PlainServer:
 
     def _add(self, weight: float, vector: Vector) -> None:
         if self._total is None or self._scratch is None:
-            self._total, self._scratch = np.zeros(self.parameters.size), np.empty(self.parameters.size)
-        self._scratch[:] = vector  # widened first: a multiplication that widens goes through small buffers
-        self._scratch *= weight
-        self._total += self._scratch
+            self._total, self._scratch = np.zeros(self.parameters.size), np.empty(_AT_ONCE)
+        for i in range(0, len(vector), _AT_ONCE):  # what is widened stays in the processor's cache
+            part = vector[i : i + _AT_ONCE]
+            wide = self._scratch[: len(part)]
+            wide[:] = part  # widened first: a multiplication that widens goes through small buffers
+            wide *= weight
+            self._total[i : i + _AT_ONCE] += wide
 
     def advance(self) -> Output:
         """Nobody else will answer: the sum over those who did."""
