@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from securefed_benchmarks.timing import ratio, report
@@ -119,6 +120,16 @@ def engine(model: Any, optimizer: torch.optim.Optimizer, loader: Any) -> tuple[A
         found: tuple[Any, Any, Any] = PrivacyEngine().make_private(
             module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=1.0
         )
+    return found
+
+
+def in_parts(batches: Any, optimizer: Any, rows: int) -> AbstractContextManager[Any]:
+    """The loader's batches in parts of at most so many rows, as Opacus' memory manager deals them."""
+    from opacus.utils.batch_memory_manager import BatchMemoryManager
+
+    found: AbstractContextManager[Any] = BatchMemoryManager(
+        data_loader=batches, max_physical_batch_size=rows, optimizer=optimizer
+    )
     return found
 
 

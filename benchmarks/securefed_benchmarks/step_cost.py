@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from securefed_benchmarks.make_private_step import classifier, engine, lora
+from securefed_benchmarks.make_private_step import classifier, engine, in_parts, lora
 from securefed_benchmarks.timing import ratio, report
 
 if TYPE_CHECKING:
@@ -136,15 +136,11 @@ def ours_whole(data: Encoded) -> Play:
 
 def opacus_whole(data: Encoded) -> Play:
     """The same weights through Opacus' PrivacyEngine, a step in physical batches as its memory manager deals them."""
-    from opacus.utils.batch_memory_manager import BatchMemoryManager
-
     step, optimizer, batches = private_loop(data, whole(), WHOLE_BATCH)
 
     def play() -> int:
         seen = 0
-        with BatchMemoryManager(
-            data_loader=batches, max_physical_batch_size=BATCH, optimizer=optimizer
-        ) as parts:
+        with in_parts(batches, optimizer, BATCH) as parts:
             for (rows,) in parts:
                 seen += step(rows)
                 if not optimizer._is_last_step_skipped:  # a whole step is done

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleHooks
+from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
@@ -127,6 +128,15 @@ class RowHooks(GradSampleHooks):
     GRAD_SAMPLERS = {**GradSampleHooks.GRAD_SAMPLERS, nn.Linear: _linear_rows}  # noqa: RUF012  # Opacus' own seam
 
 
+def ghost_gradients(module: nn.Module) -> GhostGradients:
+    """Ghost clipping's hooks on a module; for layers of few weights Opacus' rules, and its functorch for what has none.
+
+    Raises:
+        ModelError: see `GhostGradients`.
+    """
+    return GhostGradients(module, RowHooks.GRAD_SAMPLERS, prepare_layer, ft_compute_per_sample_gradient)
+
+
 def trained_root(module: nn.Module) -> nn.Module:
     """The smallest part of the module that holds every tensor in training; the module itself where none is.
 
@@ -160,7 +170,7 @@ def per_sample_gradients(
         )
     module.train()
     if mode == "ghost":
-        ghost = GhostGradients(trained_root(module), RowHooks.GRAD_SAMPLERS)
+        ghost = ghost_gradients(trained_root(module))
         vars(module)[GHOST] = True
         try:
             yield ghost

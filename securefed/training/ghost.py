@@ -13,121 +13,18 @@ Everything that bounds a record is float64, and what rounding could take off a n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleHooks
-from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
 from torch import nn
 
 from securefed.errors import ModelError, SelfCheckError
+from securefed.training.record_gradients import Lookups, RecordGradients, Rows, linear, positions
 
-Rules = Mapping[type[nn.Module], Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Products:
-    """A linear layer's gradients (out, in) as positions' products: b (n, t, out) and a (n, t, in)."""
-
-    b: torch.Tensor = field(repr=False)
-    a: torch.Tensor = field(repr=False)
-
-    def squares(self) -> torch.Tensor:
-        """Squared norms, float64 (n,), below the true ones by no more than a hair of `MARGIN`.
-
-        A sum over pairs cancels, so its error is put on top: each product of k terms errs by less than k 2^-53 of
-        the product of the norms, and by Cauchy and Schwarz all pairs together by that of tr(A A^T) tr(B B^T). What is put
-        on is 2^13 times as much: a record whose positions cancel must not be so large in the sum of many that it
-        rounds others' parts away.
-        """
-        positions = self.a.shape[1]
-        if positions == 1:
-            return _square(self.a) * _square(self.b)
-        terms = self.a.shape[2] + self.b.shape[2] + positions**2
-        return torch.cat([_pairs(a, b, terms * 2.0**-40) for a, b in self._parts()])
-
-    def add(self, weights: torch.Tensor, total: torch.Tensor) -> None:
-        """Adds each record's gradient times its weight, float64 (n,), to `total` (out, in)."""
-        begun = 0
-        for a, b in self._parts():
-            weighted = b.double() * weights[begun : begun + len(b), None, None]
-            total.addmm_(weighted.flatten(0, 1).T, a.double().flatten(0, 1))
-            begun += len(b)
-
-    def _parts(self) -> zip[tuple[torch.Tensor, torch.Tensor]]:
-        """A few records' (a, b) at a time: what is doubled of them stays in a processor's cache."""
-        records = max(1, _POSITIONS // self.a.shape[1])
-        return zip(self.a.split(records), self.b.split(records), strict=True)
-
-
-_POSITIONS = 128
-
-
-def _pairs(a: torch.Tensor, b: torch.Tensor, error: float) -> torch.Tensor:
-    """Sum over pairs of positions of (A A^T) * (B B^T), and `error` times both traces on top; float64 (n,)."""
-    a, b = a.double(), b.double()
-    between_a, between_b = torch.bmm(a, a.transpose(1, 2)), torch.bmm(b, b.transpose(1, 2))
-    traces = between_a.diagonal(dim1=1, dim2=2).sum(1) * between_b.diagonal(dim1=1, dim2=2).sum(1)
-    return between_a.mul_(between_b).sum((1, 2)).add_(traces, alpha=error)
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Gradients as they are, (n, *shape)."""
-
-    rows: torch.Tensor = field(repr=False)
-
-    def squares(self) -> torch.Tensor:
-        """Squared norms, float64 (n,)."""
-        return _square(self.rows)
-
-    def add(self, weights: torch.Tensor, total: torch.Tensor) -> None:
-        """Adds each record's gradient times its weight, float64 (n,), to `total` (*shape)."""
-        total.add_(torch.tensordot(weights, self.rows.double(), 1))
-
-
-@dataclass(frozen=True, eq=False)
-class Lookups:
-    """An embedding's gradients (words, h): of each record its rows at the words that it looked up.
-
-    What falls on one word of one record is added up first, once for norms and sums: raw positions that cancel
-    would go into the sum of all records larger than the norm says.
-
-    Attributes:
-        sums: float64 (k, h). record, word: int64 (k,), whose and where. records: n.
-    """
-
-    sums: torch.Tensor = field(repr=False)
-    record: torch.Tensor = field(repr=False)
-    word: torch.Tensor = field(repr=False)
-    records: int
-
-    @staticmethod
-    def of(b: torch.Tensor, words: torch.Tensor, padding: int | None) -> Lookups:
-        """From each position's gradient (n, t, h) and word (n, t); the padding word has none."""
-        if padding is not None:
-            b = b * (words != padding)[..., None]
-        record = torch.arange(len(b), device=b.device)[:, None].expand_as(words)
-        keys, place = torch.unique(
-            torch.stack([record.flatten(), words.flatten()]), dim=1, return_inverse=True
-        )
-        sums = b.new_zeros((keys.shape[1], b.shape[2]), dtype=torch.float64)
-        sums.index_add_(0, place, b.double().flatten(0, 1))
-        return Lookups(sums, keys[0], keys[1], len(b))
-
-    def squares(self) -> torch.Tensor:
-        """Squared norms, float64 (n,)."""
-        return self.sums.new_zeros(self.records).index_add_(0, self.record, self.sums.square().sum(1))
-
-    def add(self, weights: torch.Tensor, total: torch.Tensor) -> None:
-        """Adds each record's gradient times its weight, float64 (n,), to `total` (words, h)."""
-        used = weights[self.record] != 0  # a record of weight 0 may hold what is not finite
-        total.index_add_(0, self.word[used], self.sums[used] * weights[self.record[used], None])
-
-
-Kept = Products | Rows | Lookups
+Rule = Callable[[Any, list[torch.Tensor], torch.Tensor], Mapping[Any, torch.Tensor]]
+"""(layer, [its input], gradient of its output) -> each trained tensor's rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,19 +40,26 @@ class GhostGradients:
     """Gradients per record of every trained tensor in a module, from one backward pass and mostly unwritten.
 
     Args:
-        module: with the trained tensors requiring gradients. rules: how other layers than linear ones and embeddings
-            give their rows; for what has none functorch runs the layer once more.
+        module: with the trained tensors requiring gradients.
+        rules: how other layers than linear ones and embeddings give their rows.
+        prepare, otherwise: for a layer without a rule, once beforehand, and its rule.
 
     Raises:
         ModelError: an embedding that changes its table as it is read, gradient checkpointing, or a layer that
-            functorch cannot follow.
+            `prepare` cannot follow (a RuntimeError).
     """
 
-    def __init__(self, module: nn.Module, rules: Rules = GradSampleHooks.GRAD_SAMPLERS) -> None:
-        self._rules = rules
+    def __init__(
+        self,
+        module: nn.Module,
+        rules: Mapping[type[nn.Module], Rule],
+        prepare: Callable[[nn.Module], None],
+        otherwise: Rule,
+    ) -> None:
+        self._rules, self._prepare, self._otherwise = rules, prepare, otherwise
         self._layers: dict[str, nn.Module] = {}
         self._ran: dict[str, _Ran] = {}
-        self._kept: dict[int, Kept] = {}
+        self._kept: dict[int, RecordGradients] = {}
         self._handles: list[Any] = []
         self._prepared: list[nn.Module] = []
         if any(getattr(part, "gradient_checkpointing", False) for part in module.modules()):
@@ -173,18 +77,18 @@ class GhostGradients:
             raise
 
     def _follow(self, name: str, part: nn.Module) -> None:
-        """Puts hooks on what holds trained tensors; what functorch runs is followed as one, with all inside it."""
+        """Puts hooks on what holds trained tensors; what has no rule is followed as one, with all inside it."""
         own = any(p.requires_grad for p in part.parameters(recurse=False))
         if own and getattr(part, "max_norm", None) is not None:
             raise ModelError(f"{name} rescales its table as it is read (max_norm); set max_norm = None")
-        by_functorch = own and not _is_linear(part) and type(part) not in {nn.Embedding, *self._rules}
-        if by_functorch:
-            prepare_layer(part)
+        without_rule = own and not _is_linear(part) and type(part) not in {nn.Embedding, *self._rules}
+        if without_rule:
+            self._prepare(part)
             self._prepared.append(part)
         if own:
             self._layers[name] = part
             self._handles.append(part.register_forward_hook(self._note(name)))
-        if not by_functorch:
+        if not without_rule:
             for child, inside in part.named_children():
                 self._follow(f"{name}.{child}" if name else child, inside)
 
@@ -193,7 +97,7 @@ class GhostGradients:
         for handle in self._handles:
             handle.remove()
         for part in self._prepared:
-            vars(part).pop("ft_compute_sample_grad", None)
+            vars(part).pop("ft_compute_sample_grad", None)  # what Opacus' functorch leaves there
         self.clear()
 
     def clear(self) -> None:
@@ -259,13 +163,8 @@ class GhostGradients:
 
         A record of weight 0 adds nothing, be its gradient finite or not.
         """
-        kept = self._kept.get(id(parameter))
-        if kept is None:
-            return
-        used = torch.nonzero(weights).flatten()
-        if len(used) < len(weights) and not isinstance(kept, Lookups):
-            kept, weights = _take(kept, used), weights[used]
-        kept.add(weights, total)
+        if self.holds(parameter):
+            self._kept[id(parameter)].add(weights, total)
 
     def rows(self, parameter: nn.Parameter, records: int) -> torch.Tensor:
         """The gradients written down, float64 (records, *shape); for checks."""
@@ -301,21 +200,21 @@ class GhostGradients:
         if _is_linear(layer):
             weight: torch.Tensor = layer.weight  # type: ignore[assignment]  # both kinds have one
             bias: torch.Tensor | None = layer.bias  # type: ignore[assignment]  # as above
-            a, b = _positions(given), _positions(b)
+            a, b = positions(given), positions(b)
             if weight.requires_grad:
-                self._set(weight, _linear(a, b) if type(layer) is nn.Linear else _linear(b, a))
+                self._set(weight, linear(a, b) if type(layer) is nn.Linear else linear(b, a))
             if bias is not None and bias.requires_grad:
                 self._set(bias, Rows(b.double().sum(1)))
         elif type(layer) is nn.Embedding:
             words = given.reshape(len(given), -1)
             self._set(layer.weight, Lookups.of(b.reshape(*words.shape, -1), words, layer.padding_idx))
         else:
-            rule = self._rules.get(type(layer), ft_compute_per_sample_gradient)
+            rule = self._rules.get(type(layer), self._otherwise)
             for p, rows in rule(layer, [given], b).items():
                 if p.requires_grad:
                     self._set(p, Rows(rows))
 
-    def _set(self, parameter: torch.Tensor, kept: Kept) -> None:
+    def _set(self, parameter: torch.Tensor, kept: RecordGradients) -> None:
         if id(parameter) in self._kept:
             raise SelfCheckError(
                 'a trained tensor serves two layers, so ghost clipping would miss a part of its gradient; set privacy.grad_sample_mode = "hooks"'
@@ -323,38 +222,7 @@ class GhostGradients:
         self._kept[id(parameter)] = kept
 
 
-def _linear(a: torch.Tensor, b: torch.Tensor) -> Kept:
-    """Rows where they take fewer numbers than the products of positions cost, else the products."""
-    positions, inner, outer = a.shape[1], a.shape[2], b.shape[2]
-    if positions > 1 and inner * outer <= 2 * positions * (inner + outer):
-        if outer > inner:  # batched products are laid out for a long right side
-            return Rows(torch.bmm(a.to(b.dtype).transpose(1, 2), b).transpose(1, 2))
-        return Rows(torch.bmm(b.transpose(1, 2), a.to(b.dtype)))
-    return Products(b, a)
-
-
 def _is_linear(layer: nn.Module) -> bool:
     """A linear layer, also as GPT-2 keeps it, with its weight (in, out)."""
     kind = type(layer)
     return kind is nn.Linear or (kind.__name__, kind.__module__) == ("Conv1D", "transformers.pytorch_utils")
-
-
-def _positions(x: torch.Tensor) -> torch.Tensor:
-    """(n, t, features): all dimensions between the first and the last are positions."""
-    return x[:, None] if x.dim() == 2 else x.flatten(1, -2)
-
-
-_ROWS = 16
-
-
-def _square(rows: torch.Tensor) -> torch.Tensor:
-    """Squared norms, float64 (n,)."""
-    if not len(rows):
-        return rows.new_zeros(0, dtype=torch.float64)
-    return torch.cat([r.flatten(1).double().square().sum(1) for r in rows.split(_ROWS)])
-
-
-def _take(kept: Products | Rows, used: torch.Tensor) -> Products | Rows:
-    if isinstance(kept, Products):
-        return Products(kept.b[used], kept.a[used])
-    return Rows(kept.rows[used])

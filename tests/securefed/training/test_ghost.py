@@ -13,10 +13,9 @@ from torch import nn
 from securefed.data.batch import Encoded
 from securefed.errors import ModelError, SelfCheckError
 from securefed.training import ghost as ghost_module
-from securefed.training.dp import DPWork, per_sample_gradients
-from securefed.training.dp_work import MARGIN, Seen, factors_of
-from securefed.training.ghost import GhostGradients, Lookups, Products, Rows
+from securefed.training.dp import DPWork, ghost_gradients, per_sample_gradients
 from securefed.training.local import LocalWork, train_locally
+from securefed.training.record_gradients import Lookups, Products
 from tests.entropy import SeededEntropy
 from tests.securefed.models import tiny
 from tests.securefed.models.test_per_sample_gradients import CASES, load, one_by_one
@@ -50,91 +49,6 @@ def test_norms_and_weighted_sums_are_those_of_one_record_at_a_time(tmp_path: Pat
             found.add(weights, p, total)
             wanted = torch.tensordot(weights, expected[name].double(), 1)
             assert float((total - wanted).norm()) <= tolerance * float(wanted.norm()) + 1e-7, name
-
-
-@pytest.mark.parametrize("positions", [1, 2, 40])
-def test_products_are_never_below_the_true_norm_even_where_pairs_cancel(positions: int) -> None:
-    """Rows of a thousand that cancel to almost nothing: a float64 sum of pairs alone would fall below zero at times."""
-    generator = torch.Generator().manual_seed(positions)
-    a = torch.randn(50, positions, 30, generator=generator)
-    b = 1e3 * torch.randn(50, positions, 20, generator=generator)
-    if positions > 1:
-        a[:, 1:] = a[:, :1]
-        b[:, -1] = -b[:, :-1].sum(1) * (1 + 1e-7)
-    exact = torch.einsum("nto,nti->noi", b.double(), a.double())
-    found = Products(b, a).squares()
-    assert bool((found >= exact.flatten(1).square().sum(1) * (1 - 1e-12)).all())
-    total = torch.zeros(20, 30, dtype=torch.float64)
-    weights = torch.rand(50, generator=generator, dtype=torch.float64)
-    Products(b, a).add(weights, total)
-    torch.testing.assert_close(total, torch.tensordot(weights, exact, 1), rtol=1e-9, atol=1e-9)
-
-
-def test_a_clipped_record_stays_inside_the_bound_whatever_its_size() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for scale in (1e-6, 1.0, 1e6, 1e15):
-        a, b = scale * torch.randn(8, 5, 12, generator=generator), torch.randn(8, 5, 7, generator=generator)
-        products = Products(b, a)
-        factor, _ = factors_of(products.squares(), 0.5, Seen())
-        for i in range(8):
-            alone = torch.zeros(8, dtype=torch.float64)
-            alone[i] = factor[i]
-            total = torch.zeros(7, 12, dtype=torch.float64)
-            products.add(alone, total)
-            assert float(total.norm()) <= 0.5 * (1 + MARGIN) / 2
-
-
-def test_small_matrices_beside_long_texts_are_written_and_large_ones_are_not() -> None:
-    made: dict[str, Any] = {}
-    for name, inner, outer, positions in (
-        ("B of rank 8", 8, 384, 25),
-        ("A of rank 8", 384, 8, 25),
-        ("whole", 384, 384, 25),
-        ("a head", 1536, 2, 1),
-    ):
-        layer = nn.Linear(inner, outer, bias=False)
-        found = GhostGradients(layer)
-        found.backward(layer(torch.randn(4, positions, inner)).square().sum((1, 2)))
-        made[name] = type(found._kept[id(layer.weight)])
-    assert made == {"B of rank 8": Rows, "A of rank 8": Rows, "whole": Products, "a head": Products}
-
-
-def test_a_word_twice_in_a_record_is_added_up_before_it_is_squared_and_padding_is_nothing() -> None:
-    table = nn.Embedding(6, 3, padding_idx=0)
-    words = torch.tensor([[1, 1, 2], [3, 0, 0]])
-    found = GhostGradients(table)
-    found.backward((table(words) * torch.tensor([1.0, 2.0, 5.0])).sum((1, 2)))
-    assert isinstance(found._kept[id(table.weight)], Lookups)
-    direction = 1 + 4 + 25
-    torch.testing.assert_close(
-        found.squares([table.weight]), torch.tensor([5.0 * direction, 1.0 * direction], dtype=torch.float64)
-    )
-    total = torch.zeros(6, 3, dtype=torch.float64)
-    found.add(torch.tensor([1.0, 10.0], dtype=torch.float64), table.weight, total)
-    assert total[:, 0].tolist() == [0.0, 2.0, 1.0, 10.0, 0.0, 0.0]
-
-
-def test_positions_that_cancel_in_one_record_do_not_round_the_others_away() -> None:
-    """One record with gradients of 2^60 on one word whose sum is small, beside fifty calm ones."""
-    big, clip = 2.0**60, 0.1
-    first = torch.tensor([big * 1.2345678, big * 0.7654321])
-    rest = -first.double().sum()
-    evil = torch.stack([*first, rest.float(), (rest - rest.float().double()).float(), torch.tensor(1.0)])[
-        None, :, None
-    ]
-    calm = torch.ones(50, 5, 1)
-
-    def total(factors: torch.Tensor) -> torch.Tensor:
-        table = nn.Embedding(4, 1)
-        found = GhostGradients(table)
-        words = torch.ones(len(factors), 5, dtype=torch.long)
-        found.backward((table(words) * factors).sum((1, 2)))
-        weights, _ = factors_of(found.squares([table.weight]), clip, Seen())
-        summed = torch.zeros(4, 1, dtype=torch.float64)
-        found.add(weights, table.weight, summed)
-        return summed
-
-    assert float((total(torch.cat([calm, evil])) - total(calm)).norm()) <= clip
 
 
 # ------------------------------------------------------------------------------------------- training with it
@@ -236,7 +150,7 @@ def test_norms_that_leave_out_pairs_of_positions_are_noticed(
         return (self.a.double().square().sum(2) * self.b.double().square().sum(2)).sum(1)
 
     monkeypatch.setattr(Products, "squares", alone)
-    monkeypatch.setattr(ghost_module, "_linear", lambda a, b: Products(b, a))
+    monkeypatch.setattr(ghost_module, "linear", lambda a, b: Products(b, a))
     with pytest.raises(SelfCheckError, match="records would be clipped too little"):
         _checked(model)
 
@@ -246,7 +160,7 @@ def test_sums_that_autograd_does_not_give_are_noticed(
 ) -> None:
     model = bert(tmp_path, adapter="full")
     original = Products.add
-    monkeypatch.setattr(ghost_module, "_linear", lambda a, b: Products(b, a))
+    monkeypatch.setattr(ghost_module, "linear", lambda a, b: Products(b, a))
     monkeypatch.setattr(Products, "add", lambda self, weights, total: original(self, 2 * weights, total))
     with pytest.raises(SelfCheckError, match="differs from autograd"):
         _checked(model)
@@ -389,12 +303,12 @@ class Pairs(nn.Module):
 def test_a_tensor_that_serves_twice_is_refused(made: Any, said: str) -> None:
     module = made()
     with pytest.raises(SelfCheckError, match=said):
-        GhostGradients(module).backward(module(torch.randn(4, 3)).sum(1))
+        ghost_gradients(module).backward(module(torch.randn(4, 3)).sum(1))
 
 
 def test_records_that_cannot_be_told_apart_are_refused() -> None:
     layer = nn.Linear(3, 2)
-    found = GhostGradients(layer)
+    found = ghost_gradients(layer)
     with pytest.raises(SelfCheckError, match="cannot be told apart"):
         found.backward(layer(torch.randn(8, 3)).reshape(4, 2, 2).sum((1, 2)))
     with pytest.raises(SelfCheckError, match="did not run in this forward pass"):
@@ -427,7 +341,7 @@ class Weighed(nn.Module):
 
 def test_a_part_with_numbers_of_its_own_is_followed_whole_and_ids_need_no_positions() -> None:
     part, x = Weighed(), torch.randn(4, 3)
-    found = GhostGradients(part)
+    found = ghost_gradients(part)
     found.backward(part(x).square().sum(1))
     for p in part.parameters():
         rows = []
@@ -441,7 +355,7 @@ def test_a_part_with_numbers_of_its_own_is_followed_whole_and_ids_need_no_positi
     found.remove()
     assert not hasattr(part, "ft_compute_sample_grad")
     table, ids = nn.Embedding(6, 3), torch.tensor([1, 1, 5])
-    single = GhostGradients(table)
+    single = ghost_gradients(table)
     single.backward(table(ids).sum(1))
     assert single.rows(table.weight, 3)[:, :, 0].tolist() == [
         [0, 1, 0, 0, 0, 0],
@@ -450,24 +364,10 @@ def test_a_part_with_numbers_of_its_own_is_followed_whole_and_ids_need_no_positi
     ]
 
 
-def test_gpt2s_transposed_weights_are_products_too() -> None:
-    from transformers.pytorch_utils import Conv1D
-
-    layer: Any = Conv1D(40, 30)
-    x = torch.randn(4, 5, 30)
-    found = GhostGradients(layer)
-    found.backward(layer(x).square().sum((1, 2)))
-    layer(x[2:3]).square().sum().backward()
-    torch.testing.assert_close(
-        found.rows(layer.weight, 4)[2], layer.weight.grad.double(), rtol=1e-4, atol=1e-4
-    )
-    assert isinstance(ghost_module._linear(torch.zeros(1, 5, 400), torch.zeros(1, 5, 300)), Products)
-
-
 def test_nothing_stays_behind_where_a_model_is_refused_and_two_at_once_are(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.Embedding(4, 2, max_norm=1.0))
     with pytest.raises(ModelError, match="max_norm"):
-        GhostGradients(net)
+        ghost_gradients(net)
     assert not any(m._forward_hooks for m in net.modules())
     model = bert(tmp_path)
     with per_sample_gradients(model.module, "ghost"):
@@ -480,7 +380,7 @@ def test_nothing_stays_behind_where_a_model_is_refused_and_two_at_once_are(tmp_p
 
 def test_checkpointing_and_tables_that_change_as_they_are_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="max_norm"):
-        GhostGradients(nn.Embedding(4, 2, max_norm=1.0))
+        ghost_gradients(nn.Embedding(4, 2, max_norm=1.0))
     model = bert(tmp_path, gradient_checkpointing=True)
     with pytest.raises(ModelError, match="computes it twice"), per_sample_gradients(model.module, "ghost"):
         pass
