@@ -22,11 +22,15 @@ from torch import nn
 RANKS_TRIED = 12
 CLEAR_GAP = 8.0
 """In a clear finding the farthest token called found is this many times nearer than the nearest one left out."""
+EXACT_GAP = 1e5
+"""So many times nearer is as near as float32 gradients can say; a wider gap then tells no more."""
 BY_CHANCE = 1e-3
 """Chance, over all candidates and ranks tried, that a random vector would be as near as one called found."""
 SATURATED = 0.9
 """A span of more than this share of all dimensions holds nearly every vector, so that nearness says nothing."""
 
+NOTHING = 1e-13
+"""Singular values below this share of the largest are float64's rounding."""
 NEAR = 0.05
 """Residuals below this are computed in float64; float32 is off by up to 1e-3 there."""
 
@@ -79,7 +83,7 @@ def span_check(update: Sequence[torch.Tensor], candidates: torch.Tensor) -> Span
         if gap >= CLEAR_GAP and not _by_chance(residuals[i], count, d, ranks[i], len(ranks))
     ]
     if clear:
-        best = _smallest(clear, ranks, gaps)
+        best = _best(clear, ranks, gaps, values)
         gap, count = gaps[best]
     else:  # the widest span: what is left of the inputs is in it
         best, gap, count = len(ranks) - 1, 1.0, 0
@@ -111,7 +115,7 @@ def steepest_ranks(update: Sequence[torch.Tensor], count: int) -> list[int]:
     if rows is None:
         return [0]
     values = torch.linalg.svdvals(rows)
-    values = values[values > values[0] * 1e-13]
+    values = values[values > values[0] * NOTHING]
     if len(values) < 2:
         return [len(values)]
     falls = values[:-1] / values[1:]
@@ -125,13 +129,21 @@ def span_distance(basis: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor
     return _residuals(candidates, basis, [len(basis)])[0]
 
 
-def _smallest(clear: list[int], ranks: list[int], gaps: dict[int, tuple[float, int]]) -> int:
-    """Which of the clear separations: the widest, or a smaller span that finds as many and is half as wide at least.
+def _best(
+    clear: list[int], ranks: list[int], gaps: dict[int, tuple[float, int]], values: torch.Tensor
+) -> int:
+    """Which of the clear separations: the widest; among those that are exact, the one at the steepest fall.
 
-    Beyond the inputs' own rank further directions are rounding, which now and then widens a gap of 1e7 a little.
+    Beyond the inputs' own rank further directions are rounding, which now and then widens an exact separation by a
+    hair. Where inputs lie in the span only nearly, a wider gap is a direction that they need.
+
+    Args:
+        values: singular values, largest first.
     """
-    gap, count = max(gaps[i] for i in clear)
-    return min((i for i in clear if gaps[i][1] == count and 2 * gaps[i][0] >= gap), key=ranks.__getitem__)
+    best = max(clear, key=lambda i: gaps[i][0])
+    exact = [i for i in clear if gaps[i][0] >= EXACT_GAP and gaps[i][1] == gaps[best][1]]
+    ends = torch.cat([values, values.new_zeros(1)]).clamp_min(float(values[0]) * NOTHING)
+    return max(exact, key=lambda i: float(ends[ranks[i] - 1] / ends[ranks[i]]), default=best)
 
 
 def _by_chance(residual: torch.Tensor, count: int, d: int, rank: int, tries: int) -> bool:
@@ -169,7 +181,7 @@ def _stacked(update: Sequence[torch.Tensor], candidates: torch.Tensor) -> torch.
 
 def _ranks(values: torch.Tensor) -> list[int]:
     """Where the singular values fall most, and where they end; ascending."""
-    usable = int((values > values[0] * 1e-13).sum())
+    usable = int((values > values[0] * NOTHING).sum())
     falls = (values[: usable - 1] / values[1:usable]).log() if usable > 1 else values[:0]
     steepest = falls.topk(min(RANKS_TRIED, len(falls))).indices + 1
     return sorted({*steepest.tolist(), usable})
