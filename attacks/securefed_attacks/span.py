@@ -114,11 +114,9 @@ def steepest_ranks(update: Sequence[torch.Tensor], count: int) -> list[int]:
     rows = _stacked(update, update[0][:1])
     if rows is None:
         return [0]
-    values = torch.linalg.svdvals(rows)
-    values = values[values > values[0] * NOTHING]
-    if len(values) < 2:
-        return [len(values)]
-    falls = values[:-1] / values[1:]
+    falls = _falls(torch.linalg.svdvals(rows))[:-1]
+    if not len(falls):
+        return [1]
     return [int(i) + 1 for i in falls.topk(min(count, len(falls))).indices]
 
 
@@ -142,8 +140,8 @@ def _best(
     """
     best = max(clear, key=lambda i: gaps[i][0])
     exact = [i for i in clear if gaps[i][0] >= EXACT_GAP and gaps[i][1] == gaps[best][1]]
-    ends = torch.cat([values, values.new_zeros(1)]).clamp_min(float(values[0]) * NOTHING)
-    return max(exact, key=lambda i: float(ends[ranks[i] - 1] / ends[ranks[i]]), default=best)
+    falls = _falls(values)
+    return max(exact, key=lambda i: float(falls[ranks[i] - 1]), default=best)
 
 
 def _by_chance(residual: torch.Tensor, count: int, d: int, rank: int, tries: int) -> bool:
@@ -181,10 +179,17 @@ def _stacked(update: Sequence[torch.Tensor], candidates: torch.Tensor) -> torch.
 
 def _ranks(values: torch.Tensor) -> list[int]:
     """Where the singular values fall most, and where they end; ascending."""
-    usable = int((values > values[0] * NOTHING).sum())
-    falls = (values[: usable - 1] / values[1:usable]).log() if usable > 1 else values[:0]
-    steepest = falls.topk(min(RANKS_TRIED, len(falls))).indices + 1
+    falls = _falls(values)
+    usable = len(falls)
+    steepest = falls[:-1].topk(min(RANKS_TRIED, usable - 1)).indices + 1
     return sorted({*steepest.tolist(), usable})
+
+
+def _falls(values: torch.Tensor) -> torch.Tensor:
+    """By what factor each singular value above rounding exceeds the next one; the last of them, rounding."""
+    end = values[:1] * NOTHING
+    usable = values[values > end]
+    return usable / torch.cat([usable[1:], end])
 
 
 def _residuals(candidates: torch.Tensor, directions: torch.Tensor, ranks: list[int]) -> torch.Tensor:

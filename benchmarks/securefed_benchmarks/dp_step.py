@@ -8,17 +8,17 @@ batches of q N; seconds per record. LoRA r=8 on q and v of all layers; gradients
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from securefed_benchmarks.timing import ratio, report
+from securefed_benchmarks.timing import per_record, ratio, report
 
 RECORDS, LENGTH, BATCH, STEPS, REPEATS = 256, 64, 32, 4, 6
 
 
 def main() -> None:
     """Prints one JSON line with the ratios of CPU seconds per record."""
-    import time
-
     import torch
 
     from securefed.config import ModelConfig, TrainConfig
@@ -41,24 +41,23 @@ def main() -> None:
         physical_tokens=BATCH * LENGTH * 2,
         cache_frozen=False,
     )
-    entropy, ways = SystemEntropy(), ("hooks", "ghost", None)
-    cost: dict[str | None, list[float]] = {way: [] for way in ways}
-    for repeat in range(REPEATS + 1):
-        for way in ways:
-            dp = None if way is None else DPWork(1.0, 1.0, BATCH / RECORDS, float(BATCH), way)
-            began = time.process_time()
-            known = repeat > 0  # as in every round of a client but its first
-            result = train_locally(
-                model, data, start, work, config, dp=dp, entropy=entropy, seed=0, known=known
-            )
-            if repeat:  # the first of each warms up
-                cost[way].append((time.process_time() - began) / result.examples)
+    entropy, known = SystemEntropy(), False
+
+    def play(mode: str | None) -> int:
+        nonlocal known
+        dp = None if mode is None else DPWork(1.0, 1.0, BATCH / RECORDS, float(BATCH), mode)
+        found = train_locally(model, data, start, work, config, dp=dp, entropy=entropy, seed=0, known=known)
+        known = True  # as in every round of a client but its first
+        return found.examples
+
+    plays = {"hooks": partial(play, "hooks"), "ghost": partial(play, "ghost"), "plain": partial(play, None)}
+    cost = per_record(plays, REPEATS)
     report(
         "DP-LoRA step against the same step without privacy",
         {
-            "hooks": ratio(cost["hooks"], cost[None]),
-            "ghost": ratio(cost["ghost"], cost[None]),
-            "cpu_ms_per_record": {str(way): round(1e3 * min(found), 2) for way, found in cost.items()},
+            "hooks": ratio(cost["hooks"], cost["plain"]),
+            "ghost": ratio(cost["ghost"], cost["plain"]),
+            "cpu_ms_per_record": {way: round(1e3 * min(found), 2) for way, found in cost.items()},
         },
     )
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from securefed_benchmarks.timing import ratio, report
+from securefed_benchmarks.timing import per_record, ratio, report
 
 if TYPE_CHECKING:
     import torch
@@ -69,19 +68,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["SECUREFED_HOME"] = home
         variants = {"ours": ours(loader, wanted.repeats + 1), "opacus": opacus(loader)}
-        per_record: dict[str, list[float]] = {name: [] for name in variants}
-        for repeat in range(wanted.repeats + 1):
-            for name, epoch in variants.items():
-                began = time.process_time()
-                seen = epoch()
-                if repeat:  # the first of each warms up
-                    per_record[name].append((time.process_time() - began) / seen)
+        cost = per_record(variants, wanted.repeats)
     report(
         "make_private against Opacus' own loop on MiniLM LoRA",
         {
-            "ratio": ratio(per_record["ours"], per_record["opacus"]),
-            "opacus_cpu_ms_per_record": round(1e3 * min(per_record["opacus"]), 2),
-            "ours_cpu_ms_per_record": round(1e3 * min(per_record["ours"]), 2),
+            "ratio": ratio(cost["ours"], cost["opacus"]),
+            "opacus_cpu_ms_per_record": round(1e3 * min(cost["opacus"]), 2),
+            "ours_cpu_ms_per_record": round(1e3 * min(cost["ours"]), 2),
         },
     )
 

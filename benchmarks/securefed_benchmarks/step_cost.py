@@ -12,19 +12,20 @@ weights by ghost clipping, in steps of 256 records of which Opacus holds 16 rows
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from securefed_benchmarks.make_private_step import classifier, engine, in_parts, lora
-from securefed_benchmarks.timing import ratio, report
+from securefed_benchmarks.timing import per_record, ratio, report
 
 if TYPE_CHECKING:
     import torch
 
+    from securefed.config import ModelConfig
     from securefed.data.batch import Encoded
+    from securefed.training.frozen_cache import FrozenCache
 
 RECORDS, BATCH, STEPS, REPEATS, SHORTEST, LONGEST = 128, 16, 2, 3, 10, 48
 WHOLE_RECORDS, WHOLE_BATCH = 512, 256
@@ -45,8 +46,8 @@ def main() -> None:
     }
     plays |= {f"opacus lora top {k}": opacus(data, lora(range(6 - k, 6))) for k in (2, 3)}
     plays |= {"opacus lora": opacus(data, lora()), "opacus full": opacus(data, whole())}
-    cost = measured(plays)
-    whole_cost = measured({"ghost": ours_whole(many), "opacus": opacus_whole(many)})
+    cost = per_record(plays, REPEATS)
+    whole_cost = per_record({"ghost": ours_whole(many), "opacus": opacus_whole(many)}, REPEATS)
     report(
         "DP step on MiniLM, LoRA in the top layers on cached states",
         {
@@ -66,18 +67,6 @@ def main() -> None:
     )
 
 
-def measured(plays: dict[str, Play]) -> dict[str, list[float]]:
-    """CPU seconds per record of each, in turn; the first play of each warms up (and fills the cache)."""
-    found: dict[str, list[float]] = {name: [] for name in plays}
-    for repeat in range(REPEATS + 1):
-        for name, play in plays.items():
-            began = time.process_time()
-            seen = play()
-            if repeat:
-                found[name].append((time.process_time() - began) / seen)
-    return found
-
-
 def records(n: int) -> Encoded:
     """Random tokens of random length with random labels; what they say does not change the cost."""
     from securefed.data.batch import Encoded
@@ -90,46 +79,51 @@ def records(n: int) -> Encoded:
 
 def ours(data: Encoded, layers: int, cached: bool) -> Play:
     """A client's private steps with LoRA on query and value of the top layers."""
-    from securefed.config import ModelConfig, TrainConfig
+    from securefed.config import ModelConfig
+    from securefed.training.frozen_cache import FrozenCache
+
+    return private_steps(
+        data,
+        ModelConfig(adapter="lora", layers=layers),
+        BATCH,
+        STEPS,
+        cache=FrozenCache() if cached else None,
+    )
+
+
+def ours_whole(data: Encoded) -> Play:
+    """A client's private step on the weights of all six layers and a head, by ghost clipping."""
+    from securefed.config import ModelConfig
+
+    layers = ModelConfig(adapter="full", layers=tuple(range(6)))
+    return private_steps(data, layers, WHOLE_BATCH, 1, mode="ghost")
+
+
+def private_steps(
+    data: Encoded,
+    what: ModelConfig,
+    batch: int,
+    steps: int,
+    mode: str = "hooks",
+    cache: FrozenCache | None = None,
+) -> Play:
+    """A client's private steps of so many expected records each."""
+    from securefed.config import TrainConfig
     from securefed.crypto.entropy import SystemEntropy
     from securefed.models import load_model
-    from securefed.training.frozen_cache import FrozenCache
     from securefed.training.local import DPWork, LocalWork, train_locally
 
-    model = load_model(
-        ModelConfig(adapter="lora", layers=layers), classes=2, unit="example", max_length=LONGEST
-    )
-    start, cache = model.read(model.layout), FrozenCache() if cached else None
+    model = load_model(what, classes=2, unit="example", max_length=LONGEST)
+    start = model.read(model.layout)
     work = LocalWork(client=0, round=0, train=tuple(model.layout.names))
-    config = TrainConfig(steps=STEPS, learning_rate=0.1)
-    dp = DPWork(1.0, 1.0, BATCH / RECORDS, float(BATCH))
+    config = TrainConfig(steps=steps, learning_rate=0.1)
+    dp = DPWork(1.0, 1.0, batch / len(data), float(batch), mode)
 
     def play() -> int:
         found = train_locally(
             model, data, start, work, config, dp=dp, entropy=SystemEntropy(), seed=0, cache=cache
         )
         return found.examples
-
-    return play
-
-
-def ours_whole(data: Encoded) -> Play:
-    """A client's private step on the weights of all six layers and a head, by ghost clipping."""
-    from securefed.config import ModelConfig, TrainConfig
-    from securefed.crypto.entropy import SystemEntropy
-    from securefed.models import load_model
-    from securefed.training.local import DPWork, LocalWork, train_locally
-
-    model = load_model(ModelConfig(adapter="full"), classes=2, unit="example", max_length=LONGEST)
-    start = model.read(model.layout)
-    work = LocalWork(0, 0, tuple(n for n in model.layout.names if "embeddings" not in n))
-    dp = DPWork(1.0, 1.0, WHOLE_BATCH / len(data), float(WHOLE_BATCH), "ghost")
-
-    def play() -> int:
-        config = TrainConfig(steps=1, learning_rate=0.1)
-        return train_locally(
-            model, data, start, work, config, dp=dp, entropy=SystemEntropy(), seed=0
-        ).examples
 
     return play
 

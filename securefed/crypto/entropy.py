@@ -24,9 +24,7 @@ from securefed.errors import PrivacyError
 KEY_BYTES = 32
 _TO_UNIT = 2.0**-53
 _SUMMANDS = 4  # 2n with n = 2: guessing costs 2^(53 (2n - 1)) (Holohan and Braghin 2021, section 5.1)
-_AT_ONCE = (
-    16384  # pairs at a time: their logarithms and cosines stay in the cache, a third off a million draws
-)
+_AT_ONCE = 16384  # pairs at a time: what is computed of them stays in the cache, a third off a million draws
 
 
 class Stream:

@@ -31,11 +31,11 @@ from securefed.training.dp_work import clipped_rows as clipped_rows
 from securefed.training.dp_work import clipped_sum as clipped_sum
 from securefed.training.dp_work import draw as draw
 from securefed.training.dp_work import empty_step as empty_step
-from securefed.training.dp_work import factors_of as factors_of
 from securefed.training.dp_work import has_dropout as has_dropout
 from securefed.training.dp_work import refuse_dropout as refuse_dropout
 from securefed.training.dp_work import whole
 from securefed.training.ghost import GhostGradients
+from securefed.training.record_gradients import linear_rows
 
 GHOST = "_ghost_gradients"
 """Marks a module on which ghost clipping's hooks lie."""
@@ -66,7 +66,11 @@ class KeyedDPOptimizer(DPOptimizer):
         because of one record would tell that it is there); it is counted for the simulation's eyes.
         """
         if self.ghost is not None and self.ghost.ready:
-            self._accumulate_products(self.ghost)
+            for p in self.params:
+                if p.summed_grad is None:
+                    p.summed_grad = torch.zeros_like(p, dtype=torch.float64)
+            totals = {p: p.summed_grad for p in self.params}
+            self.ghost.clip_into(totals, self.max_grad_norm, self._seen, self.record_scale)
             return
         rows = self.grad_samples
         factor, finite = clip_factors(rows, self.max_grad_norm, self._seen, self.record_scale)
@@ -77,14 +81,6 @@ class KeyedDPOptimizer(DPOptimizer):
                 else torch.zeros_like(p, dtype=torch.float64)
             )
             p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
-
-    def _accumulate_products(self, ghost: GhostGradients) -> None:
-        factor, _ = factors_of(ghost.squares(self.params), self.max_grad_norm, self._seen, self.record_scale)
-        for p in self.params:
-            if p.summed_grad is None:
-                p.summed_grad = torch.zeros_like(p, dtype=torch.float64)
-            ghost.add(factor, p, p.summed_grad)
-        ghost.clear()
 
     def add_noise(self) -> None:
         """Gaussian noise of standard deviation noise_multiplier x max_grad_norm on every coordinate."""
@@ -105,18 +101,15 @@ class KeyedDPOptimizer(DPOptimizer):
 def _linear_rows(
     layer: nn.Linear, activations: list[torch.Tensor], backprops: torch.Tensor
 ) -> dict[torch.Tensor, torch.Tensor]:
-    """Each record's gradient of a linear layer: weight (b, out, in) and bias (b, out), from (b, t, in) and (b, t, out).
-
-    Opacus' rule multiplies (out, t) by (t, in). Where `out` is the long side, as in LoRA's B, the transposed product is
-    four times as fast on a CPU: batched matrix products are laid out for a long right side.
-    """
+    """Each record's gradient of a linear layer: weight (b, out, in) and bias (b, out), from (b, t, in) and (b, t, out)."""
     given = activations[0].to(backprops.dtype)
     found: dict[torch.Tensor, torch.Tensor] = {}
     if layer.weight.requires_grad:
-        if given.dim() == 3 and layer.out_features > layer.in_features:
-            found[layer.weight] = torch.bmm(given.transpose(1, 2), backprops).transpose(1, 2)
-        else:
-            found[layer.weight] = torch.einsum("n...i,n...j->nij", backprops, given)
+        found[layer.weight] = (
+            linear_rows(given, backprops)
+            if given.dim() == 3
+            else torch.einsum("n...i,n...j->nij", backprops, given)
+        )
     if layer.bias is not None and layer.bias.requires_grad:
         found[layer.bias] = torch.einsum("n...k->nk", backprops)
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import nn
 
 from securefed.crypto.entropy import Stream
 from securefed.errors import PrivacyError
+
+if TYPE_CHECKING:
+    from securefed.training.ghost import GhostGradients
 
 GRAD_SAMPLE = "grad_sample"
 """Where Opacus keeps a tensor's gradients, one row per record."""
@@ -106,6 +109,14 @@ def whole(g: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
     if bool(finite.all()):
         return g
     return torch.where(finite.view(-1, *[1] * (g.dim() - 1)), g, torch.zeros_like(g))
+
+
+def backward(losses: torch.Tensor, ghost: GhostGradients | None) -> None:
+    """The backward pass of these records' losses (b,): rows on the tensors in training, or what `ghost` holds in their place."""
+    if ghost is None:
+        losses.sum().backward()
+    else:
+        ghost.backward(losses)
 
 
 def empty_step(parameters: Mapping[str, nn.Parameter]) -> None:

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from securefed.errors import ModelError, SelfCheckError
-from securefed.training.record_gradients import Lookups, RecordGradients, Rows, linear, positions
+from securefed.training.dp_work import Seen, factors_of
+from securefed.training.record_gradients import Lookups, RecordGradients, Rows, by_position, linear
 
 Rule = Callable[[Any, list[torch.Tensor], torch.Tensor], Mapping[Any, torch.Tensor]]
 """(layer, [its input], gradient of its output) -> each trained tensor's rows."""
@@ -166,6 +167,23 @@ class GhostGradients:
         if self.holds(parameter):
             self._kept[id(parameter)].add(weights, total)
 
+    def clip_into(
+        self,
+        totals: Mapping[nn.Parameter, torch.Tensor],
+        max_grad_norm: float,
+        seen: Seen,
+        scale: float = 1.0,
+    ) -> None:
+        """Adds each record's gradient over these tensors, scaled to norm <= max_grad_norm, and forgets the pass.
+
+        Args:
+            totals: tensor -> float64 in its shape, added to. scale: see `KeyedDPOptimizer.record_scale`.
+        """
+        factor, _ = factors_of(self.squares(list(totals)), max_grad_norm, seen, scale)
+        for p, total in totals.items():
+            self.add(factor, p, total)
+        self.clear()
+
     def rows(self, parameter: nn.Parameter, records: int) -> torch.Tensor:
         """The gradients written down, float64 (records, *shape); for checks."""
         found = parameter.new_zeros((records, *parameter.shape), dtype=torch.float64)
@@ -200,7 +218,7 @@ class GhostGradients:
         if _is_linear(layer):
             weight: torch.Tensor = layer.weight  # type: ignore[assignment]  # both kinds have one
             bias: torch.Tensor | None = layer.bias  # type: ignore[assignment]  # as above
-            a, b = positions(given), positions(b)
+            a, b = by_position(given), by_position(b)
             if weight.requires_grad:
                 self._set(weight, linear(a, b) if type(layer) is nn.Linear else linear(b, a))
             if bias is not None and bias.requires_grad:

@@ -23,6 +23,7 @@ from securefed.training.dp_work import (
     GRAD_SAMPLE,
     DPWork,
     Seen,
+    backward,
     check_mechanism,
     draw,
     empty_step,
@@ -257,10 +258,7 @@ class _Steps:
                 setattr(p, GRAD_SAMPLE, None)
             losses, plain = self.losses(self.feed.batch(piece))
             self._note(plain)
-            if private.ghost is None:
-                losses.sum().backward()
-            else:
-                private.ghost.backward(losses)
+            backward(losses, private.ghost)
             self._hold(GRAD_SAMPLE)  # what a client does not hold is no part of its records' norms
             private.clip_and_accumulate()
         if not pieces:

@@ -126,13 +126,22 @@ def linear(a: torch.Tensor, b: torch.Tensor) -> RecordGradients:
     """
     positions, inner, outer = a.shape[1], a.shape[2], b.shape[2]
     if positions > 1 and inner * outer <= 2 * positions * (inner + outer):
-        if outer > inner:  # batched products are laid out for a long right side
-            return Rows(torch.bmm(a.to(b.dtype).transpose(1, 2), b).transpose(1, 2))
-        return Rows(torch.bmm(b.transpose(1, 2), a.to(b.dtype)))
+        return Rows(linear_rows(a.to(b.dtype), b))
     return Products(b, a)
 
 
-def positions(x: torch.Tensor) -> torch.Tensor:
+def linear_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Each record's gradient (n, out, in), from inputs a (n, t, in) and output gradients b (n, t, out).
+
+    Where `out` is the long side, as in LoRA's B, the transposed product is four times as fast on a CPU: batched matrix
+    products are laid out for a long right side.
+    """
+    if b.shape[2] > a.shape[2]:
+        return torch.bmm(a.transpose(1, 2), b).transpose(1, 2)
+    return torch.bmm(b.transpose(1, 2), a)
+
+
+def by_position(x: torch.Tensor) -> torch.Tensor:
     """(n, t, features): all dimensions between the first and the last are positions."""
     return x[:, None] if x.dim() == 2 else x.flatten(1, -2)
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from securefed.errors import SelfCheckError
-from securefed.training.dp_work import GRAD_SAMPLE
+from securefed.training.dp_work import GRAD_SAMPLE, backward
 from securefed.training.feed import Feed
 
 if TYPE_CHECKING:
@@ -47,11 +47,7 @@ def check_gradients(
     rows = np.arange(min(2, len(feed)))
     _clear(parameters)
     try:
-        losses = model.losses(feed.batch(rows), label_smoothing)
-        if ghost is None:
-            losses.sum().backward()
-        else:
-            ghost.backward(losses)
+        backward(model.losses(feed.batch(rows), label_smoothing), ghost)
     except (
         AttributeError,
         IndexError,

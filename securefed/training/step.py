@@ -24,10 +24,10 @@ from securefed.training.class_weights import WeightedLosses
 from securefed.training.dp_work import (
     GRAD_SAMPLE,
     Seen,
+    backward,
     clipped_rows,
     clipped_sum,
     draw,
-    factors_of,
     refuse_dropout,
 )
 from securefed.training.feed import Feed
@@ -137,43 +137,39 @@ class _Step:
         """Sum of the clipped gradients, float64 (d,); zero for an empty batch."""
         found = np.zeros(self.size)
         for piece in self._pieces(drawn):
+            self._pass(piece)
             if self.ghost is None:
-                found += clipped_sum(self._gradients(piece), self.noise.record_norm, self.seen)
+                found += clipped_sum(self._written(), self.noise.record_norm, self.seen)
             else:
-                self.ghost.backward(self._losses(piece))
                 found += self._products(self.ghost)
         return found
 
     def rows(self, drawn: NDArray[np.int64]) -> NDArray[np.float32]:
         """The clipped gradients, float32 (b, d); b is 0 for an empty batch."""
-        found = [
-            clipped_rows(self._gradients(piece), self.noise.record_norm, self.seen)
-            for piece in self._pieces(drawn)
-        ]
-        return np.concatenate([np.zeros((0, self.size), np.float32), *found])
+        found = [np.zeros((0, self.size), np.float32)]
+        for piece in self._pieces(drawn):
+            self._pass(piece)
+            found.append(clipped_rows(self._written(), self.noise.record_norm, self.seen))
+        return np.concatenate(found)
 
     def _pieces(self, drawn: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         return self.feed.pieces(drawn, self.config.physical_tokens, self.config.physical_batch)
 
-    def _gradients(self, piece: NDArray[np.int64]) -> list[torch.Tensor]:
+    def _pass(self, piece: NDArray[np.int64]) -> None:
+        """These records' forward and backward pass."""
         for p in self.parameters.values():
             setattr(p, GRAD_SAMPLE, None)
-        self._losses(piece).sum().backward()
-        return [getattr(p, GRAD_SAMPLE) for p in self.parameters.values()]
-
-    def _losses(self, piece: NDArray[np.int64]) -> torch.Tensor:
         losses, plain = self.weighted(self.feed.batch(piece))
         self.losses.append(plain.detach())
-        return losses
+        backward(losses, self.ghost)
+
+    def _written(self) -> list[torch.Tensor]:
+        return [getattr(p, GRAD_SAMPLE) for p in self.parameters.values()]
 
     def _products(self, ghost: GhostGradients) -> NDArray[np.float64]:
-        parameters = list(self.parameters.values())
-        factor, _ = factors_of(ghost.squares(parameters), self.noise.record_norm, self.seen)
-        sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-        for p, total in zip(parameters, sums, strict=True):
-            ghost.add(factor, p, total)
-        ghost.clear()
-        return torch.cat([s.flatten().cpu() for s in sums]).numpy()
+        sums = {p: torch.zeros_like(p, dtype=torch.float64) for p in self.parameters.values()}
+        ghost.clip_into(sums, self.noise.record_norm, self.seen)
+        return torch.cat([s.flatten().cpu() for s in sums.values()]).numpy()
 
     def diagnostics(self) -> dict[str, float]:
         losses = torch.cat(self.losses).double()

@@ -12,9 +12,10 @@ from torch import nn
 
 from securefed.data.batch import Encoded
 from securefed.errors import ModelError, SelfCheckError
+from securefed.models import TaskModel
 from securefed.training import ghost as ghost_module
 from securefed.training.dp import DPWork, ghost_gradients, per_sample_gradients
-from securefed.training.local import LocalWork, train_locally
+from securefed.training.local import LocalResult, LocalWork, train_locally
 from securefed.training.record_gradients import Lookups, Products
 from tests.entropy import SeededEntropy
 from tests.securefed.models import tiny
@@ -27,6 +28,15 @@ REFUSED = {
     "llama-tied-full",
     "gpt2-full",
 }  # two passes, tied tensors
+
+
+def play(model: TaskModel, data: Encoded, dp: DPWork, *, check: bool = True, **changes: Any) -> LocalResult:
+    """A client's private steps from the same start, with the same batches and noise."""
+    work = LocalWork(0, 0, tuple(model.layout.names))
+    entropy = SeededEntropy(1)
+    return train_locally(
+        model, data, stirred(model), work, train(**changes), dp=dp, entropy=entropy, seed=0, check=check
+    )
 
 
 @pytest.mark.parametrize("case", sorted(set(CASES) - REFUSED))
@@ -57,56 +67,30 @@ def test_norms_and_weighted_sums_are_those_of_one_record_at_a_time(tmp_path: Pat
 @pytest.mark.parametrize("adapter", ["lora", "rolora", "head", "full"])
 def test_a_step_is_the_step_of_hooks(tmp_path: Path, adapter: str) -> None:
     model = bert(tmp_path, adapter=adapter)
-    data, start = texts(model), stirred(model)
-    moved = []
+    data, moved = texts(model), []
     for mode in ("hooks", "ghost"):
         dp = DPWork(1.0, 0.3, 0.5, 6.0, mode)
-        work = LocalWork(0, 0, tuple(model.layout.names))
-        found = train_locally(
-            model,
-            data,
-            start,
-            work,
-            train(steps=3),
-            dp=dp,
-            entropy=SeededEntropy(1),
-            seed=0,
-            check=mode == "ghost",
-        )
+        found = play(model, data, dp, check=mode == "ghost", steps=3)
         moved.append(found.vector)
     np.testing.assert_allclose(moved[0], moved[1], rtol=1e-4, atol=1e-5)
 
 
 def test_an_empty_batch_is_a_step_of_noise() -> None:
     model = logistic()
-    work = LocalWork(0, 0, tuple(model.layout.names))
-    found = train_locally(
-        model,
-        images(12),
-        stirred(model),
-        work,
-        train(steps=3),
-        dp=DPWork(1.0, 1.0, 1e-9, 1.0, "ghost"),
-        entropy=SeededEntropy(1),
-        seed=0,
-        check=True,
-    )
+    found = play(model, images(12), DPWork(1.0, 1.0, 1e-9, 1.0, "ghost"), steps=3)
     assert found.diagnostics["empty_batches"] == 3
     assert not np.array_equal(found.vector, stirred(model))
 
 
 def test_a_record_whose_gradient_is_not_finite_adds_nothing() -> None:
     model = logistic()
-    work = LocalWork(0, 0, tuple(model.layout.names))
     dp = DPWork(0.0, 1.0, 1.0, 12.0, "ghost")
     moved = []
     for spoilt in (np.inf, np.nan):
         data = images(12)
         assert data.images is not None
         data.images[3] = spoilt
-        found = train_locally(
-            model, data, stirred(model), work, train(), dp=dp, entropy=SeededEntropy(1), seed=0, check=True
-        )
+        found = play(model, data, dp)
         assert found.diagnostics["non_finite_gradients"] == 1
         moved.append(found.vector)
     assert np.isfinite(moved[0]).all()
@@ -115,23 +99,19 @@ def test_a_record_whose_gradient_is_not_finite_adds_nothing() -> None:
 
 def test_one_record_moves_the_sum_by_at_most_the_clip() -> None:
     model = logistic()
-    start, clip = stirred(model), 0.1
-    work = LocalWork(0, 0, tuple(model.layout.names))
+    clip = 0.1
     for seed in range(5):
         moved, data = [], images(13, seed=seed)
         assert data.images is not None
         assert data.labels is not None
         for records in (12, 13):
             dp = DPWork(0.0, clip, 1.0, 1.0, "ghost")
-            found = train_locally(
+            found = play(
                 model,
                 Encoded(images=data.images[:records], labels=data.labels[:records]),
-                start,
-                work,
-                train(learning_rate=1.0),
-                dp=dp,
-                entropy=SeededEntropy(1),
-                seed=0,
+                dp,
+                check=False,
+                learning_rate=1.0,
             )
             moved.append(found.vector.astype(np.float64))
         assert 0 < np.linalg.norm(moved[1] - moved[0]) <= clip * (1 + 1e-5)
@@ -214,20 +194,8 @@ def test_each_tensors_norm_and_the_sum_of_several_records_are_checked(
         _checked(model)
 
 
-def _checked(model: Any) -> None:
-    work = LocalWork(0, 0, tuple(model.layout.names))
-    dp = DPWork(1.0, 1.0, 0.5, 6.0, "ghost")
-    train_locally(
-        model,
-        texts(model),
-        stirred(model),
-        work,
-        train(),
-        dp=dp,
-        entropy=SeededEntropy(1),
-        seed=0,
-        check=True,
-    )
+def _checked(model: TaskModel) -> None:
+    play(model, texts(model), DPWork(1.0, 1.0, 0.5, 6.0, "ghost"))
 
 
 class Twice(nn.Module):
